@@ -1,0 +1,353 @@
+"""Forward diffusions: how data become noise.
+
+Every SDE here is `dx = f(t) x dt + g(t) dw` on t in [0, 1] with Gaussian transitions
+`p(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I)` (Song et al. 2021, arXiv 2011.13456, section 3.4).
+All of them share the identity `d log_snr / dt = -g^2 / sigma^2`, on which importance-sampled
+times, solvers and densities rest.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = [
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "Marginal",
+    "ReciprocalVESDE",
+    "SubVPSDE",
+    "expand_to",
+    "random_normal",
+]
+
+
+class Marginal(NamedTuple):
+    """Scale and standard deviation of `p(x_t | x_0) = N(alpha x_0, sigma^2 I)`."""
+
+    alpha: Float[Tensor, "*batch"]
+    sigma: Float[Tensor, "*batch"]
+
+
+def expand_to(v: Float[Tensor, "*batch"], x: Float[Tensor, b * event]) -> Tensor:
+    """Shape `v` of shape `()` or `(B,)` so that it broadcasts against `x` `(B, *event)`.
+
+    The result has the dtype and device of `x`.
+    """
+    v = v.to(device=x.device, dtype=x.dtype)
+    return v if v.ndim == 0 else v.reshape(-1, *([1] * (x.ndim - 1)))
+
+
+def random_normal(
+    shape: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal numbers drawn where the generator lives, then moved to `device`."""
+    source = device if generator is None else generator.device
+    z = torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype)
+    return z if device is None else z.to(device)
+
+
+def _widen(t: Tensor) -> Tensor:
+    """`t` in float64 where the device has it: schedules span many decades, scalars are cheap."""
+    return t.float() if t.device.type == "mps" else t.double()
+
+
+def _narrow(v: Tensor, like: Tensor) -> Tensor:
+    """Back to the caller's precision, but never below float32."""
+    return v.to(torch.promote_types(like.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class SDE(abc.ABC):
+    """Base of the forward diffusions `dx = f(t) x dt + g(t) dw`.
+
+    Times have shape `()` or `(B,)` and lie in [0, `t_max`]; results keep the shape and, from
+    float32 up, the dtype of the time given. The arithmetic runs in float64 inside (float32 on
+    devices without it) with formulas that stay accurate down to t = 1e-5 in either.
+    """
+
+    @property
+    def t_max(self) -> float:
+        """The largest time T."""
+        return 1.0
+
+    @property
+    @abc.abstractmethod
+    def t_end(self) -> float:
+        """The time at which samplers stop unless told otherwise."""
+
+    @property
+    @abc.abstractmethod
+    def prior_std(self) -> float:
+        """Standard deviation of the Gaussian that stands for the marginal at T."""
+
+    @abc.abstractmethod
+    def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms of alpha and sigma at `t` (wide precision in and out)."""
+
+    @abc.abstractmethod
+    def _drift(self, t: Tensor) -> Tensor: ...
+
+    @abc.abstractmethod
+    def _diffusion_squared(self, t: Tensor) -> Tensor: ...
+
+    @abc.abstractmethod
+    def _time_of_log_snr(self, log_snr: Tensor) -> Tensor: ...
+
+    def marginal(self, t: Float[Tensor, "*batch"]) -> Marginal:
+        """`alpha(t)` and `sigma(t)`, each of the shape of `t`."""
+        log_alpha, log_sigma = self._log_alpha_sigma(_widen(t))
+        return Marginal(_narrow(log_alpha.exp(), t), _narrow(log_sigma.exp(), t))
+
+    def drift(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """The scalar `f(t)` of the linear drift `f(t) x`."""
+        return _narrow(self._drift(_widen(t)), t)
+
+    def diffusion(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """The diffusion coefficient `g(t) >= 0`."""
+        return _narrow(self._diffusion_squared(_widen(t)).sqrt(), t)
+
+    def log_snr(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """`log(alpha^2 / sigma^2)`, strictly decreasing in `t`."""
+        log_alpha, log_sigma = self._log_alpha_sigma(_widen(t))
+        return _narrow(2.0 * (log_alpha - log_sigma), t)
+
+    def time_of_log_snr(self, log_snr: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """The time whose log-SNR is `log_snr`: the inverse of `log_snr`."""
+        return _narrow(self._time_of_log_snr(_widen(log_snr)), log_snr)
+
+    def prior_sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Draw x_T of the given shape `(B, *event)` from `N(0, prior_std^2 I)`."""
+        return self.prior_std * random_normal(
+            shape, generator=generator, device=device, dtype=dtype
+        )
+
+    def prior_log_prob(self, x: Float[Tensor, b * event]) -> Float[Tensor, " b"]:
+        """Log-density in nats of `x` under `N(0, prior_std^2 I)`, one value per example.
+
+        Summed in float64 where the device has it: at 10^5 dimensions float32 loses digits.
+        """
+        flat = _widen(x).flatten(1)
+        log_norm = math.log(self.prior_std) + 0.5 * math.log(2.0 * math.pi)
+        return -0.5 * (flat / self.prior_std).square().sum(1) - flat.shape[1] * log_norm
+
+    def perturb(
+        self,
+        x: Float[Tensor, b * event],
+        t: Float[Tensor, "*batch"],
+        noise: Float[Tensor, b * event],
+    ) -> Float[Tensor, b * event]:
+        """`x_t = alpha(t) x + sigma(t) noise`."""
+        alpha, sigma = self.marginal(t)
+        return expand_to(alpha, x) * x + expand_to(sigma, x) * noise
+
+
+@dataclass(frozen=True)
+class _LinearBeta(SDE):
+    """What VP and sub-VP share: `beta(t) = beta_min + (beta_max - beta_min) t`."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.beta_min <= self.beta_max:
+            raise ValueError(
+                f"{type(self).__name__}: beta_min={self.beta_min}, beta_max={self.beta_max}: "
+                "need 0 < beta_min <= beta_max, e.g. 0.1 and 20"
+            )
+
+    @property
+    def t_end(self) -> float:
+        """1e-3: with steps of 1/1000 an Euler step below it overshoots in thin directions."""
+        return 1e-3
+
+    @property
+    def prior_std(self) -> float:
+        """1: at T almost nothing of the data is left and the variance is preserved."""
+        return 1.0
+
+    def beta(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """The noise rate `beta(t)`."""
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def integrated_beta(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """`B(t)`, the integral of beta over [0, t]."""
+        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+
+    def _time_of_integrated_beta(self, b: Tensor) -> Tensor:
+        # The rationalised root of the quadratic: no cancellation at small B.
+        slope = self.beta_max - self.beta_min
+        return 2.0 * b / (self.beta_min + (self.beta_min**2 + 2.0 * slope * b).sqrt())
+
+    def _drift(self, t: Tensor) -> Tensor:
+        return -0.5 * self.beta(t)
+
+
+@dataclass(frozen=True)
+class VPSDE(_LinearBeta):
+    """Variance-preserving SDE (Song et al. 2021, eq. 11): alpha^2 + sigma^2 = 1.
+
+    Args:
+        beta_min: beta(0), > 0.
+        beta_max: beta(1), >= beta_min.
+
+    Raises:
+        ValueError: if the betas are out of range.
+    """
+
+    def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        b = self.integrated_beta(t)
+        return -0.5 * b, 0.5 * torch.log(-torch.expm1(-b))
+
+    def _diffusion_squared(self, t: Tensor) -> Tensor:
+        return self.beta(t)
+
+    def _time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self._time_of_integrated_beta(torch.nn.functional.softplus(-log_snr))
+
+
+@dataclass(frozen=True)
+class SubVPSDE(_LinearBeta):
+    """Sub-variance-preserving SDE (Song et al. 2021, eq. 13): sigma = 1 - alpha^2.
+
+    Args:
+        beta_min: beta(0), > 0.
+        beta_max: beta(1), >= beta_min.
+
+    Raises:
+        ValueError: if the betas are out of range.
+    """
+
+    def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        b = self.integrated_beta(t)
+        return -0.5 * b, torch.log(-torch.expm1(-b))
+
+    def _diffusion_squared(self, t: Tensor) -> Tensor:
+        return self.beta(t) * -torch.expm1(-2.0 * self.integrated_beta(t))
+
+    def _time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        # alpha / sigma = 1 / (2 sinh(B / 2)).
+        b = 2.0 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr))
+        return self._time_of_integrated_beta(b)
+
+
+@dataclass(frozen=True)
+class _VarianceExploding(SDE):
+    """What VE and reciprocal VE share: alpha = 1, f = 0, a geometric range of sigma."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"{type(self).__name__}: sigma_min={self.sigma_min}, sigma_max={self.sigma_max}: "
+                "need 0 < sigma_min < sigma_max, e.g. 0.01 and 50"
+            )
+
+    @property
+    def prior_std(self) -> float:
+        """sigma_max: the data are small beside it."""
+        return self.sigma_max
+
+    @property
+    def _log_ratio(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def _drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+
+@dataclass(frozen=True)
+class VESDE(_VarianceExploding):
+    """Variance-exploding SDE (Song et al. 2021, eq. 9): sigma geometric in t, alpha = 1.
+
+    Args:
+        sigma_min: sigma(0), > 0, in units of the data.
+        sigma_max: sigma(1), > sigma_min; about the largest distance between two data points.
+
+    Raises:
+        ValueError: if the sigmas are out of range.
+    """
+
+    @property
+    def t_end(self) -> float:
+        """1e-5, where sigma is sigma_min to four digits."""
+        return 1e-5
+
+    def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), math.log(self.sigma_min) + t * self._log_ratio
+
+    def _diffusion_squared(self, t: Tensor) -> Tensor:
+        return 2.0 * self._log_ratio * (2.0 * self._log_alpha_sigma(t)[1]).exp()
+
+    def _time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return (-0.5 * log_snr - math.log(self.sigma_min)) / self._log_ratio
+
+
+@dataclass(frozen=True)
+class ReciprocalVESDE(_VarianceExploding):
+    """Reciprocal variance-exploding SDE (Kim et al. 2022): log sigma linear in 1/t.
+
+    `sigma(eps) = sigma_min`, `sigma(1) = sigma_max`, and sigma falls to 0 with t, so that the
+    score of the data themselves is within reach.
+
+    Args:
+        sigma_min: sigma(eps), > 0, in units of the data.
+        sigma_max: sigma(1), > sigma_min.
+        eps: the time in (0, 1) at which sigma_min is reached.
+
+    Raises:
+        ValueError: if the sigmas or eps are out of range.
+    """
+
+    sigma_min: float = 1e-3
+    sigma_max: float = 50.0
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.eps < 1.0:
+            raise ValueError(f"ReciprocalVESDE: eps={self.eps}: need 0 < eps < 1, e.g. 1e-5")
+
+    @property
+    def t_end(self) -> float:
+        """eps, where sigma is sigma_min."""
+        return self.eps
+
+    @property
+    def _span(self) -> float:
+        """The length of [1, 1/eps], over which log sigma runs its range."""
+        return 1.0 / self.eps - 1.0
+
+    def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        descent = (1.0 / t - 1.0) / self._span
+        return torch.zeros_like(t), math.log(self.sigma_max) - descent * self._log_ratio
+
+    def _diffusion_squared(self, t: Tensor) -> Tensor:
+        log_sigma = self._log_alpha_sigma(t)[1]
+        # One exponential for sigma^2 / t^2: at t -> 0 the factors alone would be 0 * inf.
+        return 2.0 * self._log_ratio / self._span * (2.0 * (log_sigma - t.log())).exp()
+
+    def _time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        descent = (math.log(self.sigma_max) + 0.5 * log_snr) / self._log_ratio
+        return 1.0 / (1.0 + descent * self._span)

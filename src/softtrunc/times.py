@@ -1,0 +1,111 @@
+"""The law of the diffusion time t on [tau, T], and the weight that makes it an integral.
+
+A draw `(t, weight)` satisfies `E[weight h(t)] = integral of h over [tau, T]` for every h; the
+choice of law changes the variance of that estimate and nothing else.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softtrunc.sde import SDE
+
+__all__ = ["ImportanceTimes", "TimeDraw", "TimeLaw", "UniformTimes"]
+
+
+class TimeDraw(NamedTuple):
+    """Diffusion times and their integration weights, float64 of shape `(n,)`."""
+
+    t: Float[Tensor, " n"]
+    weight: Float[Tensor, " n"]
+
+
+def _unit_draw(n: int, *, stratified: bool, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers on [0, 1); stratified: exactly one in each of `n` equal cells.
+
+    The cells are dealt in random order, so that any part of a batch (a micro-batch, the share of
+    one process) still sees the whole range.
+    """
+    device = torch.device("cpu") if generator is None else generator.device
+    u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+    if not stratified:
+        return u
+    return (torch.randperm(n, generator=generator, device=device) + u) / n
+
+
+class TimeLaw(abc.ABC):
+    """How the diffusion times of a batch are drawn."""
+
+    sde: SDE
+
+    @abc.abstractmethod
+    def draw(
+        self, n: int, tau: float | Float[Tensor, "*n"], *, generator: torch.Generator | None = None
+    ) -> TimeDraw:
+        """Draw `n` times on [tau, T] with their weights.
+
+        Args:
+            n: how many.
+            tau: truncation time in (0, T), one for all or one each.
+            generator: source of randomness; the draw lives on its device.
+        """
+
+
+@dataclass(frozen=True)
+class UniformTimes(TimeLaw):
+    """t uniform on [tau, T].
+
+    Args:
+        sde: the forward diffusion, which gives T.
+        stratified: one draw in each of n equal cells: lower variance, the same marginal law.
+        average: divide the integral by `T - tau`, the convention of variance-weighted recipes.
+    """
+
+    sde: SDE
+    stratified: bool = False
+    average: bool = False
+
+    def draw(
+        self, n: int, tau: float | Float[Tensor, "*n"], *, generator: torch.Generator | None = None
+    ) -> TimeDraw:
+        """Draw `n` times on [tau, T]; every weight is `T - tau`, or 1 with `average`."""
+        u = _unit_draw(n, stratified=self.stratified, generator=generator)
+        length = self.sde.t_max - torch.as_tensor(tau, dtype=u.dtype, device=u.device)
+        # Counted back from T, so that T itself is as exact as a float can say.
+        t = self.sde.t_max - length * (1.0 - u)
+        return TimeDraw(t, torch.ones_like(u) if self.average else length.expand(n))
+
+
+@dataclass(frozen=True)
+class ImportanceTimes(TimeLaw):
+    """t with density proportional to `g^2 / sigma^2`: log-SNR uniform on [l(T), l(tau)].
+
+    With the likelihood weighting this makes every drawn time count the same (Song et al. 2021,
+    arXiv 2101.09258, section 5.1). The weight is `Z(tau) sigma^2 / g^2`, `Z = l(tau) - l(T)`.
+
+    Args:
+        sde: the forward diffusion.
+        stratified: one draw in each of n equal cells of log-SNR: lower variance, the same law.
+    """
+
+    sde: SDE
+    stratified: bool = False
+
+    def draw(
+        self, n: int, tau: float | Float[Tensor, "*n"], *, generator: torch.Generator | None = None
+    ) -> TimeDraw:
+        """Draw `n` times on [tau, T] with weights `Z(tau) sigma^2 / g^2`."""
+        u = _unit_draw(n, stratified=self.stratified, generator=generator)
+        tau = torch.as_tensor(tau, dtype=u.dtype, device=u.device)
+        l_max = self.sde.log_snr(tau)
+        z = l_max - self.sde.log_snr(torch.full_like(tau, self.sde.t_max))
+        # The clamp takes up the last bit lost on the way through log-SNR and back.
+        t = self.sde.time_of_log_snr(l_max - z * u).clamp(max=self.sde.t_max).maximum(tau)
+        rate = self.sde.diffusion(t).square() / self.sde.marginal(t).sigma.square()
+        return TimeDraw(t, z / rate)

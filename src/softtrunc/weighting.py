@@ -1,0 +1,65 @@
+"""What an error at time t costs: the weight w(t) of `||s_theta - grad log p(x_t|x_0)||^2`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from softtrunc.sde import SDE
+from softtrunc.truncation import TruncationPrior
+
+__all__ = ["PriorWeight", "Weighting", "likelihood_weight", "variance_weight"]
+
+Weighting = Callable[[Tensor], Tensor]
+"""A function of t `(B,)` or `()`, with w(t) >= 0 of the same shape."""
+
+
+@dataclass(frozen=True)
+class _LikelihoodWeight:
+    sde: SDE
+
+    def __call__(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return self.sde.diffusion(t).square()
+
+
+@dataclass(frozen=True)
+class _VarianceWeight:
+    sde: SDE
+
+    def __call__(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return self.sde.marginal(t).sigma.square()
+
+
+def likelihood_weight(sde: SDE) -> Weighting:
+    """`w = g^2`: the loss bounds the negative log-likelihood (Song et al., arXiv 2101.09258)."""
+    return _LikelihoodWeight(sde)
+
+
+def variance_weight(sde: SDE) -> Weighting:
+    """`w = sigma^2`: plain noise prediction; the best-looking samples, a worse likelihood."""
+    return _VarianceWeight(sde)
+
+
+@dataclass(frozen=True)
+class PriorWeight:
+    """`w_P(t) = w(t) P(tau <= t)`: Soft Truncation's loss in expectation, as a weight.
+
+    Training with it under hard truncation has the same mean gradient as Soft Truncation but
+    another estimator; comparing the two is one of the paper's ablations (arXiv 2106.05527,
+    section 4.2).
+
+    Args:
+        base: the weight w that the truncated losses carry.
+        prior: the law of tau.
+    """
+
+    base: Weighting
+    prior: TruncationPrior
+
+    def __call__(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """The weight at `t`."""
+        w = self.base(t)
+        return w * self.prior.cdf(t).to(w.dtype)
