@@ -4,19 +4,23 @@ An SDE says how data become noise, a truncation prior says how deep each trainin
 score model learns the way back; samplers and densities read that score.
 """
 
-from softtrunc.objective import LossTerms, MixedLoss, SoftTruncationLoss
-from softtrunc.score import ScoreFunction, ScoreModel
-from softtrunc.sde import SDE, VESDE, VPSDE, Marginal, ReciprocalVESDE, SubVPSDE
-from softtrunc.times import ImportanceTimes, TimeDraw, UniformTimes
-from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
-from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from softtrunc.objective import LossTerms, MixedLoss, SoftTruncationLoss
+    from softtrunc.score import ScoreFunction, ScoreModel
+    from softtrunc.sde import SDE, Marginal, ReciprocalVESDE, SubVPSDE, VESDE, VPSDE
+    from softtrunc.times import ImportanceTimes, TimeDraw, UniformTimes
+    from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
+    from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SDE",
-    "VESDE",
-    "VPSDE",
     "HardTruncation",
     "ImportanceTimes",
     "LossTerms",
@@ -32,7 +36,44 @@ __all__ = [
     "TimeDraw",
     "TruncationPrior",
     "UniformTimes",
+    "VESDE",
+    "VPSDE",
     "__version__",
     "likelihood_weight",
     "variance_weight",
 ]
+
+# Names load on first use: the command line answers --help and refuses a wrong word without
+# waiting for torch.
+_HOME = {
+    "LossTerms": "objective",
+    "MixedLoss": "objective",
+    "SoftTruncationLoss": "objective",
+    "ScoreFunction": "score",
+    "ScoreModel": "score",
+    "SDE": "sde",
+    "Marginal": "sde",
+    "ReciprocalVESDE": "sde",
+    "SubVPSDE": "sde",
+    "VESDE": "sde",
+    "VPSDE": "sde",
+    "ImportanceTimes": "times",
+    "TimeDraw": "times",
+    "UniformTimes": "times",
+    "HardTruncation": "truncation",
+    "PowerPrior": "truncation",
+    "TruncationPrior": "truncation",
+    "PriorWeight": "weighting",
+    "likelihood_weight": "weighting",
+    "variance_weight": "weighting",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'softtrunc' has no attribute {name!r}")
+    return getattr(import_module(f"softtrunc.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softtrunc.score import ScoreFunction
-from softtrunc.sde import SDE, expand_to, random_normal
+from softtrunc.sde import SDE, expand_to, random_normal, widen
 from softtrunc.times import TimeLaw
 from softtrunc.truncation import TruncationPrior
 from softtrunc.weighting import Weighting
@@ -171,7 +171,7 @@ class SoftTruncationLoss:
             draw = self.draw(x.shape[0], tau=tau, generator=generator)
         if noise is None:
             noise = random_normal(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        t = draw.t.to(x.device)
+        t = widen(draw.t, x.device)
         error = _denoising_error(model, x, t, noise, self.reduction)
         return LossTerms(self.coefficient(draw).to(error) * error, t, draw.tau, error)
 
@@ -246,7 +246,7 @@ class MixedLoss:
             draw = self.draw(x.shape[0], tau=tau, generator=generator)
         if noise is None:
             noise = random_normal(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        t = draw.t.to(x.device)
+        t = widen(draw.t, x.device)
         error = _denoising_error(model, x, t, noise, self.likelihood.reduction)
         halves = [StepDraw(draw.tau, draw.t[i::2], draw.weight[i::2]) for i in (0, 1)]
         density = self.likelihood.coefficient(halves[0]).to(error) * error[0::2]

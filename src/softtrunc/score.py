@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE, expand_to
+from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE, expand_to, widen
 
 __all__ = [
     "Conditioning",
@@ -74,7 +74,7 @@ def noise_label(
     Raises:
         ValueError: if the conditioning is unknown or the SDE has no such label.
     """
-    t = t.float() if t.device.type == "mps" else t.double()
+    t = widen(t)
     if conditioning not in get_args(Conditioning):
         allowed = ", ".join(get_args(Conditioning))
         raise ValueError(f"conditioning {conditioning!r} is unknown: write one of {allowed}")

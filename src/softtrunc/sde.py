@@ -27,6 +27,7 @@ __all__ = [
     "SubVPSDE",
     "expand_to",
     "random_normal",
+    "widen",
 ]
 
 
@@ -59,9 +60,13 @@ def random_normal(
     return z if device is None else z.to(device)
 
 
-def _widen(t: Tensor) -> Tensor:
-    """`t` in float64 where the device has it: schedules span many decades, scalars are cheap."""
-    return t.float() if t.device.type == "mps" else t.double()
+def widen(t: Tensor, device: torch.device | None = None) -> Tensor:
+    """`t` on `device` in float64, or float32 where the device has no float64 (Apple's GPUs).
+
+    Schedules span many decades and their scalars are cheap: the widest type is the right one.
+    """
+    device = device or t.device
+    return t.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def _narrow(v: Tensor, like: Tensor) -> Tensor:
@@ -108,25 +113,25 @@ class SDE(abc.ABC):
 
     def marginal(self, t: Float[Tensor, "*batch"]) -> Marginal:
         """`alpha(t)` and `sigma(t)`, each of the shape of `t`."""
-        log_alpha, log_sigma = self._log_alpha_sigma(_widen(t))
+        log_alpha, log_sigma = self._log_alpha_sigma(widen(t))
         return Marginal(_narrow(log_alpha.exp(), t), _narrow(log_sigma.exp(), t))
 
     def drift(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """The scalar `f(t)` of the linear drift `f(t) x`."""
-        return _narrow(self._drift(_widen(t)), t)
+        return _narrow(self._drift(widen(t)), t)
 
     def diffusion(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """The diffusion coefficient `g(t) >= 0`."""
-        return _narrow(self._diffusion_squared(_widen(t)).sqrt(), t)
+        return _narrow(self._diffusion_squared(widen(t)).sqrt(), t)
 
     def log_snr(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """`log(alpha^2 / sigma^2)`, strictly decreasing in `t`."""
-        log_alpha, log_sigma = self._log_alpha_sigma(_widen(t))
+        log_alpha, log_sigma = self._log_alpha_sigma(widen(t))
         return _narrow(2.0 * (log_alpha - log_sigma), t)
 
     def time_of_log_snr(self, log_snr: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """The time whose log-SNR is `log_snr`: the inverse of `log_snr`."""
-        return _narrow(self._time_of_log_snr(_widen(log_snr)), log_snr)
+        return _narrow(self._time_of_log_snr(widen(log_snr)), log_snr)
 
     def prior_sample(
         self,
@@ -146,7 +151,7 @@ class SDE(abc.ABC):
 
         Summed in float64 where the device has it: at 10^5 dimensions float32 loses digits.
         """
-        flat = _widen(x).flatten(1)
+        flat = widen(x).flatten(1)
         log_norm = math.log(self.prior_std) + 0.5 * math.log(2.0 * math.pi)
         return -0.5 * (flat / self.prior_std).square().sum(1) - flat.shape[1] * log_norm
 

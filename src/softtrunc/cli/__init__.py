@@ -1,1 +1,75 @@
-"""."""
+"""The command line: one file per verb, each thin. Heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from typer.exceptions import TyperException
+
+from softtrunc.cli.demo import demo
+from softtrunc.cli.evaluate import evaluate
+from softtrunc.cli.recipes import recipes
+from softtrunc.cli.report import report
+from softtrunc.cli.sample import sample
+from softtrunc.cli.train import train
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="softtrunc",
+    help="Train score-based diffusion models with Soft Truncation, and measure them in density "
+    "(bits/dim) and in samples.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(train)
+app.command()(sample)
+app.command()(evaluate)
+app.command()(report)
+app.add_typer(recipes, name="recipes")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from softtrunc import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None: ...
+
+
+def main() -> int:
+    """Run the command line; returns the exit code.
+
+    0: done. 1: the work failed. 2: a mistake in what was asked, told in one line. 130: Ctrl-C.
+    """
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except TyperException as error:
+        return _refuse(error.format_message())
+    except (KeyboardInterrupt, typer.Abort):
+        print("softtrunc: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from softtrunc.recipes.errors import UserError
+
+        if isinstance(error, UserError):
+            return _refuse(str(error))
+        raise
+
+
+def _refuse(message: str) -> int:
+    print(f"softtrunc: {' '.join(message.split())}", file=sys.stderr)
+    return 2

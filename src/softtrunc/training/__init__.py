@@ -1,1 +1,43 @@
-"""."""
+"""Training: a loop that yields records, the state it changes, and checkpoints of that state."""
+
+from softtrunc.training.checkpoint import (
+    CheckpointError,
+    CheckpointInfo,
+    Weights,
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    read_checkpoint_info,
+    remove_unfinished,
+    save_checkpoint,
+    verify_checkpoint,
+)
+from softtrunc.training.ema import EMA
+from softtrunc.training.loop import StepRecord, fit, micro_batches
+from softtrunc.training.monitor import MetricsRow, Monitor, NonFiniteLossError, Stopwatch
+from softtrunc.training.state import TrainingConfig, TrainState
+
+__all__ = [
+    "EMA",
+    "CheckpointError",
+    "CheckpointInfo",
+    "MetricsRow",
+    "Monitor",
+    "NonFiniteLossError",
+    "StepRecord",
+    "Stopwatch",
+    "TrainState",
+    "TrainingConfig",
+    "Weights",
+    "fit",
+    "latest_checkpoint",
+    "list_checkpoints",
+    "load_checkpoint",
+    "load_weights",
+    "micro_batches",
+    "read_checkpoint_info",
+    "remove_unfinished",
+    "save_checkpoint",
+    "verify_checkpoint",
+]

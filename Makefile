@@ -1,0 +1,58 @@
+# make demo  - train two small models, sample, measure, write runs/demo/report.html
+# make test  - lint, types, tests
+# Each makes .venv itself, from the pinned versions of constraints.txt.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+export PIP_CONSTRAINT := constraints.txt
+
+# Tests that look at reference files do so where this points, and are skipped elsewhere.
+ifneq ($(wildcard ../shared/golden),)
+export SOFTTRUNC_SHARED ?= $(abspath ../shared)
+endif
+
+.PHONY: demo test lint types unit bench docs clean
+
+demo: .venv/installed
+	$(BIN)/softtrunc demo
+
+test: lint types unit
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-test
+	$(BIN)/mypy
+
+unit: .venv/installed-test
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+bench: .venv/installed-test
+	$(BIN)/python -m benchmarks
+
+docs: .venv/installed-docs
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "softtrunc needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing softtrunc and what it needs into .venv (once; a minute or two)"
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing softtrunc and its test tools into .venv (once; a minute or two)"
+	$(PIP) --editable '.[test]'
+	@touch $@ .venv/installed
+
+.venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,89 @@
+"""Bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from softtrunc.recipes.progress import Task
+
+__all__ = ["ConsoleProgress", "stdout"]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def stdout() -> Console:
+    """Where results go: as wide as the terminal, wide enough for a table elsewhere."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Move the bar."""
+        self._progress.update(self._task, advance=n, note=note)
+
+
+class _Lines:
+    def __init__(self, label: str, total: int, done: int) -> None:
+        self._label = label
+        self._total = total
+        self._done = self._first = done
+        self._start = self._last = time.monotonic()
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Print a line now and then, and at the end."""
+        self._done += n
+        moment = time.monotonic()
+        if self._done < self._total and moment - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = moment
+        elapsed = moment - self._start
+        left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
+        times = f"{elapsed:.0f} s, {left:.0f} s left"
+        line = f"{self._label}: {self._done}/{self._total}  {times}  {note}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
+
+
+class ConsoleProgress:
+    """Progress on standard error, so that standard output holds results alone."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    @contextmanager
+    def task(self, label: str, total: int, done: int = 0) -> Iterator[Task]:
+        """A bar, or lines every ten seconds where there is no terminal."""
+        if not self._console.is_terminal:
+            yield _Lines(label, total, done)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            yield _Bar(progress, progress.add_task(label, total=total, completed=done, note=""))
+
+    def say(self, line: str) -> None:
+        """One line."""
+        self._console.print(line, markup=False, soft_wrap=True)

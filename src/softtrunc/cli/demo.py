@@ -1,0 +1,40 @@
+"""`softtrunc demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["demo"]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo's runs.")] = Path("runs/demo"),
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Also the variance-weighted baseline and k = 0.9 and 2."),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier demo stopped.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Fewer or more optimiser steps per model.")
+    ] = None,
+) -> None:
+    """Train with hard and with Soft Truncation on real digits; sample, judge, compare.
+
+    Takes a few minutes on two CPU cores and writes a page with the pictures.
+    """
+    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.table import comparison_table
+    from softtrunc.recipes.demo import run_demo
+
+    progress = ConsoleProgress()
+    outcome = run_demo(out, full=full, resume=resume, steps=steps, progress=progress)
+    if outcome is None:
+        progress.say(f"stopped; the finished part is in {out}: go on with --resume")
+        return
+    stdout().print(comparison_table(outcome.runs))
+    typer.echo(f"report: {outcome.page}")

@@ -1,0 +1,64 @@
+"""`softtrunc evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    bpd: Annotated[bool, typer.Option("--bpd", help="Bits per dimension.")] = False,
+    fid: Annotated[bool, typer.Option("--fid", help="Frechet distance of samples.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="The images, where they are not where training read them.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split for bits/dim: test or train.")] = "test",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many images for bits/dim.")
+    ] = None,
+    passes: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images, each with fresh noise.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", min=2, help="How many samples.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set evaluation.eps=1e-4"),
+    ] = None,
+) -> None:
+    """Measure a run: bits/dim on held-out images, Frechet distance of samples.
+
+    Without --bpd or --fid both are measured. Figures go to RUN/evaluation.json with their whole
+    protocol; figures measured before stay unless they are measured again.
+    """
+    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.sample import _weights
+    from softtrunc.cli.table import figure_table
+    from softtrunc.recipes.measure import measure
+
+    changes = list(overrides or [])
+    if passes is not None:
+        changes.insert(0, f"evaluation.passes={passes}")
+    if count is not None:
+        changes.insert(0, f"evaluation.samples={count}")
+    if data is not None:
+        changes.insert(0, f"data.source={data!r}")
+    both = not (bpd or fid)
+    evaluation = measure(
+        run,
+        density=bpd or both,
+        samples=fid or both,
+        split=split,
+        limit=limit,
+        weights=_weights(weights),
+        overrides=changes,
+        progress=ConsoleProgress(),
+    )
+    stdout().print(figure_table(evaluation))

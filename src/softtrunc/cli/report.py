@@ -1,0 +1,25 @@
+"""`softtrunc report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["report"]
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, compared on one page.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; report.html in the first run unless given.")
+    ] = None,
+) -> None:
+    """Write a self-contained HTML page about one or more runs."""
+    from softtrunc.recipes.errors import user_errors
+    from softtrunc.report import write_report
+
+    with user_errors():
+        page = write_report(runs, out or runs[0] / "report.html")
+    typer.echo(str(page))

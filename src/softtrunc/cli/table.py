@@ -1,0 +1,51 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+__all__ = ["comparison_table", "figure_table"]
+
+
+def comparison_table(runs: Sequence[Path]) -> Table:
+    """The report's summary table: one run a row, the best value of a column in bold."""
+    from softtrunc.report import read_run, summary_rows
+
+    summary = summary_rows([read_run(run) for run in runs])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in summary.columns:
+        title = f"{column.title}\n{column.unit}" if column.unit else column.title
+        table.add_column(title, justify="right" if column.numeric else "left", no_wrap=True)
+    for row in summary.rows:
+        table.add_row(*(f"[bold]{cell.text}[/bold]" if cell.best else cell.text for cell in row))
+    return table
+
+
+def figure_table(evaluation: Mapping[str, Any]) -> Table:
+    """The figures of one `evaluation.json`, one a row."""
+    table = Table(
+        title=f"{evaluation['run']}: step {evaluation['step']}, {evaluation['weights']} weights",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+    )
+    table.add_column("figure")
+    for column in ("value", "± SE", "n", "evaluations (mean / max)", "seconds"):
+        table.add_column(column, justify="right")
+    for figure in evaluation["figures"]:
+        error, nfe = figure["standard_error"], figure["nfe"]
+        protocol = figure["protocol"]
+        table.add_row(
+            f"{figure['name']}{', ' + figure['unit'] if figure['unit'] else ''}",
+            f"{figure['value']:.4f}",
+            "" if error is None else f"{error:.4f}",
+            str(protocol.get("n", protocol.get("samples", ""))),
+            "" if nfe is None else f"{nfe['mean']:.1f} / {nfe['max']:.0f}",
+            f"{figure['seconds']:.1f}",
+        )
+    return table

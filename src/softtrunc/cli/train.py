@@ -1,0 +1,61 @@
+"""`softtrunc train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
+    data: Annotated[
+        str | None, typer.Option(help="The images: a folder, archive or prepared data set.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/RECIPE unless given.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set truncation.k=0.9"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")
+    ] = False,
+) -> None:
+    """Train a recipe into a run folder.
+
+    Ctrl-C or SIGTERM saves a checkpoint and stops; --resume goes on, bit for bit.
+    """
+    from softtrunc.recipes import load_recipe
+
+    if data is not None:
+        overrides = [*(overrides or []), f"data.source={data!r}"]
+    resolved = load_recipe(recipe, overrides or [])
+    out = out or Path("runs") / resolved.name
+    if dry_run:
+        from softtrunc.recipes.plan import describe
+
+        typer.echo(describe(resolved))
+        return
+
+    from softtrunc.cli.console import ConsoleProgress
+    from softtrunc.recipes.train import train as run
+    from softtrunc.training import NonFiniteLossError
+
+    progress = ConsoleProgress()
+    try:
+        outcome = run(resolved, out, resume=resume, progress=progress)
+    except NonFiniteLossError as error:
+        typer.echo(f"softtrunc: {error}; the last checkpoint is kept in {out}", err=True)
+        raise typer.Exit(1) from error
+    if outcome.interrupted:
+        progress.say(f"stopped at step {outcome.step} with a checkpoint; go on with --resume")
+    else:
+        progress.say(f"{out}: {outcome.step} steps in {outcome.seconds:.0f} s of training")

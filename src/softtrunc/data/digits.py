@@ -1,0 +1,41 @@
+"""The handwritten digits that scikit-learn carries: 1,797 images of 8x8, 17 grey levels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from softtrunc.data.dataset import ImageDataset
+
+__all__ = ["load_digits_split"]
+
+_TEST_IMAGES = 360
+
+
+def load_digits_split(split: str) -> ImageDataset:
+    """1,437 train or 360 test images, the digits in equal proportion, always the same split.
+
+    Args:
+        split: "train" or "test".
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f'digits: split {split!r} is unknown: write "train" or "test"')
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    indices = np.arange(len(digits.images))
+    train, test = train_test_split(
+        indices, test_size=_TEST_IMAGES, random_state=0, stratify=digits.target
+    )
+    chosen = np.sort(train if split == "train" else test)
+    return ImageDataset.create(
+        digits.images[chosen].astype(np.uint8)[:, None],
+        name="digits",
+        split=split,
+        source="scikit-learn",
+        levels=17,
+        labels=digits.target[chosen].astype(np.int64),
+    )

@@ -1,0 +1,184 @@
+"""From a recipe to objects: the only place where names become things."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+
+from softtrunc.data import ImageDataset, open_dataset
+from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
+from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
+from softtrunc.recipes import schema
+from softtrunc.recipes.errors import UserError, user_errors
+from softtrunc.samplers import (
+    Ancestral,
+    DPMSolver,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    ProbabilityFlow,
+    Sampler,
+)
+from softtrunc.score import ScoreModel
+from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.times import ImportanceTimes, TimeLaw, UniformTimes
+from softtrunc.training import TrainingConfig
+from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
+from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
+
+__all__ = [
+    "build_data",
+    "build_model",
+    "build_network_config",
+    "build_objective",
+    "build_prior",
+    "build_sampler",
+    "build_sde",
+    "build_training",
+]
+
+
+def build_sde(recipe: schema.Recipe) -> SDE:
+    """The forward diffusion."""
+    with user_errors("sde"):
+        match recipe.sde:
+            case schema.VP(beta_min=low, beta_max=high):
+                return VPSDE(low, high)
+            case schema.SubVP(beta_min=low, beta_max=high):
+                return SubVPSDE(low, high)
+            case schema.VE(sigma_min=low, sigma_max=high):
+                return VESDE(low, high)
+            case schema.ReciprocalVE(sigma_min=low, sigma_max=high, eps=eps):
+                return ReciprocalVESDE(low, high, eps)
+            case _ as unreachable:
+                assert_never(unreachable)
+
+
+def build_prior(recipe: schema.Recipe) -> TruncationPrior:
+    """The law of the truncation time."""
+    spec = recipe.truncation
+    with user_errors("truncation"):
+        if spec.hard:
+            return HardTruncation(spec.eps)
+        return PowerPrior(spec.k, spec.eps, spec.tau_max)
+
+
+def build_objective(recipe: schema.Recipe) -> Objective:
+    """The loss."""
+    spec, sde, prior = recipe.objective, build_sde(recipe), build_prior(recipe)
+    weights = {"likelihood": likelihood_weight(sde), "variance": variance_weight(sde)}
+    uniform = UniformTimes(sde, stratified=spec.stratified, average=spec.average)
+    importance = ImportanceTimes(sde, stratified=spec.stratified)
+    with user_errors("objective"):
+        if spec.weighting == "mixed":
+            return MixedLoss(
+                SoftTruncationLoss(sde, prior, importance, weights["likelihood"], spec.reduction),
+                SoftTruncationLoss(sde, prior, uniform, weights["variance"], spec.reduction),
+                coefficient=spec.mixed.coefficient,
+                balanced=spec.mixed.balanced,
+            )
+        times: TimeLaw = importance if spec.times == "importance" else uniform
+        weight = weights[spec.weighting]
+        if spec.expected:
+            weight, prior = PriorWeight(weight, prior), HardTruncation(prior.eps)
+        return SoftTruncationLoss(sde, prior, times, weight, spec.reduction)
+
+
+def build_network_config(
+    recipe: schema.Recipe, *, channels: int, image_size: tuple[int, int]
+) -> ScoreUNetConfig:
+    """The network's configuration for images of this shape."""
+    with user_errors(f"network {recipe.network.preset!r}"):
+        options = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in recipe.network.options.items()
+        }
+        return preset(recipe.network.preset, image_size=image_size, channels=channels, **options)
+
+
+def build_model(recipe: schema.Recipe, *, channels: int, image_size: tuple[int, int]) -> ScoreModel:
+    """Network and SDE with the random start that the recipe's seed decides."""
+    config = build_network_config(recipe, channels=channels, image_size=image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed)
+        network = ScoreUNet(config)
+    with user_errors("network"):
+        return ScoreModel(network, build_sde(recipe), conditioning=recipe.network.conditioning)
+
+
+def build_training(recipe: schema.Recipe) -> TrainingConfig:
+    """How to optimise."""
+    spec = recipe.training
+    with user_errors("training"):
+        return TrainingConfig(
+            batch_size=spec.batch_size,
+            micro_batch_size=spec.micro_batch_size,
+            learning_rate=spec.learning_rate,
+            betas=spec.betas,
+            adam_eps=spec.adam_eps,
+            weight_decay=spec.weight_decay,
+            warmup_steps=spec.warmup_steps,
+            grad_clip=spec.grad_clip,
+            ema_rate=spec.ema_rate,
+            flip=recipe.data.flip,
+            dequantize=recipe.data.dequantize,
+            seed=spec.seed,
+        )
+
+
+def build_sampler(spec: schema.Sampling) -> Sampler:
+    """The sampler of a recipe's `sampling` section."""
+    with user_errors("sampling"):
+        match spec:
+            case schema.PCSampling():
+                return PredictorCorrector(
+                    steps=spec.steps,
+                    snr=spec.snr,
+                    corrector_steps=spec.corrector_steps,
+                    predictor=spec.predictor,
+                    t_end=spec.t_end,
+                    denoise_final=spec.denoise_final,
+                )
+            case schema.EulerMaruyamaSampling():
+                return EulerMaruyama(
+                    steps=spec.steps, t_end=spec.t_end, denoise_final=spec.denoise_final
+                )
+            case schema.AncestralSampling():
+                return Ancestral(
+                    steps=spec.steps, t_end=spec.t_end, denoise_final=spec.denoise_final
+                )
+            case schema.ODESampling():
+                return ProbabilityFlow(
+                    rtol=spec.rtol,
+                    atol=spec.atol,
+                    t_end=spec.t_end,
+                    denoise_final=spec.denoise_final,
+                )
+            case schema.HeunSampling():
+                return Heun(steps=spec.steps, t_end=spec.t_end, denoise_final=spec.denoise_final)
+            case schema.DPMSolverSampling():
+                return DPMSolver(
+                    steps=spec.steps,
+                    order=spec.order,
+                    stochastic=spec.stochastic,
+                    t_end=spec.t_end,
+                    denoise_final=spec.denoise_final,
+                )
+            case _ as unreachable:
+                assert_never(unreachable)
+
+
+def build_data(recipe: schema.Recipe, split: str) -> ImageDataset:
+    """The images of one split ("train" or "test").
+
+    Raises:
+        UserError: if the recipe names no data, or they cannot be read.
+    """
+    spec = recipe.data
+    if spec.source is None:
+        raise UserError(
+            f"recipe {recipe.name}: it is for your own images: add --data PATH (a folder of images)"
+        )
+    with user_errors("data"):
+        return open_dataset(spec.source, split, image_size=spec.image_size, channels=spec.channels)

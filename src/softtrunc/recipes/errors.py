@@ -1,0 +1,34 @@
+"""A user's mistake, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["UserError", "nearest", "user_errors"]
+
+
+class UserError(Exception):
+    """Something to be put right by whoever gave the command: what, where, what to write instead."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Tell the known word closest to `word`, or all of them if none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+@contextmanager
+def user_errors(where: str = "") -> Iterator[None]:
+    """Within the block, refusals of values and files become a `UserError` that says where.
+
+    Only for building objects and opening files from what a user wrote: there a ValueError is a
+    judgement on the input. Around computations it would hide our own mistakes.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{where}: {text}" if where else text) from error

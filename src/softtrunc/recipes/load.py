@@ -1,0 +1,219 @@
+"""From YAML and command-line overrides to a validated recipe."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from softtrunc.recipes.errors import UserError, nearest
+from softtrunc.recipes.schema import Recipe
+
+__all__ = ["dump_recipe", "load_recipe", "override_recipe", "parse_recipe", "recipe_names"]
+
+_TAGS = ("kind", "sampler")
+
+
+def _library() -> dict[str, Path]:
+    """Every recipe and base of the package by name; bases begin with an underscore."""
+    folder = Path(str(resources.files("softtrunc.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return [name for name in _library() if not name.startswith("_")]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-5` as a string; numbers are what recipes are made of."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """`over` on top of `base`, mapping by mapping; another kind of thing replaces the whole."""
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
+        return over
+    if any(tag in over and base.get(tag, over[tag]) != over[tag] for tag in _TAGS):
+        return dict(over)
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = _merge(base[key], value) if key in base else value
+    return merged
+
+
+def _read(path: Path, name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe file with everything that it extends folded in."""
+    try:
+        raw = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a recipe: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys; see `softtrunc recipes show`")
+    raw.pop("provenance", None)  # a run's own recipe.yaml is a recipe too
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    library = _library()
+    if parent in (*seen, name):
+        raise UserError(f"{path}: extends goes in a circle: {' -> '.join((*seen, name, parent))}")
+    if parent not in library:
+        raise UserError(f"{path}: extends {parent!r}: no such recipe; {nearest(parent, library)}")
+    merged: dict[str, Any] = _merge(_read(library[parent], parent, (*seen, name)), raw)
+    return merged
+
+
+def _nested(override: str) -> dict[str, Any]:
+    """`a.b=c` as {a: {b: c}}, c read as YAML."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {override}: write key=value, e.g. --set truncation.k=0.9")
+    value: Any = _parse_yaml(text, f"--set {override}")
+    if value in ("inf", "infinity"):
+        value = float("inf")
+    for key in reversed(path.strip().split(".")):
+        value = {key: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _model_at(model: Any, steps: Sequence[int | str]) -> type[BaseModel] | None:
+    """The section that a pydantic error location points into."""
+    for step in steps:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return None
+        field = model.model_fields.get(str(step))
+        if field is None:
+            return None
+        model = field.annotation
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def _options(annotation: Any) -> list[type[BaseModel]]:
+    """The sections of a discriminated union."""
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return [a for a in typing.get_args(annotation) if isinstance(a, type)]
+    return []
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    """The keys that stand beside the last step of an error location."""
+    parents = [str(step) for step in location[:-1]]
+    if len(parents) == 2 and parents[0] in Recipe.model_fields:
+        # pydantic writes the chosen member of a union as a step of the path
+        for option in _options(Recipe.model_fields[parents[0]].annotation):
+            tags = {str(f.default) for n, f in option.model_fields.items() if n in _TAGS}
+            if parents[1] in tags:
+                return list(option.model_fields)
+    section = _model_at(Recipe, parents)
+    return list(section.model_fields) if section else []
+
+
+def _explain(error: ValidationError, where: str) -> UserError:
+    """The first thing wrong, in one line."""
+    first = error.errors()[0]
+    location = first["loc"]
+    shown = [str(step) for step in location]
+    if len(shown) > 2 and shown[0] in ("sde", "sampling"):
+        del shown[1]
+    key = ".".join(shown) or "recipe"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        hint = nearest(str(location[-1]), _known_keys(location))
+        return UserError(f"{where}: unknown key {key!r}: {hint}{more}")
+    if first["type"] == "union_tag_invalid":
+        context = first["ctx"]
+        known = context["expected_tags"].replace("'", "").split(", ")
+        field = context["discriminator"].strip("'")
+        return UserError(
+            f"{where}: {key}.{field}={context['tag']!r} is unknown: "
+            f"{nearest(context['tag'], known)}{more}"
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] in ("missing", "value_error") else f"={first['input']!r}"
+    return UserError(f"{where}: {key}{given}: {message[0].lower()}{message[1:]}{more}")
+
+
+def parse_recipe(raw: Mapping[str, Any], where: str) -> Recipe:
+    """Validate a mapping.
+
+    Raises:
+        UserError: naming the first thing that is wrong, and `where`.
+    """
+    try:
+        return Recipe.model_validate(dict(raw))
+    except ValidationError as error:
+        raise _explain(error, where) from error
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of the package by name, or a YAML file by path, with `a.b=c` overrides applied.
+
+    Raises:
+        UserError: if there is no such recipe, or a key or value is wrong.
+    """
+    library = _library()
+    path = Path(name)
+    if name in library and not name.startswith("_"):
+        raw = {"name": name, **_read(library[name], name)}
+    elif path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"recipe {name}: no such file")
+        raw = {"name": path.stem, **_read(path, path.stem)}
+    else:
+        raise UserError(f"recipe {name!r} is unknown: {nearest(name, recipe_names())}")
+    return _overridden(raw, overrides, f"recipe {name}")
+
+
+def override_recipe(recipe: Recipe, overrides: Sequence[str], where: str) -> Recipe:
+    """A recipe with `a.b=c` overrides applied.
+
+    Raises:
+        UserError: if a key or value is wrong, saying `where`.
+    """
+    return _overridden(recipe.model_dump(), overrides, where) if overrides else recipe
+
+
+def _overridden(raw: Mapping[str, Any], overrides: Sequence[str], where: str) -> Recipe:
+    merged: Any = raw
+    for override in overrides:
+        merged = _merge(merged, _nested(override))
+    return parse_recipe(merged, where)
+
+
+def dump_recipe(recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> str:
+    """The recipe as YAML, every default written out; with `provenance` as the last key."""
+    content: dict[str, Any] = recipe.model_dump(mode="python")
+    if provenance is not None:
+        content["provenance"] = dict(provenance)
+    plain = _plain(content)
+    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: YAML's safe dumper knows no tuples."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,55 @@
+"""A trained model out of a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from softtrunc.data import DataCard
+from softtrunc.recipes.build import build_model
+from softtrunc.recipes.errors import user_errors
+from softtrunc.recipes.load import override_recipe
+from softtrunc.recipes.run import Run
+from softtrunc.recipes.schema import Recipe
+from softtrunc.score import ScoreModel
+from softtrunc.training import Weights, latest_checkpoint, load_weights
+
+__all__ = ["OpenRun", "open_run"]
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run with its model in evaluation mode, on the device that accelerate chooses."""
+
+    run: Run
+    recipe: Recipe
+    card: DataCard
+    model: ScoreModel
+    step: int
+    seconds: float
+    device: torch.device
+
+
+def open_run(path: Path, *, weights: Weights = "ema", overrides: Sequence[str] = ()) -> OpenRun:
+    """Load the newest checkpoint of a run.
+
+    Args:
+        path: the run folder.
+        weights: averaged or raw.
+        overrides: `a.b=c` changes of the recipe, as `--set` takes them.
+
+    Raises:
+        UserError: if there is no run or checkpoint, or it is damaged.
+    """
+    run = Run(path)
+    recipe = override_recipe(run.recipe(), overrides, str(run.recipe_file))
+    card = run.data_card()
+    model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
+    with user_errors():
+        info = load_weights(latest_checkpoint(run.checkpoints), model, weights)
+    device = Accelerator().device
+    return OpenRun(run, recipe, card, model.to(device).eval(), info.step, info.seconds, device)

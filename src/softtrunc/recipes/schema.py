@@ -1,0 +1,304 @@
+"""What a recipe may say: every key, its meaning, its range and its default.
+
+A recipe is a frozen tree of pydantic models. An unknown key is an error that names the nearest
+known one. Nothing here builds anything: `build.py` turns a recipe into objects.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "SDE",
+    "VE",
+    "VP",
+    "AncestralSampling",
+    "DPMSolverSampling",
+    "Data",
+    "EulerMaruyamaSampling",
+    "Evaluation",
+    "HeunSampling",
+    "Mixed",
+    "Network",
+    "ODESampling",
+    "Objective",
+    "PCSampling",
+    "Recipe",
+    "ReciprocalVE",
+    "Sampling",
+    "SubVP",
+    "Training",
+    "Truncation",
+]
+
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Data(_Section):
+    """Where the images come from and how they reach the model.
+
+    - `source`: "digits", or the path of an image folder, archive or prepared data set; null:
+      must be given on the command line.
+    - `image_size`: side (or [height, width]) to bring images to; null: as they are.
+    - `channels`: 1 or 3; null: as they are.
+    - `flip`: mirror left-right at random while training.
+    - `dequantize`: uniform noise fills each grey level's cell; needed for bits/dim.
+    """
+
+    source: str | None = None
+    image_size: int | tuple[int, int] | None = None
+    channels: Literal[1, 3] | None = None
+    flip: bool = True
+    dequantize: bool = True
+
+
+class VP(_Section):
+    """Variance-preserving SDE."""
+
+    kind: Literal["vp"] = "vp"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+
+class SubVP(_Section):
+    """Sub-variance-preserving SDE."""
+
+    kind: Literal["subvp"] = "subvp"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+
+class VE(_Section):
+    """Variance-exploding SDE; sigmas in units of data in [0, 1]."""
+
+    kind: Literal["ve"] = "ve"
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+
+class ReciprocalVE(_Section):
+    """Reciprocal variance-exploding SDE."""
+
+    kind: Literal["rve"] = "rve"
+    sigma_min: float = 1e-3
+    sigma_max: float = 50.0
+    eps: float = 1e-5
+
+
+SDE = Annotated[VP | SubVP | VE | ReciprocalVE, Field(discriminator="kind")]
+
+
+class Truncation(_Section):
+    """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard."""
+
+    k: float = 1.0
+    eps: float = 1e-5
+    tau_max: float = 1.0
+
+    @property
+    def hard(self) -> bool:
+        """Whether tau is always eps."""
+        return math.isinf(self.k) and self.k > 0
+
+
+class Mixed(_Section):
+    """Half a batch g^2 with importance-sampled times, half sigma^2 with uniform ones."""
+
+    coefficient: Positive = 100.0
+    balanced: bool = False
+
+
+class Objective(_Section):
+    """The loss.
+
+    - `weighting`: "likelihood" (g^2), "variance" (sigma^2) or "mixed" (see `mixed`).
+    - `times`: "importance" (log-SNR uniform) or "uniform".
+    - `stratified`: one time in each of batch-size many equal cells.
+    - `average`: divide the integral by T - tau (uniform times only).
+    - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the same
+      loss in expectation, the paper's ablation.
+    - `reduction`: "mean" or "sum" over the dimensions.
+    """
+
+    weighting: Literal["likelihood", "variance", "mixed"] = "likelihood"
+    times: Literal["importance", "uniform"] = "importance"
+    stratified: bool = True
+    average: bool = False
+    expected: bool = False
+    reduction: Literal["mean", "sum"] = "mean"
+    mixed: Mixed = Mixed()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Objective:
+        if self.average and self.times == "importance" and self.weighting != "mixed":
+            raise ValueError(
+                "average: true belongs to uniform times: write times: uniform, or average: false"
+            )
+        if self.expected and self.weighting == "mixed":
+            raise ValueError("expected: true has no mixed form: choose likelihood or variance")
+        return self
+
+
+class Network(_Section):
+    """The network.
+
+    - `preset`: name of a preset of `softtrunc.networks`.
+    - `options`: fields of the preset to change, e.g. {dropout: 0.0}.
+    - `conditioning`: what the network is told of the noise; null: by the SDE.
+    """
+
+    preset: str
+    options: dict[str, bool | int | float | str | list[int] | list[float]] = {}
+    conditioning: Literal["time", "unbounded_time", "log_sigma", "unbounded_sigma"] | None = None
+
+
+class Training(_Section):
+    """Optimisation and what is written on the way.
+
+    - `steps`: optimiser steps. `batch_size`: examples per step over all processes.
+    - `micro_batch_size`: most examples in one forward pass; null: no limit.
+    - `precision`: "no" (float32) or "bf16" (autocast; schedules stay in float64).
+    - `compile`: run the network through torch.compile.
+    - `log_every`, `sample_every`, `checkpoint_every`: steps between lines of metrics.jsonl, grids
+      of samples and checkpoints; `keep_checkpoints`: how many of the newest stay (null: all).
+    - `samples`: images in a grid.
+    """
+
+    steps: Count
+    batch_size: Count = 128
+    micro_batch_size: Count | None = None
+    learning_rate: Positive = 2e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 5000
+    grad_clip: Positive | None = 1.0
+    ema_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
+    log_every: Count = 100
+    sample_every: Count | None = 10_000
+    checkpoint_every: Count = 10_000
+    keep_checkpoints: Count | None = 3
+    samples: Count = 64
+
+
+class PCSampling(_Section):
+    """Predictor-corrector (Song et al. 2021)."""
+
+    sampler: Literal["pc"] = "pc"
+    steps: Count = 1000
+    snr: Positive = 0.16
+    corrector_steps: Annotated[int, Field(ge=0)] = 1
+    predictor: Literal["reverse_diffusion", "ancestral", "euler_maruyama"] = "reverse_diffusion"
+    t_end: Positive | None = None
+    denoise_final: bool = True
+
+
+class EulerMaruyamaSampling(_Section):
+    """Euler-Maruyama on the reverse SDE."""
+
+    sampler: Literal["euler_maruyama"] = "euler_maruyama"
+    steps: Count = 1000
+    t_end: Positive | None = None
+    denoise_final: bool = True
+
+
+class AncestralSampling(_Section):
+    """Ancestral sampling."""
+
+    sampler: Literal["ancestral"] = "ancestral"
+    steps: Count = 1000
+    t_end: Positive | None = None
+    denoise_final: bool = True
+
+
+class ODESampling(_Section):
+    """Probability-flow ODE with an adaptive Runge-Kutta method."""
+
+    sampler: Literal["ode"] = "ode"
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    t_end: Positive | None = None
+    denoise_final: bool = True
+
+
+class HeunSampling(_Section):
+    """Heun's method on the EDM grid."""
+
+    sampler: Literal["heun"] = "heun"
+    steps: Count = 18
+    t_end: Positive | None = None
+    denoise_final: bool = True
+
+
+class DPMSolverSampling(_Section):
+    """DPM-Solver++ in log-SNR."""
+
+    sampler: Literal["dpm_solver"] = "dpm_solver"
+    steps: Count = 20
+    order: Literal[1, 2, 3] = 2
+    stochastic: bool = False
+    t_end: Positive | None = None
+    denoise_final: bool = True
+
+
+Sampling = Annotated[
+    PCSampling
+    | EulerMaruyamaSampling
+    | AncestralSampling
+    | ODESampling
+    | HeunSampling
+    | DPMSolverSampling,
+    Field(discriminator="sampler"),
+]
+
+
+class Evaluation(_Section):
+    """What `softtrunc evaluate` measures unless told otherwise.
+
+    - `eps`: the time down to which the model's density is followed.
+    - `rtol`, `atol`: of the probability-flow solver. `probes`: Hutchinson probes per example.
+    - `passes`: how often every image is counted, each time with fresh noise.
+    - `nelbo_draws`: times per example and pass for the NELBO.
+    - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
+    - `reference`: the split that the distance compares with.
+    - `features`: "digits-mlp", or the path of a TorchScript extractor; null: no distance.
+    - `seed`: of every draw of the evaluation.
+    """
+
+    eps: Positive = 1e-5
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    probes: Count = 1
+    passes: Count = 1
+    nelbo_draws: Count = 32
+    samples: Count = 50_000
+    reference: Literal["train", "test"] = "train"
+    batch_size: Count = 256
+    features: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Recipe(_Section):
+    """A whole experiment: data, SDE, truncation, loss, network, training, sampling, evaluation."""
+
+    name: str
+    description: str = ""
+    data: Data = Data()
+    sde: SDE = VP()
+    truncation: Truncation = Truncation()
+    objective: Objective = Objective()
+    network: Network
+    training: Training
+    sampling: Sampling = DPMSolverSampling()
+    evaluation: Evaluation = Evaluation()

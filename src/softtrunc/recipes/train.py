@@ -1,0 +1,229 @@
+"""Train a recipe into a run folder: log, sample, save, stop and go on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+from softtrunc.data import ImageDataset, stretch_levels, to_uint8
+from softtrunc.recipes.build import (
+    build_data,
+    build_model,
+    build_objective,
+    build_sampler,
+    build_training,
+)
+from softtrunc.recipes.errors import user_errors
+from softtrunc.recipes.progress import Progress, Silent
+from softtrunc.recipes.run import Run
+from softtrunc.recipes.schema import Recipe
+from softtrunc.report.grid import save_grid
+from softtrunc.samplers import Sampler
+from softtrunc.score import ScoreModel
+from softtrunc.training import (
+    Monitor,
+    Stopwatch,
+    TrainState,
+    fit,
+    latest_checkpoint,
+    load_checkpoint,
+    micro_batches,
+    remove_unfinished,
+    save_checkpoint,
+)
+
+__all__ = ["TrainOutcome", "train"]
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """Where a run stands: finished steps, training seconds, and whether a signal ended it early."""
+
+    step: int
+    seconds: float
+    interrupted: bool
+
+
+class _StopRequest:
+    """Set by SIGINT or SIGTERM; read between steps."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C means now
+        self.signal = number
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[_StopRequest]:
+    """Within the block SIGINT and SIGTERM ask for a stop instead of ending the process."""
+    request = _StopRequest()
+    saved = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
+
+
+def _save_samples(
+    run: Run,
+    recipe: Recipe,
+    state: TrainState,
+    model: ScoreModel,
+    data: ImageDataset,
+    sampler: Sampler,
+) -> None:
+    """Samples of the averaged weights from the same seeds every time."""
+    count = recipe.training.samples
+    device = next(model.parameters()).device
+    model.eval()
+    with state.ema.applied(model):
+        drawn = sampler.sample(
+            model, (count, *data.images.shape[1:]), seeds=range(count), device=device
+        )
+    images = to_uint8(
+        drawn.x,
+        levels=data.card.levels,
+        value_range=model.value_range,
+        dequantized=recipe.data.dequantize,
+    )
+    save_grid(stretch_levels(images, data.card.levels), run.samples / f"step-{state.step:08d}.png")
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    accelerator: Accelerator | None = None,
+) -> TrainOutcome:
+    """Train `recipe` into the run folder `out`.
+
+    SIGINT and SIGTERM end the run after the present step with a checkpoint. Under several
+    processes all must call it; the first one writes.
+
+    Args:
+        recipe: what to do.
+        out: the run folder; new or empty unless `resume`.
+        resume: go on from the newest checkpoint.
+        progress: where bars and lines go.
+        accelerator: devices and processes; None: by the recipe's precision.
+
+    Raises:
+        UserError: if the folder is taken, the recipe or data differ from those of the run, a
+            checkpoint is damaged, or the recipe cannot be built.
+        NonFiniteLossError: if a loss is not finite; the last checkpoint stays.
+    """
+    accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
+    main = accelerator.is_main_process
+    progress = progress if progress is not None and main else Silent()
+    spec = recipe.training
+    run = Run(out)
+    if not resume:
+        run.check_vacant()
+    data = build_data(recipe, "train")
+    going_on = resume and run.exists
+    if going_on:
+        run.check_same(recipe, data.card)
+    config = build_training(recipe)
+    objective = build_objective(recipe)
+    sampler = build_sampler(recipe.sampling)
+    model = build_model(
+        recipe, channels=data.card.channels, image_size=(data.card.height, data.card.width)
+    ).to(accelerator.device)
+    with user_errors("training"):
+        micro_batches(config, accelerator.num_processes)
+        objective.draw(config.batch_size)  # a batch that the loss cannot split is refused now
+    state = TrainState.create(model, config)
+    seconds = 0.0
+    if going_on and (run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))):
+        with user_errors():
+            info = load_checkpoint(latest_checkpoint(run.checkpoints), state)
+        seconds = info.seconds
+    accelerator.wait_for_everyone()  # every process has looked before the first one writes
+    if main:
+        run.start(recipe, data.card)
+        remove_unfinished(run.checkpoints)
+        run.cut_metrics(state.step)
+        run.samples.mkdir(exist_ok=True)
+        real = torch.from_numpy(data.images[: spec.samples].copy())
+        save_grid(stretch_levels(real, data.card.levels), run.samples / "data.png")
+    if spec.compile:
+        model.network.compile()
+
+    clock = Stopwatch(seconds)
+    monitor = Monitor(
+        accelerator,
+        dimensions=data.images[0].size,
+        summed=recipe.objective.reduction == "sum",
+        clock=clock,
+    )
+
+    def log() -> str:
+        row = monitor.row()
+        if row is None:
+            return ""
+        if main:
+            run.add_metrics(row.to_dict())
+        return f"loss {row.loss:.4f}  {row.images_per_second:,.0f} img/s"
+
+    def save() -> None:
+        if main:
+            save_checkpoint(
+                run.checkpoints, state, seconds=clock.seconds, keep=spec.keep_checkpoints
+            )
+
+    note = ""
+    with (
+        _stop_on_signal() as stop,
+        progress.task(f"train {out.name}", spec.steps, done=state.step) as bar,
+    ):
+        for record in fit(
+            state,
+            objective,
+            data,
+            config,
+            steps=spec.steps,
+            value_range=model.value_range,
+            accelerator=accelerator,
+        ):
+            monitor.add(record)
+            step = record.step
+            last = step == spec.steps
+            due = step % spec.log_every == 0
+            # Processes must agree to stop at the same step: they ask each other when they log.
+            wanted = stop.signal is not None
+            if accelerator.num_processes > 1:
+                wanted = due and _anyone(accelerator, wanted)
+            saving = step % spec.checkpoint_every == 0 or last or wanted
+            sampling = main and spec.sample_every is not None and step % spec.sample_every == 0
+            if due or saving:
+                note = log()
+            bar.advance(1, note)
+            clock.pause()
+            if saving:
+                save()
+            if sampling:
+                _save_samples(run, recipe, state, model, data, sampler)
+            clock.resume()
+            if wanted:
+                break
+    accelerator.wait_for_everyone()
+    return TrainOutcome(state.step, clock.seconds, interrupted=state.step < spec.steps)
+
+
+def _anyone(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether the flag is set on any process."""
+    mine = torch.tensor(float(flag), device=accelerator.device)
+    return bool(accelerator.reduce(mine, reduction="sum").item() > 0)

@@ -1,0 +1,34 @@
+"""One measured number with everything that it means."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Figure"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of `evaluation.json`.
+
+    - `key`: machine name, e.g. "nll_residual"; `name`: what a person reads.
+    - `value`, `standard_error` (None: not known), `unit` ("" if it has none).
+    - `better`: "lower" or "higher".
+    - `seconds`: what measuring took. `nfe`: network evaluations per example, mean and max.
+    - `protocol`: split, counts, solver, tolerances: all that another must know to repeat it.
+    """
+
+    key: str
+    name: str
+    value: float
+    standard_error: float | None
+    unit: str
+    better: str
+    seconds: float
+    protocol: dict[str, Any]
+    nfe: dict[str, float] | None = field(default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)

@@ -1,0 +1,43 @@
+"""Grids of images as PNG."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["save_grid", "to_pillow"]
+
+# Small images are enlarged to about this many pixels a side, so that a person can see them.
+_VISIBLE_SIDE = 64
+
+
+def to_pillow(image: UInt8[Tensor, "c h w"]) -> Image.Image:
+    """One grey or colour image with values 0 ... 255."""
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def save_grid(images: UInt8[Tensor, "n c h w"], path: Path) -> None:
+    """Write images with values 0 ... 255 as one near-square PNG, row by row.
+
+    Written beside its place and renamed.
+    """
+    n, channels, height, width = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    scale = max(1, _VISIBLE_SIDE // max(height, width))
+    gap = 2
+    cell_w, cell_h = width * scale + gap, height * scale + gap
+    mode = "L" if channels == 1 else "RGB"
+    sheet = Image.new(mode, (columns * cell_w + gap, rows * cell_h + gap), "white")
+    for i, image in enumerate(images.cpu()):
+        tile = to_pillow(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        sheet.paste(tile, (gap + i % columns * cell_w, gap + i // columns * cell_h))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    sheet.save(partial, format="PNG")
+    partial.replace(path)

@@ -1,0 +1,89 @@
+"""Batches of uint8 images on the training device."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from softtrunc.training.randomness import DataOrder
+
+__all__ = ["BatchSource"]
+
+# Held whole on the device up to this size; larger data stay where they are, one batch ahead.
+_RESIDENT_BYTES = 2 << 30
+
+
+class BatchSource:
+    """Hands out one process's share of each step's batch.
+
+    Small data live on the device as uint8. Larger ones (memory-mapped arrays) are gathered by a
+    thread that is one step ahead, so that reading overlaps with computing.
+
+    Args:
+        images: uint8 array (N, C, H, W), in memory or memory-mapped.
+        order: which examples belong to which step.
+        batch_size: of the optimiser step, over all processes.
+        share: the slice of each batch that this process takes.
+        device: where the batches go.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        order: DataOrder,
+        *,
+        batch_size: int,
+        share: slice,
+        device: torch.device,
+    ) -> None:
+        self._images = images
+        self._order = order
+        self._batch_size = batch_size
+        self._share = share
+        self._device = device
+        self._resident: Tensor | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._ahead: tuple[int, Future[Tensor]] | None = None
+        if images.nbytes <= _RESIDENT_BYTES:
+            self._resident = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        else:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="softtrunc-read")
+
+    def __enter__(self) -> BatchSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _indices(self, step: int) -> Tensor:
+        return self._order.batch(step, self._batch_size)[self._share]
+
+    def _gather(self, step: int) -> Tensor:
+        # Ascending rows read a memory map front to back; the batch's own order is put back after.
+        indices, order = self._indices(step).sort()
+        rows = torch.from_numpy(np.ascontiguousarray(self._images[indices.numpy()]))
+        batch = torch.empty_like(rows, pin_memory=self._device.type == "cuda")
+        batch[order] = rows
+        return batch
+
+    def batch(self, step: int) -> UInt8[Tensor, "b c h w"]:
+        """This process's share of the batch of `step`."""
+        if self._pool is None:
+            assert self._resident is not None  # one of the two always exists
+            return self._resident[self._indices(step).to(self._device)]
+        if self._ahead is None or self._ahead[0] != step:
+            self._ahead = (step, self._pool.submit(self._gather, step))
+        ready = self._ahead[1].result()
+        self._ahead = (step + 1, self._pool.submit(self._gather, step + 1))
+        return ready.to(self._device, non_blocking=True)

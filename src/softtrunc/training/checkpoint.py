@@ -1,0 +1,254 @@
+"""Checkpoints: written whole or not at all, read whole or not at all.
+
+A checkpoint is a folder `step-00010000` with `model.safetensors`, `ema.safetensors` (the model
+with averaged parameters), `optimizer.safetensors` and `state.json`, which names the step and the
+SHA-256 of each file. It is written under another name and renamed when complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from softtrunc.training.state import TrainState
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointInfo",
+    "Weights",
+    "latest_checkpoint",
+    "list_checkpoints",
+    "load_checkpoint",
+    "load_weights",
+    "read_checkpoint_info",
+    "remove_unfinished",
+    "save_checkpoint",
+    "verify_checkpoint",
+]
+
+Weights = Literal["ema", "raw"]
+
+_NAME = re.compile(r"step-(\d{8,})")
+_FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, cut short, edited, or does not fit."""
+
+
+class CheckpointInfo(NamedTuple):
+    """What `state.json` says: finished steps, average updates, training seconds, file hashes."""
+
+    step: int
+    ema_updates: int
+    seconds: float
+    files: dict[str, str]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to disk: a rename must not outrun what it renames."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    found = list_checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"{folder}: no checkpoint here: train first, or name another run")
+    return found[-1]
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed run left half-written."""
+    if folder.is_dir():
+        for path in folder.glob(".step-*.partial"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
+    """Adam's moments under the names of their parameters."""
+    names = {id(p): name for name, p in state.model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}:{key}": value.detach()
+        for parameter, slots in state.optimizer.state.items()
+        for key, value in slots.items()
+    }
+
+
+def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(state.model.named_parameters())
+    state.optimizer.state.clear()
+    for entry, value in tensors.items():
+        name, _, key = entry.rpartition(":")
+        parameter = parameters[name]
+        # Step counters stay where they were saved from; moments follow their parameter.
+        on = value if value.ndim == 0 else value.to(parameter.device)
+        state.optimizer.state[parameter][key] = on
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().contiguous() for name, value in tensors.items()}
+
+
+def save_checkpoint(
+    folder: Path, state: TrainState, *, seconds: float = 0.0, keep: int | None = None
+) -> Path:
+    """Write `state` as `folder/step-<step>`; call it on one process.
+
+    Args:
+        folder: the run's `checkpoints` folder, made if missing.
+        state: what to save.
+        seconds: training time so far, to go on from after a resume.
+        keep: delete all but this many of the newest afterwards; None keeps all.
+
+    Returns:
+        The folder of the checkpoint.
+    """
+    final = folder / f"step-{state.step:08d}"
+    if final.exists():  # a step's state is a function of the run: it is already there
+        return final
+    partial = folder / f".step-{state.step:08d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model = state.model.state_dict()
+    save_file(_contiguous(model), partial / "model.safetensors")
+    save_file(_contiguous({**model, **state.ema.shadow}), partial / "ema.safetensors")
+    save_file(_contiguous(_optimizer_tensors(state)), partial / "optimizer.safetensors")
+    names = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+    info = {
+        "format": _FORMAT,
+        "step": state.step,
+        "ema_updates": state.ema.updates,
+        "seconds": seconds,
+        "files": {name: _sha256(partial / name) for name in names},
+    }
+    (partial / "state.json").write_text(json.dumps(info, indent=1) + "\n")
+    for path in partial.iterdir():
+        _sync(path)
+    partial.rename(final)
+    _sync(folder)
+    if keep is not None:
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def read_checkpoint_info(path: Path) -> CheckpointInfo:
+    """What a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: if `state.json` is missing or not what this version writes.
+    """
+    try:
+        info = json.loads((path / "state.json").read_text())
+        if info["format"] != _FORMAT:
+            raise CheckpointError(
+                f"{path}: checkpoint format {info['format']}, this version reads {_FORMAT}"
+            )
+        return CheckpointInfo(
+            int(info["step"]), int(info["ema_updates"]), float(info["seconds"]), info["files"]
+        )
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: state.json is missing, cut short or edited: delete this checkpoint and use "
+            "an earlier one"
+        ) from error
+
+
+def verify_checkpoint(path: Path, names: tuple[str, ...] | None = None) -> CheckpointInfo:
+    """Compare the files of a checkpoint (all, or those named) with their recorded SHA-256.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, cut short or edited.
+    """
+    info = read_checkpoint_info(path)
+    for name in names or tuple(info.files):
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing: delete this checkpoint and use an earlier one")
+        if _sha256(file) != info.files.get(name):
+            raise CheckpointError(
+                f"{file}: cut short or edited (its SHA-256 is not the recorded one): delete this "
+                "checkpoint and use an earlier one"
+            )
+    return info
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _fit_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    problems = [f"missing {n}" for n in own if n not in tensors]
+    problems += [f"unknown {n}" for n in tensors if n not in own]
+    problems += [
+        f"{n} has shape {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}"
+        for n in own
+        if n in tensors and own[n].shape != tensors[n].shape
+    ]
+    if problems:
+        raise CheckpointError(f"{path}: does not fit the network: {'; '.join(problems)}")
+    module.load_state_dict(dict(tensors))
+
+
+def load_weights(path: Path, model: nn.Module, weights: Weights = "ema") -> CheckpointInfo:
+    """Load averaged or raw weights into `model`, after checking the file.
+
+    Raises:
+        CheckpointError: if the file is damaged or does not fit; the model is then untouched.
+    """
+    name = "ema.safetensors" if weights == "ema" else "model.safetensors"
+    info = verify_checkpoint(path, (name,))
+    _fit_into(model, _read(path / name), path / name)
+    return info
+
+
+def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
+    """Load everything into `state`, after checking every file.
+
+    Raises:
+        CheckpointError: if a file is damaged or does not fit.
+    """
+    info = verify_checkpoint(path)
+    averaged = _read(path / "ema.safetensors")
+    moments = _read(path / "optimizer.safetensors")
+    _fit_into(state.model, _read(path / "model.safetensors"), path / "model.safetensors")
+    state.ema.load({n: averaged[n] for n in state.ema.shadow}, updates=info.ema_updates)
+    _load_optimizer_tensors(state, moments)
+    state.step = info.step
+    return info

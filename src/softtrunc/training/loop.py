@@ -1,0 +1,181 @@
+"""The training loop: a generator of step records.
+
+One optimiser step draws one truncation time for the whole batch, over all processes and all
+micro-batches. The loop computes and yields; whoever iterates decides when to log, sample, save or
+stop, and finds the state consistent at every yield.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from softtrunc.data import ImageDataset, to_model_range
+from softtrunc.objective import LossTerms, Objective, StepDraw
+from softtrunc.training.batches import BatchSource
+from softtrunc.training.randomness import DataOrder, Stream, step_generator, step_seed
+from softtrunc.training.state import TrainingConfig, TrainState
+
+__all__ = ["StepRecord", "fit", "micro_batches"]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one optimiser step did. Tensors stay on the device: reading them waits for it.
+
+    - `step`: finished steps, this one included.
+    - `tau`: the truncation time, the same on all processes.
+    - `learning_rate`: of this step.
+    - `t`, `loss`, `error`: one value per example of this process's share, see `LossTerms`.
+    - `grad_norm`: global norm of the gradient before clipping, ().
+    """
+
+    step: int
+    tau: float
+    learning_rate: float
+    t: Float[Tensor, " b"]
+    loss: Float[Tensor, " b"]
+    error: Float[Tensor, " b"]
+    grad_norm: Float[Tensor, ""]
+
+
+class _LossModule(nn.Module):
+    """Model and objective as one module: data parallelism hooks into its forward pass."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, x: Tensor, draw: StepDraw, noise: Tensor) -> LossTerms:
+        model: Any = self.model
+        return self.objective(model, x, draw=draw, noise=noise)
+
+
+def micro_batches(config: TrainingConfig, processes: int) -> tuple[int, int]:
+    """Examples per process and step, and examples per forward pass.
+
+    Raises:
+        ValueError: if the batch does not divide evenly.
+    """
+    share, rest = divmod(config.batch_size, processes)
+    if rest or share == 0:
+        raise ValueError(
+            f"batch_size={config.batch_size} does not divide over {processes} processes: "
+            f"write a multiple of {processes}"
+        )
+    micro = min(config.micro_batch_size or share, share)
+    if share % micro:
+        divisors = [d for d in range(1, share + 1) if share % d == 0]
+        raise ValueError(
+            f"micro_batch_size={micro} does not divide the {share} examples of a process: "
+            f"write one of {', '.join(map(str, divisors))}"
+        )
+    return share, micro
+
+
+def fit(
+    state: TrainState,
+    objective: Objective,
+    data: ImageDataset,
+    config: TrainingConfig,
+    *,
+    steps: int,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    accelerator: Accelerator | None = None,
+) -> Iterator[StepRecord]:
+    """Train from `state.step` until `steps` steps are finished.
+
+    The global batch, its examples, its times and its noise are the same for any number of
+    processes and any micro-batch size. Sets torch's global seed in every step (for dropout).
+
+    Args:
+        state: model, average, optimiser and step; updated in place. The model's device must be
+            the accelerator's.
+        objective: the loss.
+        data: uint8 images.
+        config: how to optimise.
+        steps: number of finished steps at which to stop.
+        value_range: the model's data range.
+        accelerator: devices, processes and precision; None: the default one.
+
+    Yields:
+        A record after every optimiser step, with `state` consistent.
+
+    Raises:
+        ValueError: if the batch does not divide over the processes or micro-batches.
+    """
+    accelerator = accelerator or Accelerator()
+    device = accelerator.device
+    share, micro = micro_batches(config, accelerator.num_processes)
+    start = accelerator.process_index * share
+    module = accelerator.prepare_model(_LossModule(state.model, objective))
+    parameters = [p for p in state.model.parameters() if p.requires_grad]
+    order = DataOrder(len(data), seed=config.seed)
+    mine = slice(start, start + share)
+    event = data.images.shape[1:]
+    whole = (config.batch_size, *event)
+
+    with BatchSource(
+        data.images, order, batch_size=config.batch_size, share=mine, device=device
+    ) as source:
+        while state.step < steps:
+            step = state.step
+            generators = {
+                s: step_generator(config.seed, step, s, device)
+                for s in (Stream.NOISE, Stream.PIXELS, Stream.FLIPS)
+            }
+            times = step_generator(config.seed, step, Stream.TIMES)
+            draw = objective.draw(config.batch_size, generator=times).part(start, start + share)
+            noise = torch.randn(whole, generator=generators[Stream.NOISE], device=device)[mine]
+            images = source.batch(step)
+            if config.flip:
+                coin = torch.rand(
+                    config.batch_size, generator=generators[Stream.FLIPS], device=device
+                )
+                mirror = (coin[mine] < 0.5)[:, None, None, None]
+                images = torch.where(mirror, images.flip(-1), images)
+            pixels = None
+            if config.dequantize:
+                pixels = torch.rand(whole, generator=generators[Stream.PIXELS], device=device)[mine]
+            x = to_model_range(
+                images, levels=data.card.levels, value_range=value_range, noise=pixels
+            )
+
+            learning_rate = config.learning_rate_at(step)
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate
+            state.optimizer.zero_grad(set_to_none=True)
+            state.model.train()
+            terms: list[LossTerms] = []
+            for first in range(0, share, micro):
+                part = slice(first, first + micro)
+                index = (start + first) // micro
+                torch.manual_seed(step_seed(config.seed, step, Stream.NETWORK, index))
+                last = first + micro == share
+                with nullcontext() if last else accelerator.no_sync(module):
+                    out: LossTerms = module(x[part], draw.part(part.start, part.stop), noise[part])
+                    # Each part weighs its share of the batch: the sum is the mean over all.
+                    accelerator.backward(out.loss.sum() / share)
+                terms.append(out)
+            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
+            state.optimizer.step()
+            state.ema.update(state.model)
+            state.step = step + 1
+            yield StepRecord(
+                step=state.step,
+                tau=float(draw.tau),
+                learning_rate=learning_rate,
+                t=torch.cat([o.t for o in terms]),
+                loss=torch.cat([o.loss.detach() for o in terms]),
+                error=torch.cat([o.error.detach() for o in terms]),
+                grad_norm=grad_norm.detach(),
+            )
