@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,7 @@ class LossTerms(NamedTuple):
     error: Float[Tensor, " b"]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a training loop needs of a loss."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import typer
 from typer.exceptions import TyperException
@@ -34,12 +35,13 @@ app.command()(report)
 app.add_typer(recipes, name="recipes")
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from softtrunc import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -50,13 +52,13 @@ def _root(
 ) -> None: ...
 
 
-def main() -> int:
-    """Run the command line; returns the exit code.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (on the process's own arguments unless given); the exit code.
 
     0: done. 1: the work failed. 2: a mistake in what was asked, told in one line. 130: Ctrl-C.
     """
     try:
-        return int(app(standalone_mode=False) or 0)
+        return int(app(arguments, standalone_mode=False) or 0)
     except TyperException as error:
         return _refuse(error.format_message())
     except (KeyboardInterrupt, typer.Abort):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 __all__ = ["Progress", "Silent", "Task"]
 
 
+@runtime_checkable
 class Task(Protocol):
     """One bar."""
 
@@ -16,6 +17,7 @@ class Task(Protocol):
         """Another `n` units are done; `note` is a short text beside the bar."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Where bars and lines go."""
 

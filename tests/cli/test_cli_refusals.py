@@ -1,0 +1,247 @@
+"""A user's mistake: one line on standard error, exit code 2, nothing touched."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from command_line import TINY, environment
+
+from softtrunc.cli import main
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("softtrunc: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of three steps; tests that damage it work on copies."""
+    folder = tmp_path_factory.mktemp("runs") / "three"
+    command = ["train", "digits-vp-nll-st", "--out", str(folder), *TINY]
+    assert main([*command, "--set", "training.steps=3"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "'train'"),
+        (["train", "digits-vp-nls"], "did you mean 'digits-vp-nll'?"),
+        (["train", "nowhere.yaml"], "no such file"),
+        (["train", "digits-vp-nll", "--set", "truncaton.k=2"], "did you mean 'truncation'?"),
+        (["train", "digits-vp-nll", "--set", "truncation.kk=2"], "did you mean 'k'?"),
+        (["train", "digits-vp-nll", "--set", "sde.beta_mx=2"], "did you mean 'beta_max'?"),
+        (["train", "digits-vp-nll", "--set", "sampling.sampler=huen"], "did you mean 'heun'?"),
+        (["train", "digits-vp-nll", "--set", "sde.kind=vpp"], "did you mean 'vp'?"),
+        (["train", "digits-vp-nll", "--set", "network.preset=tyny"], "'tiny'"),
+        (["train", "digits-vp-nll", "--set", "network.options={dropuot: 0.1}"], "'dropout'"),
+        (["train", "digits-vp-nll", "--set", "truncation.k=-1"], "k=-1.0: need a finite k >= 0"),
+        (
+            [
+                "train",
+                "digits-vp-nll-st",
+                "--set",
+                "truncation.eps=0.5",
+                "--set",
+                "truncation.tau_max=0.1",
+            ],
+            "eps=0.5, tau_max=0.1: need eps < tau_max <= 1",
+        ),
+        (["train", "digits-vp-nll", "--set", "truncation.k"], "write key=value"),
+        (["train", "digits-vp-nll", "--set", "training.steps=many"], "training.steps='many'"),
+        (
+            ["train", "digits-vp-nll", "--set", "training.micro_batch_size=48"],
+            "micro_batch_size=48 does not divide the 128 examples",
+        ),
+        (
+            [
+                "train",
+                "digits-vp-nll",
+                "--set",
+                "objective.weighting=mixed",
+                "--set",
+                "training.batch_size=7",
+            ],
+            "7 has no two halves",
+        ),
+        (["train", "digits-vp-nll", "--data", "nowhere"], "nowhere: no such data"),
+        (["sample", "nowhere"], "no run here"),
+        (["evaluate", "nowhere"], "no run here"),
+        (["report", "nowhere"], "nowhere"),
+        (["recipes", "show", "digits-vp-nlll"], "did you mean 'digits-vp-nll'?"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_cannot_be_halved(capsys, tmp_path):
+    from PIL import Image
+
+    for i in range(12):
+        Image.new("L", (9, 9), i).save(tmp_path / f"{i}.png")
+    line = refused(
+        capsys, "train", "digits-vp-nll", "--data", str(tmp_path), "--out", str(tmp_path / "out")
+    )
+    assert "9" in line
+    assert "multiple" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_run_is_refused_and_untouched(capsys, run):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    line = refused(capsys, "train", "digits-vp-nll-st", "--out", str(run), *TINY)
+    assert "holds a run already: add --resume" in line
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+
+
+def test_resume_with_another_recipe_says_what_differs(capsys, run):
+    line = refused(
+        capsys,
+        "train",
+        "digits-vp-nll-st",
+        "--out",
+        str(run),
+        "--resume",
+        *TINY,
+        "--set",
+        "training.steps=3",
+        "--set",
+        "truncation.k=2",
+    )
+    assert "truncation.k was 1.0, is 2.0" in line
+
+
+def test_resume_with_other_data_is_refused(capsys, run, tmp_path):
+    from PIL import Image
+
+    for i in range(30):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    line = refused(
+        capsys,
+        "train",
+        "digits-vp-nll-st",
+        "--out",
+        str(run),
+        "--resume",
+        *TINY,
+        "--set",
+        "training.steps=3",
+        "--data",
+        str(tmp_path),
+    )
+    assert "--resume with other data: digits with 1437 images" in line
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_damaged_checkpoint_is_named(capsys, run, tmp_path, command):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    file = copy / "checkpoints" / "step-00000003" / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert "ema.safetensors: cut short or edited" in refused(capsys, command, str(copy))
+    assert not (copy / "evaluation.json").exists()
+
+
+def test_a_damaged_recipe_is_named(capsys, run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "recipe.yaml").read_text()
+    (copy / "recipe.yaml").write_text(text[: len(text) // 3])
+    assert "recipe.yaml" in refused(capsys, "sample", str(copy))
+
+
+def test_bits_of_a_model_without_dequantisation_are_refused(capsys, run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "recipe.yaml").read_text()
+    (copy / "recipe.yaml").write_text(text.replace("dequantize: true", "dequantize: false"))
+    assert "bits/dim mean nothing" in refused(capsys, "evaluate", str(copy), "--bpd")
+
+
+def test_help_answers_without_torch():
+    script = (
+        "import sys, softtrunc.cli\n"
+        "code = softtrunc.cli.main(['--help'])\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'accelerate', 'pydantic'}\n"
+        "assert code == 0 and not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for verb in ("demo", "train", "sample", "evaluate", "report", "recipes"):
+        assert verb in done.stdout
+
+
+def test_a_run_draws_evaluates_and_reports(capsys, run, tmp_path):
+    out = tmp_path / "drawn.npz"
+    assert main(["sample", str(run), "-n", "5", "--out", str(out), "--steps", "2"]) == 0
+    import numpy as np
+
+    first = np.load(out)["images"]
+    assert first.shape == (5, 8, 8, 1)
+    pngs = tmp_path / "pngs"
+    options = ["--sampler", "heun", "--steps", "2", "--batch-size", "2"]
+    assert main(["sample", str(run), "-n", "3", "--out", str(pngs), *options]) == 0
+    assert [p.name for p in sorted(pngs.iterdir())] == [f"{i:06d}.png" for i in range(3)]
+    settings = ["--set", "evaluation.rtol=1e-2", "--set", "evaluation.atol=1e-2"]
+    command = ["evaluate", str(run), "-n", "80", "--limit", "6", "--set", "sampling.steps=2"]
+    assert main([*command, *settings, "--set", "evaluation.nelbo_draws=2"]) == 0
+    content = json.loads((run / "evaluation.json").read_text())
+    keys = [figure["key"] for figure in content["figures"]]
+    assert keys == ["nll_residual", "nll", "nelbo", "frechet_distance"]
+    assert content["figures"][0]["protocol"]["n"] == 6
+    assert content["figures"][3]["name"] == "FD(digits-mlp)"
+    capsys.readouterr()
+    # what was measured before stays
+    assert main(["evaluate", str(run), "--fid", "-n", "80", "--set", "sampling.steps=2"]) == 0
+    content = json.loads((run / "evaluation.json").read_text())
+    assert sorted(figure["key"] for figure in content["figures"]) == sorted(keys)
+    assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_samples_do_not_depend_on_their_batch(run, tmp_path):
+    import numpy as np
+
+    images = []
+    for batch in ("7", "3"):
+        out = tmp_path / f"{batch}.npz"
+        command = ["sample", str(run), "-n", "7", "--batch-size", batch, "--out", str(out)]
+        assert main([*command, "--steps", "4"]) == 0
+        images.append(np.load(out)["images"].astype(int))
+    # equal but for a level where rounding falls the other way
+    assert np.abs(images[0] - images[1]).max() <= 16
+
+
+def test_recipes_list_and_show(capsys):
+    assert main(["recipes", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "digits-vp-nll-st" in listed
+    assert main(["recipes", "show", "digits-vp-nll-st", "--set", "truncation.k=inf"]) == 0
+    assert "k: .inf" in capsys.readouterr().out
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits-vp-nll-st", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("parameters", "steps", "activations", "GFLOP"):
+        assert words in printed
+    assert list(tmp_path.iterdir()) == []

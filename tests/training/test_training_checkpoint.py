@@ -1,0 +1,112 @@
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from training_small import SmallNetwork, small_data, small_objective, small_state, weights
+
+from softtrunc.training import (
+    CheckpointError,
+    TrainingConfig,
+    fit,
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    read_checkpoint_info,
+    remove_unfinished,
+    save_checkpoint,
+)
+
+CONFIG = TrainingConfig(batch_size=6, warmup_steps=0, learning_rate=1e-2)
+
+
+@pytest.fixture
+def trained():
+    state = small_state(CONFIG)
+    accelerator = Accelerator(cpu=True)
+    list(fit(state, small_objective(), small_data(), CONFIG, steps=3, accelerator=accelerator))
+    return state
+
+
+def test_round_trip_is_exact(trained, tmp_path):
+    path = save_checkpoint(tmp_path, trained, seconds=12.5)
+    assert path.name == "step-00000003"
+    assert read_checkpoint_info(path).seconds == 12.5
+    other = small_state(CONFIG, seed=5)
+    load_checkpoint(path, other)
+    expected, got = weights(trained), weights(other)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[n], got[n]) for n in expected)
+    assert (other.step, other.ema.updates) == (3, 3)
+
+
+def test_averaged_and_raw_weights_are_told_apart(trained, tmp_path):
+    path = save_checkpoint(tmp_path, trained)
+    raw, averaged = small_state(CONFIG, seed=5).model, small_state(CONFIG, seed=5).model
+    load_weights(path, raw, "raw")
+    load_weights(path, averaged, "ema")
+    name = "network.first.weight"
+    assert torch.equal(raw.state_dict()[name], trained.model.state_dict()[name])
+    assert torch.equal(averaged.state_dict()[name], trained.ema.shadow[name])
+    assert not torch.equal(raw.state_dict()[name], averaged.state_dict()[name])
+
+
+@pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
+@pytest.mark.parametrize("damage", ["cut", "edited", "missing"])
+def test_damage_is_named_and_nothing_is_half_loaded(trained, tmp_path, name, damage):
+    path = save_checkpoint(tmp_path, trained)
+    file = path / f"{name}.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(content[:-3])
+    elif damage == "edited":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    other = small_state(CONFIG, seed=5)
+    before = weights(other)
+    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: (cut short|missing)"):
+        load_checkpoint(path, other)
+    assert all(torch.equal(value, before[n]) for n, value in weights(other).items())
+    assert other.step == 0
+
+
+def test_damaged_state_is_named(trained, tmp_path):
+    path = save_checkpoint(tmp_path, trained)
+    text = (path / "state.json").read_text()
+    (path / "state.json").write_text(text[: len(text) // 2])
+    with pytest.raises(CheckpointError, match=r"state\.json is missing, cut short or edited"):
+        load_checkpoint(path, small_state(CONFIG))
+    (path / "state.json").write_text(json.dumps({**json.loads(text), "format": 99}))
+    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads"):
+        load_checkpoint(path, small_state(CONFIG))
+
+
+def test_a_network_of_another_shape_is_refused_with_every_key(trained, tmp_path):
+    path = save_checkpoint(tmp_path, trained)
+    other = small_state(CONFIG)
+    other.model.network = SmallNetwork(channels=3)
+    del other.model.network.label
+    with pytest.raises(CheckpointError) as raised:
+        load_weights(path, other.model, "raw")
+    for words in ("unknown network.label.weight", "network.first.weight has shape (8, 1, 3, 3)"):
+        assert words in str(raised.value)
+
+
+def test_old_ones_go_unfinished_ones_are_ignored(trained, tmp_path):
+    for step in (1, 2, 10):
+        trained.step = step
+        save_checkpoint(tmp_path, trained, keep=2)
+    names = [p.name for p in list_checkpoints(tmp_path)]
+    assert names == ["step-00000002", "step-00000010"]
+    (tmp_path / ".step-00000011.partial").mkdir()
+    assert latest_checkpoint(tmp_path).name == "step-00000010"
+    remove_unfinished(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+def test_no_checkpoint_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        latest_checkpoint(tmp_path / "nowhere")
