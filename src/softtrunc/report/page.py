@@ -149,7 +149,7 @@ def _lead(runs: Sequence[RunSummary]) -> str:
     data = _common(map(_data_words, runs))
     sentence += f" trained on {data}" if data else " trained on different data" if many else ""
     facts = [
-        _common(_worded("{} SDE", run.setting("sde", "name")) for run in runs),
+        _common(_sde_words(run) for run in runs),
         _common(_worded("{} network", run.setting("network", "preset")) for run in runs),
         _common(_counted(run.cost.parameters, "parameters") for run in runs),
         _common(_counted(run.cost.steps, "steps") for run in runs),
@@ -164,6 +164,11 @@ def _lead(runs: Sequence[RunSummary]) -> str:
     return sentence + (f": {', '.join(shared)}." if shared else ".")
 
 
+def _sde_words(run: RunSummary) -> str:
+    kind = run.setting("sde", "kind")
+    return f"{str(kind).upper()} SDE" if kind else ""
+
+
 def _data_words(run: RunSummary) -> str:
     data = run.provenance.get("data")
     data = data if isinstance(data, Mapping) else {}
@@ -173,8 +178,8 @@ def _data_words(run: RunSummary) -> str:
     details = []
     if isinstance(data.get("count"), int):
         details.append(f"{data['count']:,} images")
-    shape = data.get("shape")
-    if isinstance(shape, list):
+    shape = [data.get(key) for key in ("channels", "height", "width")]
+    if all(isinstance(n, int) for n in shape):
         details.append(" x ".join(str(n) for n in shape))
     if data.get("levels"):
         details.append(f"{data['levels']} levels")

@@ -1,0 +1,211 @@
+"""The shape of a score U-Net, in plain values that JSON and YAML can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeGuard, get_args, get_type_hints
+
+from softtrunc.networks.blocks import Nonlinearity
+
+
+class ImageSize(NamedTuple):
+    """Height and width, in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class ScoreUNetConfig:
+    """Everything that determines a `ScoreUNet`.
+
+    The name in the public score-SDE configuration files stands in parentheses.
+
+    Attributes:
+        image_size: pixels; one number for square images, else (height, width). Both sides are
+            multiples of 2**(levels - 1).
+        channels: of the image, 1 for grayscale (num_channels).
+        base_channels: width of the first level (nf).
+        channel_multipliers: width of each level over `base_channels` (ch_mult).
+        blocks_per_level: residual blocks per level on the way down, one more on the way up
+            (num_res_blocks).
+        attention_resolutions: attention on the levels whose shorter side is one of these
+            (attn_resolutions); there is always attention in the middle.
+        dropout: probability, in [0, 1).
+        embedding: features of the noise label: "positional" sinusoids or random "fourier" ones
+            (embedding_type).
+        embedding_size: number of sinusoids or of Fourier frequencies; None: `base_channels`.
+        fourier_scale: standard deviation of the Fourier frequencies.
+        conditional: whether the blocks are told the noise level.
+        residual_block: "biggan" resamples inside residual blocks, "ddpm" between them
+            (resblock_type).
+        resample_with_conv: "ddpm" blocks only: a convolution with each resampling
+            (resamp_with_conv).
+        fir: resample with a FIR low-pass filter rather than 2x2 averages and repetition.
+        fir_kernel: its taps, an even number of them and at least 4.
+        input_pyramid: how smaller copies of the input enter the levels (progressive_input).
+        input_combine: of "input_skip": add to the features or stand beside them
+            (progressive_combine).
+        output_pyramid: "output_skip": every level adds to the output (progressive).
+        skip_rescale: divide each sum of two branches by sqrt(2).
+        init_scale: of last convolutions; 0 means almost zero.
+        nonlinearity: activation function.
+        checkpoint_activations: keep only the input of each block and compute the rest again in
+            the backward pass: less memory for about a third more time.
+    """
+
+    image_size: int | tuple[int, int]
+    channels: int = 3
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks_per_level: int = 4
+    attention_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.1
+    embedding: Literal["positional", "fourier"] = "positional"
+    embedding_size: int | None = None
+    fourier_scale: float = 16.0
+    conditional: bool = True
+    residual_block: Literal["biggan", "ddpm"] = "biggan"
+    resample_with_conv: bool = True
+    fir: bool = False
+    fir_kernel: tuple[float, ...] = (1, 3, 3, 1)
+    input_pyramid: Literal["none", "residual", "input_skip"] = "none"
+    input_combine: Literal["sum", "cat"] = "sum"
+    output_pyramid: Literal["none", "output_skip"] = "none"
+    skip_rescale: bool = True
+    init_scale: float = 0.0
+    nonlinearity: Nonlinearity = "silu"
+    checkpoint_activations: bool = False
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check_value(field.name, getattr(self, field.name), hints[field.name])
+        _check_sides(self)
+
+    @property
+    def size(self) -> ImageSize:
+        """Height and width of the images."""
+        if isinstance(self.image_size, int):
+            return ImageSize(self.image_size, self.image_size)
+        return ImageSize(*self.image_size)
+
+    @property
+    def levels(self) -> int:
+        """Number of resolutions."""
+        return len(self.channel_multipliers)
+
+    @property
+    def embedding_width(self) -> int | None:
+        """Size of the noise embedding that the blocks see; None if they see none."""
+        return 4 * (self.embedding_size or self.base_channels) if self.conditional else None
+
+    @property
+    def taps(self) -> tuple[float, ...] | None:
+        """Taps of the FIR filter, or None where no filter is used."""
+        return self.fir_kernel if self.fir else None
+
+    def attention_at(self, level: int) -> bool:
+        """Whether the blocks of this level (0 is the full size) are followed by attention."""
+        return min(self.size) // 2**level in self.attention_resolutions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (lists rather than tuples), for JSON or YAML."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ScoreUNetConfig:
+        """Inverse of `to_dict`; lists stand for tuples.
+
+        Raises:
+            ValueError: a key is unknown, `image_size` is missing, or a value is not allowed.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+                raise ValueError(
+                    f"network configuration: unknown key '{name}'; did you mean '{near}'?"
+                )
+        if "image_size" not in values:
+            raise ValueError("network configuration: 'image_size' is missing")
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**fields)
+
+
+def _check_value(name: str, value: object, hint: object) -> None:
+    """Refuse a value of the wrong type or outside its range."""
+    wrong: str | None = None
+    choices = get_args(hint)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        if value not in choices:
+            wrong = f"must be one of {', '.join(choices)}"
+    elif hint is bool:
+        if not isinstance(value, bool):
+            wrong = "must be true or false"
+    elif name == "dropout":
+        if not (_is_number(value) and 0 <= value < 1):
+            wrong = "must be a number in [0, 1)"
+    elif name == "init_scale":
+        if not (_is_number(value) and value >= 0):
+            wrong = "must be a number >= 0"
+    elif name == "fourier_scale":
+        if not (_is_number(value) and value > 0):
+            wrong = "must be a number > 0"
+    elif name == "fir_kernel":
+        if not (isinstance(value, tuple) and all(map(_is_number, value)) and sum(value) != 0):
+            wrong = "must be numbers whose sum is not 0"
+        elif len(value) < 4 or len(value) % 2:
+            wrong = "must have an even number of taps, at least 4 (box filter: fir = false)"
+    elif name == "embedding_size":
+        if value is not None and not (_is_count(value) and value >= 4 and value % 2 == 0):
+            wrong = "must be an even whole number >= 4, or null for base_channels"
+    elif name == "image_size":
+        pair = value if isinstance(value, tuple) else (value, value)
+        if len(pair) != 2 or not all(map(_is_count, pair)):
+            wrong = "must be a positive whole number or a pair (height, width)"
+    elif name in ("channel_multipliers", "attention_resolutions"):
+        if not (isinstance(value, tuple) and all(map(_is_count, value))):
+            wrong = "must be positive whole numbers"
+        elif name == "channel_multipliers" and not value:
+            wrong = "must have at least one level"
+    elif not _is_count(value):
+        wrong = "must be a positive whole number"
+    if wrong is not None:
+        raise ValueError(f"network configuration: {name} = {value!r} {wrong}")
+
+
+def _check_sides(config: ScoreUNetConfig) -> None:
+    """Refuse sizes that the levels cannot halve, and widths that the embedding cannot use."""
+    factor = 2 ** (config.levels - 1)
+    for side, pixels in zip(ImageSize._fields, config.size, strict=True):
+        if pixels % factor:
+            lower = pixels // factor * factor
+            allowed = f"{lower} or {lower + factor}" if lower else f"{factor}"
+            raise ValueError(
+                f"network configuration: image {side} {pixels} cannot be halved "
+                f"{config.levels - 1} times for {config.levels} levels; use a multiple of "
+                f"{factor} (nearest: {allowed}) or fewer channel_multipliers"
+            )
+    if config.embedding_size is None and (config.base_channels < 4 or config.base_channels % 2):
+        raise ValueError(
+            f"network configuration: base_channels = {config.base_channels} must be even and "
+            "at least 4, or give embedding_size"
+        )
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,106 @@
+"""What a network costs, found without allocating it: parameters, operations, memory."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from softtrunc.networks.config import ScoreUNetConfig
+from softtrunc.networks.score_unet import ScoreUNet
+
+
+def parameter_count(config: ScoreUNetConfig) -> int:
+    """Number of parameters, the frozen Fourier frequencies included."""
+    return sum(parameter.numel() for parameter in _meta_network(config).parameters())
+
+
+def flops_per_image(config: ScoreUNetConfig) -> int:
+    """Floating-point operations of the forward pass on one image.
+
+    Counts convolutions and matrix products, two operations per multiply-add; a training step
+    takes about three times as many.
+    """
+    network = _meta_network(config).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(*_meta_batch(config, 1))
+    return int(counter.get_total_flops())
+
+
+def estimate_activation_bytes(
+    config: ScoreUNetConfig, batch_size: int, bytes_per_element: int = 4
+) -> int:
+    """Largest memory that intermediate results take at one time in a training step, in bytes.
+
+    Counts every tensor made by one forward and backward pass while it is alive; parameters, their
+    gradients, the optimiser and the working space of the kernels come on top.
+
+    Args:
+        config: the network.
+        batch_size: images in the (micro-)batch on one device.
+        bytes_per_element: 4 for float32, 2 for bfloat16 or float16.
+    """
+    network = _meta_network(config).train()
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    x, c = _meta_batch(config, batch_size)
+    with _LiveElements() as live:
+        network(x, c).sum().backward()
+    peak: int = live.peak
+    return peak * bytes_per_element
+
+
+class _LiveElements(TorchDispatchMode):
+    """Counts the elements of the tensors that operations have made and that still exist."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.current = 0
+        self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}
+        for leaf in tree_leaves(result):
+            if not _is_tensor(leaf):
+                continue
+            storage = leaf.untyped_storage()
+            if storage in given or storage in self._seen:
+                continue
+            self._seen.add(storage)
+            elements = storage.nbytes() // leaf.element_size()
+            self.current += elements
+            self.peak = max(self.peak, self.current)
+            weakref.finalize(storage, self._free, elements)
+        return result
+
+    def _free(self, elements: int) -> None:
+        self.current -= elements
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _meta_network(config: ScoreUNetConfig) -> nn.Module:
+    with torch.device("meta"):
+        return ScoreUNet(config)
+
+
+def _meta_batch(config: ScoreUNetConfig, batch_size: int) -> tuple[Tensor, Tensor]:
+    x = torch.empty(batch_size, config.channels, *config.size, device="meta")
+    return x, torch.empty(batch_size, device="meta")

@@ -1,0 +1,307 @@
+"""The score U-Net: one network of which every network of the paper is a configuration.
+
+NCSN++ and DDPM++ of Song et al. (arXiv 2011.13456, appendix H). The order of the modules, and so
+of `parameters()`, is the order in which they act, which is also the order of public checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from softtrunc.networks.blocks import (
+    AttentionBlock,
+    ImageHead,
+    InputSkip,
+    OutputSkip,
+    ResidualBlock,
+    ResidualPyramid,
+    activation,
+)
+from softtrunc.networks.config import ScoreUNetConfig
+from softtrunc.networks.embeddings import FourierFeatures, NoiseEmbedding, SinusoidalFeatures
+from softtrunc.networks.initial import Initialisable, fan_avg_uniform_
+from softtrunc.networks.resample import ConvDownsample, ConvUpsample, downsampler, upsampler
+
+
+class Stage(nn.Module):
+    """A residual block, followed by attention where the level has it."""
+
+    def __init__(self, block: ResidualBlock, attention: AttentionBlock | None) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = attention
+
+    def forward(self, h: Tensor, embedding: Tensor | None, skip: Tensor | None = None) -> Tensor:
+        """Features of the same size; on the way up `skip` is what the way down left."""
+        if skip is not None:
+            h = torch.cat([h, skip], dim=1)
+        h = self.block(h, embedding)
+        return h if self.attention is None else self.attention(h)
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    def __init__(
+        self, block1: ResidualBlock, attention: AttentionBlock, block2: ResidualBlock
+    ) -> None:
+        super().__init__()
+        self.block1 = block1
+        self.attention = attention
+        self.block2 = block2
+
+    def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
+        """Features of the same size."""
+        out: Tensor = self.block2(self.attention(self.block1(h, embedding)), embedding)
+        return out
+
+
+class PlainResampling(nn.Module):
+    """A resampling between "ddpm" blocks: it does not see the noise level."""
+
+    def __init__(self, resample: nn.Module) -> None:
+        super().__init__()
+        self.resample = resample
+
+    def forward(self, h: Tensor, _embedding: Tensor | None) -> Tensor:
+        """Halved or doubled features."""
+        out: Tensor = self.resample(h)
+        return out
+
+
+class DownLevel(nn.Module):
+    """One resolution on the way down: stages, then (not at the last level) halving and pyramid."""
+
+    def __init__(
+        self, stages: list[Stage], downsample: nn.Module | None, pyramid: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.stages = cast(Sequence[Stage], nn.ModuleList(stages))
+        self.downsample = downsample
+        self.pyramid = pyramid
+
+
+class UpLevel(nn.Module):
+    """One resolution on the way up: stages, an output where asked, then (not at the top) doubling.
+
+    The last stage alone has attention.
+    """
+
+    def __init__(
+        self, stages: list[Stage], output: OutputSkip | None, upsample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.stages = cast(Sequence[Stage], nn.ModuleList(stages))
+        self.output = output
+        self.upsample = upsample
+
+
+class ScoreUNet(Initialisable):
+    """U-Net from a noisy image and a noise label to an image, in the units its owner chooses.
+
+    What goes in and what comes out is settled by `ScoreModel`: the label (999 t, log sigma, ...),
+    the range of the image and the scale of the result.
+
+    Args:
+        config: the shape of the network.
+        generator: source of the initial weights; default: the global one.
+    """
+
+    def __init__(
+        self, config: ScoreUNetConfig, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device()
+        # Built without memory, since every weight is drawn below by our own rule.
+        with torch.device("meta"):
+            self._build(config)
+        self.to_empty(device=device)
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.reset_parameters()
+            elif isinstance(module, Initialisable):
+                module.initialise(generator)
+
+    def _build(self, config: ScoreUNetConfig) -> None:
+        widths = [config.base_channels * m for m in config.channel_multipliers]
+        last = config.levels - 1
+        biggan = config.residual_block == "biggan"
+        block = partial(
+            ResidualBlock,
+            embedding_width=config.embedding_width,
+            nonlinearity=config.nonlinearity,
+            dropout=config.dropout,
+            init_scale=config.init_scale,
+            shortcut_init_scale=1.0 if biggan else 0.1,
+            rescale=config.skip_rescale,
+        )
+        attention = partial(
+            AttentionBlock, init_scale=config.init_scale, rescale=config.skip_rescale
+        )
+        head = partial(
+            ImageHead,
+            out_channels=config.channels,
+            nonlinearity=config.nonlinearity,
+            init_scale=config.init_scale,
+        )
+
+        def resampling(width: int, *, down: bool) -> nn.Module:
+            if biggan:
+                resample = downsampler(config.taps) if down else upsampler(config.taps)
+                return block(width, width, resample=resample)
+            if config.resample_with_conv:
+                return PlainResampling(
+                    ConvDownsample(width, width, config.taps)
+                    if down
+                    else ConvUpsample(width, config.taps)
+                )
+            return PlainResampling(downsampler(config.taps) if down else upsampler(config.taps))
+
+        self.embedding = _noise_embedding(config)
+        self.input_conv = nn.Conv2d(config.channels, config.base_channels, 3, padding=1)
+
+        down = []
+        width = config.base_channels
+        pyramid_width = config.channels
+        skips = [width]
+        for level in range(config.levels):
+            stages = []
+            for _ in range(config.blocks_per_level):
+                stages.append(
+                    Stage(
+                        block(width, widths[level]),
+                        attention(widths[level]) if config.attention_at(level) else None,
+                    )
+                )
+                width = widths[level]
+                skips.append(width)
+            downsample: nn.Module | None = None
+            pyramid: nn.Module | None = None
+            if level != last:
+                downsample = resampling(width, down=True)
+                if config.input_pyramid == "residual":
+                    pyramid = ResidualPyramid(
+                        pyramid_width, width, config.taps, rescale=config.skip_rescale
+                    )
+                    pyramid_width = width
+                elif config.input_pyramid == "input_skip":
+                    pyramid = InputSkip(
+                        config.channels, width, config.taps, combine=config.input_combine
+                    )
+                    if config.input_combine == "cat":
+                        width *= 2
+                skips.append(width)
+            down.append(DownLevel(stages, downsample, pyramid))
+
+        self.down = cast(Sequence[DownLevel], nn.ModuleList(down))
+
+        self.middle = Middle(block(width, width), attention(width), block(width, width))
+
+        several_outputs = config.output_pyramid == "output_skip"
+        up = []
+        for level in reversed(range(config.levels)):
+            stages = []
+            for index in range(config.blocks_per_level + 1):
+                attend = config.attention_at(level) and index == config.blocks_per_level
+                stages.append(
+                    Stage(
+                        block(width + skips.pop(), widths[level]),
+                        attention(widths[level]) if attend else None,
+                    )
+                )
+                width = widths[level]
+            up.append(
+                UpLevel(
+                    stages,
+                    OutputSkip(head(width), upsampler(config.taps)) if several_outputs else None,
+                    resampling(width, down=False) if level != 0 else None,
+                )
+            )
+        self.up = cast(Sequence[UpLevel], nn.ModuleList(up))
+        self.head = None if several_outputs else head(width)
+
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights of the first convolution."""
+        fan_avg_uniform_(self.input_conv, generator=generator)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], c: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Image of the same shape and dtype as `x`.
+
+        Args:
+            x: images, usually in [-1, 1] before noise was added, of the configured size.
+            c: noise label of each image.
+
+        Raises:
+            ValueError: x or c has another shape than the configuration says.
+        """
+        expected = (self.config.channels, *self.config.size)
+        if x.shape[1:] != expected:
+            raise ValueError(
+                f"network input has shape {tuple(x.shape)}; this network takes (batch, "
+                f"{', '.join(map(str, expected))}): resize the images or set image_size, channels"
+            )
+        if c.shape != x.shape[:1]:
+            raise ValueError(
+                f"noise label has shape {tuple(c.shape)}; give one per image: ({x.shape[0]},)"
+            )
+        embedding = None if self.embedding is None else self.embedding(c)
+        h = self.input_conv(x)
+
+        pyramid = x
+        skips = [h]
+        for level in self.down:
+            for stage in level.stages:
+                h = self._run(stage, h, embedding)
+                skips.append(h)
+            if level.downsample is not None:
+                h = self._run(level.downsample, h, embedding)
+                if level.pyramid is not None:
+                    pyramid, h = level.pyramid(pyramid, h)
+                skips.append(h)
+
+        h = self._run(self.middle, h, embedding)
+
+        image: Tensor | None = None
+        for rise in self.up:
+            for stage in rise.stages:
+                h = self._run(stage, h, embedding, skips.pop())
+            if rise.output is not None:
+                image = rise.output(h, image)
+            if rise.upsample is not None:
+                h = self._run(rise.upsample, h, embedding)
+        if self.head is not None:
+            image = self.head(h)
+        return cast(Tensor, image).to(x.dtype)
+
+    def _run(self, module: nn.Module, *inputs: Tensor | None) -> Tensor:
+        """Apply `module`, keeping only its inputs for the backward pass if so configured."""
+        out: Tensor
+        if self.config.checkpoint_activations and torch.is_grad_enabled():
+            out = checkpoint(module, *inputs, use_reentrant=False)
+        else:
+            out = module(*inputs)
+        return out
+
+
+def _noise_embedding(config: ScoreUNetConfig) -> NoiseEmbedding | None:
+    """Embedding of the noise label, or None for a network that is not told it."""
+    width = config.embedding_width
+    if width is None:
+        return None
+    size = config.embedding_size or config.base_channels
+    nonlinearity = activation(config.nonlinearity)
+    if config.embedding == "fourier":
+        return NoiseEmbedding(
+            FourierFeatures(size, config.fourier_scale), 2 * size, width, nonlinearity
+        )
+    return NoiseEmbedding(SinusoidalFeatures(size), size, width, nonlinearity)
