@@ -1,1 +1,49 @@
-"""."""
+"""Samplers: from noise to data along a learned score.
+
+The paper's (`PredictorCorrector`, `ProbabilityFlow`), their parts (`EulerMaruyama`, `Ancestral`)
+and fast ones (`Heun`, `DPMSolver`), for every SDE; `encode` and `decode` along the flow; `inpaint`
+and `colorize` with an unconditional model.
+"""
+
+from softtrunc.samplers.base import (
+    Callback,
+    FixedStepSampler,
+    Progress,
+    Sampler,
+    Samples,
+    ScoreHook,
+)
+from softtrunc.samplers.conditional import colorize, inpaint
+from softtrunc.samplers.dpm_solver import DPMSolver
+from softtrunc.samplers.grids import Grid
+from softtrunc.samplers.heun import Heun
+from softtrunc.samplers.latent import decode, encode, slerp
+from softtrunc.samplers.predictor_corrector import (
+    Ancestral,
+    EulerMaruyama,
+    Predictor,
+    PredictorCorrector,
+)
+from softtrunc.samplers.probability_flow import ProbabilityFlow
+
+__all__ = [
+    "Ancestral",
+    "Callback",
+    "DPMSolver",
+    "EulerMaruyama",
+    "FixedStepSampler",
+    "Grid",
+    "Heun",
+    "Predictor",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "Progress",
+    "Sampler",
+    "Samples",
+    "ScoreHook",
+    "colorize",
+    "decode",
+    "encode",
+    "inpaint",
+    "slerp",
+]

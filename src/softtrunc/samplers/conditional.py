@@ -1,0 +1,133 @@
+"""Inpainting and colourisation with an unconditional model, by holding the known part in place.
+
+After every step the known part of the state is replaced by the known data, brought to the noise
+level that the step has reached. Source: Song et al. 2021 (arXiv 2011.13456), appendix I.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from softtrunc.samplers.base import Callback, Constraint, FixedStepSampler, Noise, Samples
+from softtrunc.samplers.grids import Point
+from softtrunc.score import ScoreFunction
+
+__all__ = ["colorize", "inpaint"]
+
+
+def inpaint(
+    sampler: FixedStepSampler,
+    model: ScoreFunction,
+    known: Float[Tensor, " b *event"],
+    mask: Bool[Tensor, " *mask"],
+    *,
+    seeds: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+) -> Samples:
+    """Fill in what is missing.
+
+    With `denoise_final` the known values come back unchanged.
+
+    Args:
+        sampler: any fixed-step sampler; the source used `PredictorCorrector`.
+        model: anything with `.sde` and `.score(x, t)`.
+        known: `(B, *event)` in the model's data range; what lies outside the mask is not read.
+        mask: True where `known` is known; broadcastable to `known`.
+        seeds: see `Sampler.sample`.
+        generator: see `Sampler.sample`.
+        callback: see `Sampler.sample`.
+
+    Raises:
+        ValueError: if the mask does not fit or holds anything but True and False.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask has dtype {mask.dtype}: give a bool tensor, True where known")
+    try:
+        mask = mask.to(known.device).expand(known.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not fit data of shape {tuple(known.shape)}"
+        ) from None
+
+    def hold(x: Tensor, where: Point | None, noise: Noise) -> Tensor:
+        target = known.to(x)
+        if where is not None:
+            target = where.alpha * target + where.sigma * noise.like(x)
+        return torch.where(mask, target, x)
+
+    return _conditioned(sampler, model, known, hold, seeds, generator, callback)
+
+
+def colorize(
+    sampler: FixedStepSampler,
+    model: ScoreFunction,
+    gray: Float[Tensor, " b 1 *space"],
+    *,
+    channels: int = 3,
+    seeds: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+) -> Samples:
+    """Find colours whose mean over the channels is `gray`.
+
+    In an orthonormal basis of the channels whose first vector is constant, the grey value is one
+    coordinate, and its noise is independent of the others: holding the mean in place is
+    inpainting there.
+
+    Args:
+        sampler: any fixed-step sampler; the source used `PredictorCorrector`.
+        model: anything with `.sde` and `.score(x, t)` for `(B, channels, *space)`.
+        gray: `(B, 1, *space)` in the model's data range.
+        channels: how many channels the model has, >= 2.
+        seeds: see `Sampler.sample`.
+        generator: see `Sampler.sample`.
+        callback: see `Sampler.sample`.
+
+    Raises:
+        ValueError: if `gray` does not have one channel or `channels` is below 2.
+    """
+    if gray.ndim < 3 or gray.shape[1] != 1:
+        raise ValueError(f"gray has shape {tuple(gray.shape)}: write (batch, 1, height, width)")
+    if channels < 2:
+        raise ValueError(f"channels={channels}: colourisation needs at least 2, usually 3")
+
+    def hold(x: Tensor, where: Point | None, noise: Noise) -> Tensor:
+        target = gray.to(x)
+        if where is not None:
+            spread = where.sigma / math.sqrt(channels)
+            target = where.alpha * target + spread * noise.like(target)
+        return x + (target - x.mean(1, keepdim=True))
+
+    full = gray.expand(gray.shape[0], channels, *gray.shape[2:])
+    return _conditioned(sampler, model, full, hold, seeds, generator, callback)
+
+
+def _conditioned(
+    sampler: FixedStepSampler,
+    model: ScoreFunction,
+    like: Tensor,
+    hold: Constraint,
+    seeds: Sequence[int] | None,
+    generator: torch.Generator | None,
+    callback: Callback | None,
+) -> Samples:
+    if not isinstance(sampler, FixedStepSampler):
+        raise ValueError(
+            f"{type(sampler).__name__} cannot hold values in place: use a fixed-step sampler, "
+            "e.g. PredictorCorrector()"
+        )
+    return sampler._draw(
+        model,
+        like.shape,
+        Noise(like.shape[0], seeds, generator),
+        device=like.device,
+        dtype=torch.promote_types(like.dtype, torch.float32),
+        callback=callback,
+        constraint=hold,
+    )

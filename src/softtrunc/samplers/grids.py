@@ -1,0 +1,140 @@
+"""Where a fixed-step sampler stops on its way from T to the end.
+
+Schedules are float64 numbers on the host: they cost nothing next to a network call, span many
+decades, and keep the device from being waited for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from softtrunc.sde import SDE, ReciprocalVESDE
+
+__all__ = ["Grid", "Point", "check_grid", "point_at", "resolve_t_end", "schedule", "step_length"]
+
+Grid = Literal["uniform", "reciprocal", "log_snr", "edm"]
+"""What is equally spaced: t, 1/t, the log-SNR, or `(sigma / alpha)^(1/7)`.
+
+The last is the grid of Karras et al. 2022 (arXiv 2206.00364, eq. 5) with rho = 7.
+"""
+
+_EDM_RHO = 7.0
+
+
+class Point(NamedTuple):
+    """A time and the marginal there: `x_t = alpha x_0 + sigma z`."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def half_log_snr(self) -> float:
+        """`log(alpha / sigma)`, the lambda of the DPM-Solver papers."""
+        return math.log(self.alpha / self.sigma)
+
+    @property
+    def noise_ratio(self) -> float:
+        """`sigma / alpha`, the noise level in units of the data."""
+        return self.sigma / self.alpha
+
+
+def point_at(sde: SDE, t: float) -> Point:
+    """The schedule at one time in (0, T]."""
+    alpha, sigma = sde.marginal(torch.tensor(t, dtype=torch.float64))
+    return Point(t, float(alpha), float(sigma))
+
+
+def resolve_t_end(sde: SDE, t_end: float | None) -> float:
+    """The time to stop at: the SDE's own where none is asked for.
+
+    Raises:
+        ValueError: if it does not lie in (0, T).
+    """
+    end = sde.t_end if t_end is None else t_end
+    if not 0.0 < end < sde.t_max:
+        raise ValueError(
+            f"t_end={end}: a sampler stops inside (0, {sde.t_max}); "
+            f"write None for the {type(sde).__name__} default, {sde.t_end}"
+        )
+    return end
+
+
+def check_grid(grid: Grid | None) -> None:
+    """Refuse an unknown grid with a ValueError."""
+    if grid is not None and grid not in get_args(Grid):
+        raise ValueError(f"grid {grid!r} is unknown: write one of {', '.join(get_args(Grid))}")
+
+
+def _resolve_grid(sde: SDE, grid: Grid | None) -> Grid:
+    """Uniform in t where none is asked for; in 1/t for RVE, whose log sigma is linear in it."""
+    if grid is not None:
+        return grid
+    return "reciprocal" if isinstance(sde, ReciprocalVESDE) else "uniform"
+
+
+def _to_variable(sde: SDE, grid: Grid, t: Tensor) -> Tensor:
+    if grid == "uniform":
+        return t
+    if grid == "reciprocal":
+        return 1.0 / t
+    log_snr = sde.log_snr(t)
+    return log_snr if grid == "log_snr" else (-0.5 / _EDM_RHO * log_snr).exp()
+
+
+def _from_variable(sde: SDE, grid: Grid, v: Tensor) -> Tensor:
+    if grid == "uniform":
+        return v
+    if grid == "reciprocal":
+        return 1.0 / v
+    return sde.time_of_log_snr(v if grid == "log_snr" else -2.0 * _EDM_RHO * v.log())
+
+
+def schedule(sde: SDE, grid: Grid | None, moves: int, t_end: float | None) -> tuple[Point, ...]:
+    """The `moves + 1` points from T down to `t_end`, equally spaced in the grid's variable.
+
+    Args:
+        sde: the forward diffusion.
+        grid: the variable; None takes 1/t for RVE and t for the others.
+        moves: how many intervals, >= 1, or 0 for T alone.
+        t_end: the last time, in (0, T); None takes the SDE's default.
+
+    Raises:
+        ValueError: if `t_end` is out of range.
+    """
+    grid = _resolve_grid(sde, grid)
+    ends = torch.tensor([sde.t_max, resolve_t_end(sde, t_end)], dtype=torch.float64)
+    if moves == 0:
+        return (point_at(sde, sde.t_max),)
+    first, last = _to_variable(sde, grid, ends)
+    share = torch.linspace(0.0, 1.0, moves + 1, dtype=torch.float64)
+    t = _from_variable(sde, grid, first + (last - first) * share)
+    # The way through the variable and back may cost the last bit; the ends are known.
+    t[0], t[-1] = ends
+    alpha, sigma = sde.marginal(t)
+    return tuple(map(Point, t.tolist(), alpha.tolist(), sigma.tolist()))
+
+
+def step_length(sde: SDE, grid: Grid | None, here: Point, there: Point) -> float:
+    """The length in t of an Euler step that is taken in the grid's variable `v`.
+
+    That is `(v(there) - v(here)) / v'(t)`, which tends to `t - t_next` on fine grids. On an RVE
+    grid g^2 changes by orders of magnitude within one interval of t, and an Euler step in t itself
+    would be far off.
+    """
+    grid = _resolve_grid(sde, grid)
+    t, t_next = here.t, there.t
+    if grid == "uniform":
+        return t - t_next
+    if grid == "reciprocal":
+        return t * (t - t_next) / t_next
+    g = float(sde.diffusion(torch.tensor(t, dtype=torch.float64)))
+    slope = (g / here.sigma) ** 2  # -d log_snr / dt
+    distance = 2.0 * (there.half_log_snr - here.half_log_snr)
+    if grid == "log_snr":
+        return distance / slope
+    return -math.expm1(-0.5 / _EDM_RHO * distance) * 2.0 * _EDM_RHO / slope
