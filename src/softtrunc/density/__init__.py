@@ -1,1 +1,33 @@
-"""."""
+"""Density: nats and bits per dimension of data under a score model."""
+
+from softtrunc.density.bits import Density, Mean, bits_per_dim, check_on_grid, mean_with_error
+from softtrunc.density.bound import nelbo
+from softtrunc.density.dequantize import bin_centers, bin_index, dequantize
+from softtrunc.density.probability_flow import Divergence, probability_flow_nll
+from softtrunc.density.residual import (
+    Reconstruction,
+    discrete_log_prob,
+    gaussian_residual,
+    lossless_residual,
+)
+from softtrunc.density.solver import Method, StepUnderflowError
+
+__all__ = [
+    "Density",
+    "Divergence",
+    "Mean",
+    "Method",
+    "Reconstruction",
+    "StepUnderflowError",
+    "bin_centers",
+    "bin_index",
+    "bits_per_dim",
+    "check_on_grid",
+    "dequantize",
+    "discrete_log_prob",
+    "gaussian_residual",
+    "lossless_residual",
+    "mean_with_error",
+    "nelbo",
+    "probability_flow_nll",
+]

@@ -1,0 +1,306 @@
+"""Error against network evaluations of the probability-flow log-likelihood.
+
+For each variable in which the ODE can be integrated, each scaling of the state and each
+Runge-Kutta pair: the mean error in bits per dimension of an example, against the same ODE (the same
+x_eps, the same Hutchinson probe) solved to 1e-9, over a range of tolerances. The yardstick is
+RK45 in t for the batch as a whole, by torchdiffeq's dopri5 at rtol = atol = 1e-5.
+
+    python benchmarks/density.py --sde vp --model mixture
+    python benchmarks/density.py --model network.pt       # a ScoreModel saved by torch.save
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from softtrunc import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.density.path import AngleVariable, Variable
+from softtrunc.density.probability_flow import solve_flow
+from softtrunc.density.solver import (
+    BOGACKI_SHAMPINE_32,
+    DORMAND_PRINCE_54,
+    Tableau,
+)
+from softtrunc.score import ScoreFunction
+from softtrunc.sde import expand_to
+
+SDES: dict[str, SDE] = {
+    "vp": VPSDE(),
+    "subvp": SubVPSDE(),
+    "ve": VESDE(),
+    "rve": ReciprocalVESDE(),
+}
+PAIRS = {
+    "RK23": BOGACKI_SHAMPINE_32,
+    "Dormand-Prince 5(4)": DORMAND_PRINCE_54,
+}
+
+
+@dataclass(frozen=True)
+class TimeVariable:
+    """u = t."""
+
+    sde: SDE
+
+    def of_rho(self, rho: Tensor) -> Tensor:
+        return self.sde.time_of_log_snr(-2.0 * rho.log())
+
+    def rho(self, u: Tensor) -> Tensor:
+        return (-0.5 * self.sde.log_snr(u)).exp()
+
+    def rate(self, u: Tensor) -> Tensor:
+        sigma = self.sde.marginal(u).sigma
+        return 0.5 * self.rho(u) * (self.sde.diffusion(u) / sigma).square()
+
+
+@dataclass(frozen=True)
+class LogVariable:
+    """u = log rho = -log-SNR / 2."""
+
+    def of_rho(self, rho: Tensor) -> Tensor:
+        return rho.log()
+
+    def rho(self, u: Tensor) -> Tensor:
+        return u.exp()
+
+    def rate(self, u: Tensor) -> Tensor:
+        return u.exp()
+
+
+@dataclass(frozen=True)
+class AsinhVariable:
+    """u = asinh(rho / scale): linear below the scale, logarithmic above."""
+
+    scale: float
+
+    def of_rho(self, rho: Tensor) -> Tensor:
+        return torch.asinh(rho / self.scale)
+
+    def rho(self, u: Tensor) -> Tensor:
+        return self.scale * u.sinh()
+
+    def rate(self, u: Tensor) -> Tensor:
+        return self.scale * u.cosh()
+
+
+@dataclass(frozen=True)
+class PowerVariable:
+    """u = -(scale + rho)^(-1 / power): between the logarithm (large power) and the angle (1)."""
+
+    scale: float
+    power: float
+
+    def of_rho(self, rho: Tensor) -> Tensor:
+        return -((self.scale + rho) ** (-1.0 / self.power))
+
+    def rho(self, u: Tensor) -> Tensor:
+        return (-u) ** -self.power - self.scale
+
+    def rate(self, u: Tensor) -> Tensor:
+        return self.power * (-u) ** (-self.power - 1.0)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of isotropic Gaussians in D dimensions, with its exact score."""
+
+    sde: SDE
+    means: Tensor
+    stds: Tensor
+
+    @classmethod
+    def example(cls, sde: SDE, dim: int, generator: torch.Generator) -> Mixture:
+        means = 0.5 * torch.randn(5, dim, generator=generator, dtype=torch.float64).clamp(-2, 2)
+        return cls(sde, means, torch.tensor([0.05, 0.1, 0.15, 0.2, 0.3], dtype=torch.float64))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        j = torch.randint(len(self.means), (n,), generator=generator)
+        z = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return self.means[j] + self.stds[j, None] * z
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = (v.to(x).expand(len(x)) for v in self.sde.marginal(t))
+        diff = x[:, None] - alpha[:, None, None] * self.means.to(x)
+        var = (alpha[:, None] * self.stds.to(x)).square() + sigma.square()[:, None]
+        log_p = -0.5 * (diff.square().sum(2) / var + x.shape[1] * var.log())
+        return -(log_p.softmax(1)[:, :, None] * diff / var[:, :, None]).sum(1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    model: ScoreFunction
+    x: Tensor
+    probes: Tensor
+    eps: float
+
+    def bits(self, x_end: Tensor, flow: Tensor) -> Tensor:
+        nats = flow - self.model.sde.prior_log_prob(x_end)
+        return nats / (self.x[0].numel() * math.log(2.0))
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    pair: str
+    tol: float
+    nfe: float
+    error: float
+    worst: float
+    seconds: float
+
+
+def ours(
+    problem: Problem, variable: Variable, data_std: float, tableau: Tableau, tol: float
+) -> tuple[Tensor, float]:
+    solution = solve_flow(
+        problem.model,
+        problem.x,
+        problem.probes,
+        eps=problem.eps,
+        rtol=tol,
+        atol=tol,
+        variable=variable,
+        data_std=data_std,
+        tableau=tableau,
+    )
+    return problem.bits(solution.x, solution.flow), float(solution.nfe.double().mean())
+
+
+def in_time(problem: Problem, tol: float) -> tuple[Tensor, float]:
+    """RK45 in t of the whole batch at once, state (x, log-determinant): the usual way."""
+    from torchdiffeq import odeint
+
+    model, calls = problem.model, 0
+    probe = problem.probes[0]
+
+    def field(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        times = t.expand(len(state[0]))
+        with torch.enable_grad():
+            x = state[0].detach().requires_grad_(True)
+            g2 = expand_to(model.sde.diffusion(times).square(), x)
+            drift = expand_to(model.sde.drift(times), x) * x - 0.5 * g2 * model.score(x, times)
+            (pulled,) = torch.autograd.grad(drift, x, probe)
+        return drift.detach(), (pulled * probe).flatten(1).double().sum(1)
+
+    start = (problem.x, torch.zeros(len(problem.x), dtype=torch.float64))
+    t = torch.tensor([problem.eps, model.sde.t_max], dtype=torch.float64)
+    x, log_det = odeint(field, start, t, rtol=tol, atol=tol, method="dopri5")
+    return problem.bits(x[-1], -log_det[-1]), float(calls)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mixture", help='"mixture" or a file of torch.save')
+    parser.add_argument("--data", help="examples (N, *event) for a file's model, by torch.save")
+    parser.add_argument("--sde", choices=sorted(SDES), default="vp", help="for the mixture")
+    parser.add_argument("--dim", type=int, default=16, help="for the mixture")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--eps", type=float, default=1e-5)
+    parser.add_argument("--data-std", type=float, default=0.5)
+    parser.add_argument("--tols", type=float, nargs="+", default=[1e-3, 3e-4, 1e-4, 1e-5])
+    parser.add_argument("--reference-tol", type=float, default=1e-9, help="of the truth")
+    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument(
+        "--variables", nargs="+", help="only those whose name contains one of these"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--float32", action="store_true", help="state and model in float32")
+    parser.add_argument("--json", type=Path, help="also write every row here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    generator = torch.Generator().manual_seed(0)
+
+    if args.model == "mixture":
+        model: ScoreFunction = Mixture.example(SDES[args.sde], args.dim, generator)
+        x0 = model.sample(args.batch, generator)
+    else:
+        model = torch.load(args.model, weights_only=False).eval()
+        x0 = torch.load(args.data, weights_only=True)[: args.batch].double()
+    if args.float32:
+        x0 = x0.float()
+    elif isinstance(model, torch.nn.Module):
+        model = model.double()
+    noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+    probes = (2 * torch.randint(2, (1, *x0.shape), generator=generator) - 1).to(x0)
+    eps = torch.tensor(args.eps, dtype=torch.float64)
+    problem = Problem(model, model.sde.perturb(x0, eps, noise), probes, args.eps)
+
+    std = args.data_std
+    named: dict[str, tuple[Variable, float]] = {
+        "t, state x/alpha": (TimeVariable(model.sde), math.inf),
+        "t, scaled state": (TimeVariable(model.sde), std),
+        "log rho, state x/alpha": (LogVariable(), math.inf),
+        "log rho, scaled state": (LogVariable(), std),
+        "asinh(rho/std), scaled state": (AsinhVariable(std), std),
+        "asinh(10 rho/std), scaled state": (AsinhVariable(0.1 * std), std),
+        "angle, state x/alpha": (AngleVariable(std), math.inf),
+        "angle, scaled state": (AngleVariable(std), std),
+        "angle(3 rho/std), scaled state": (AngleVariable(std / 3.0), std),
+        "(std/2 + rho)^(-1/2), scaled state": (PowerVariable(std / 2.0, 2.0), std),
+    }
+    truth, _ = ours(problem, AngleVariable(std), std, DORMAND_PRINCE_54, args.reference_tol)
+    rows: list[Row] = []
+
+    def report(name: str, pair: str, tol: float, run: object) -> None:
+        begin = time.perf_counter()
+        try:
+            bits, nfe = run()  # type: ignore[operator]
+        except ArithmeticError as error:
+            print(f"{name:34s} {pair:20s} {tol:7.0e}   {error}")
+            return
+        seconds = time.perf_counter() - begin
+        error = (bits - truth).abs()
+        row = Row(name, pair, tol, nfe, float(error.mean()), float(error.max()), seconds)
+        rows.append(row)
+        print(
+            f"{row.name:34s} {row.pair:20s} {row.tol:7.0e} {row.nfe:8.1f} {row.error:9.1e} "
+            f"{row.worst:9.1e} {row.seconds:8.2f}"
+        )
+
+    print(f"{args.model}, {type(model.sde).__name__}, {tuple(x0.shape)}, eps {args.eps:g}")
+    head = ("variable", "pair", "tol", "NFE", "mean err", "max err", "seconds")
+    print("{:34s} {:20s} {:>7s} {:>8s} {:>9s} {:>9s} {:>8s}".format(*head))
+    for tol in (1e-3, 1e-4, 1e-5):
+        report(
+            "t, state x, whole batch",
+            "torchdiffeq dopri5",
+            tol,
+            lambda tol=tol: in_time(problem, tol),
+        )
+    for name, (variable, scale) in named.items():
+        if args.variables and not any(part in name for part in args.variables):
+            continue
+        for pair in args.pairs:
+            for tol in args.tols:
+                report(
+                    name,
+                    pair,
+                    tol,
+                    lambda v=variable, s=scale, p=pair, tol=tol: ours(problem, v, s, PAIRS[p], tol),
+                )
+    yardstick = next(r for r in rows if r.pair == "torchdiffeq dopri5" and r.tol == 1e-5)
+    print(f"\nfewest evaluations for a mean error below 1e-3 bits (yardstick {yardstick.nfe:.0f}):")
+    best: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = (row.name, row.pair)
+        if row.error < 1e-3 and (key not in best or row.nfe < best[key].nfe):
+            best[key] = row
+    for row in sorted(best.values(), key=lambda r: r.nfe):
+        share = row.nfe / yardstick.nfe
+        print(f"{row.nfe:8.1f} ({share:4.2f})  {row.name}, {row.pair}, tol {row.tol:.0e}")
+    if args.json:
+        args.json.write_text(json.dumps([vars(r) for r in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""From discrete levels to a continuous space on which a density lives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from softtrunc.density.bits import check_on_grid
+from softtrunc.density.streams import ExampleStreams
+
+__all__ = ["bin_centers", "bin_index", "dequantize"]
+
+
+def dequantize(
+    x: Int[Tensor, "b *event"],
+    levels: int = 256,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    *,
+    noise: Float[Tensor, "b *event"] | None = None,
+    seeds: Sequence[int] | Int[Tensor, " b"] | None = None,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "b *event"]:
+    """Uniform dequantisation: `low + width (x + u) / levels` with u uniform on [0, 1).
+
+    By Jensen's inequality a density of the result bounds the probability of the levels from below
+    (Theis et al. 2016, arXiv 1511.01844, section 3.1).
+
+    Args:
+        x: levels, integers in 0 ... levels - 1.
+        levels: number of values a dimension can take.
+        value_range: low and high of the result.
+        noise: u itself, in [0, 1], if it is not to be drawn (a learned dequantiser's, say).
+        seeds: one integer per example: its noise then does not depend on the batch.
+        generator: source of the noise without `seeds`.
+        dtype: of the result.
+
+    Raises:
+        ValueError: if `x` is not of integer type or out of range, or the noise outside [0, 1].
+    """
+    if x.is_floating_point():
+        raise ValueError(
+            "dequantize takes integer levels, not floating-point values: pass the uint8 data (or "
+            "what check_on_grid returns)"
+        )
+    index = check_on_grid(x, levels, value_range)
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    if noise is None:
+        streams = ExampleStreams(
+            x.shape[0], purpose="dequantisation", seeds=seeds, generator=generator
+        )
+        noise = streams.uniform(x, wide)
+    elif noise.shape != x.shape or not bool(((noise >= 0.0) & (noise <= 1.0)).all()):
+        raise ValueError("noise: need the shape of x and values in [0, 1]")
+    low, high = value_range
+    # Rounding to the final precision may touch the upper edge of a bin, never cross it.
+    return (low + (high - low) * (index + noise.to(wide)) / levels).to(dtype)
+
+
+def bin_centers(
+    x: Int[Tensor, "b *event"],
+    levels: int = 256,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "b *event"]:
+    """The middle of each level's bin, `low + width (x + 1/2) / levels`: data for lossless mode.
+
+    Raises:
+        ValueError: as `dequantize`.
+    """
+    noise = torch.full(x.shape, 0.5, device=x.device)
+    return dequantize(x, levels, value_range, noise=noise, dtype=dtype)
+
+
+def bin_index(
+    x: Float[Tensor, "b *event"],
+    levels: int = 256,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> Int[Tensor, "b *event"]:
+    """The levels behind values in the middle of their bins: the inverse of `bin_centers`.
+
+    Raises:
+        ValueError: if a value is further than a hundredth of a level from the middle of a bin.
+    """
+    low, high = value_range
+    position = ((x if x.device.type == "mps" else x.double()) - low) * (levels / (high - low)) - 0.5
+    index = position.round()
+    off = (position - index).abs() >= 1e-2
+    if bool((off | (index < 0) | (index >= levels)).any()):
+        raise ValueError(
+            f"lossless mode takes the middle of each of {levels} bins over {value_range}: pass "
+            "bin_centers(levels of the data) and no dequantisation noise"
+        )
+    return index.long()

@@ -1,0 +1,138 @@
+"""What it costs to go from the smallest time eps back to the data.
+
+`r = log p(x_eps | x_0) - log p_theta(x_0 | x_eps)` for one draw of x_eps. Its first part is the
+(negative) entropy term of the noise; leaving it out turns a bound into a number that means nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softtrunc.density.dequantize import bin_index
+
+__all__ = [
+    "Reconstruction",
+    "check_reconstruction",
+    "discrete_log_prob",
+    "gaussian_residual",
+    "lossless_residual",
+]
+
+Reconstruction = Literal["gaussian", "discrete"]
+"""The law p_theta(x_0 | x_eps): a Gaussian density, or a Gaussian summed over each level's bin."""
+
+
+def check_reconstruction(reconstruction: str) -> None:
+    """Refuse a reconstruction that does not exist.
+
+    Raises:
+        ValueError: naming those that do.
+    """
+    if reconstruction not in get_args(Reconstruction):
+        allowed = " or ".join(f'"{name}"' for name in get_args(Reconstruction))
+        raise ValueError(f"reconstruction {reconstruction!r} is unknown: write {allowed}")
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.device.type == "mps" else x.double()
+
+
+def gaussian_residual(
+    noise: Float[Tensor, "b *event"],
+    predicted: Float[Tensor, "b *event"],
+    alpha: Float[Tensor, ""],
+) -> Float[Tensor, " b"]:
+    """The residual when `p_theta(x_0 | x_eps)` is Gaussian, in nats.
+
+    Its mean is Tweedie's `(x_eps + sigma^2 score) / alpha`, its standard deviation
+    `sigma / alpha`. With `x_eps = alpha x_0 + sigma z` and `n = -sigma score` everything but
+    `-D log alpha + (||z - n||^2 - ||z||^2) / 2` cancels.
+
+    Args:
+        noise: z, the noise in x_eps.
+        predicted: n, the model's prediction of it.
+        alpha: alpha(eps).
+    """
+    z, n = _wide(noise).flatten(1), _wide(predicted).flatten(1)
+    # ||z - n||^2 - ||z||^2 = n (n - 2 z): no difference of two large numbers.
+    return 0.5 * (n * (n - 2.0 * z)).sum(1) - z.shape[1] * alpha.to(z).log()
+
+
+def _log_difference(a: Tensor, b: Tensor) -> Tensor:
+    """`log(exp(a) - exp(b))` for a >= b."""
+    gap = b - a
+    return a + torch.where(gap > -math.log(2.0), (-torch.expm1(gap)).log(), (-gap.exp()).log1p())
+
+
+def discrete_log_prob(
+    index: Tensor,
+    mean: Float[Tensor, "*shape"],
+    std: Float[Tensor, "*#shape"],
+    levels: int = 256,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> Float[Tensor, "*shape"]:
+    """Log-probability that `N(mean, std^2)` gives to the bin of each level.
+
+    The range is cut into `levels` equal bins, of which the first and the last reach out to
+    infinity: the probabilities of all levels sum to 1 for any mean and std.
+
+    Args:
+        index: levels, integers of the shape of `mean`.
+        mean: means in units of the value range.
+        std: standard deviations, > 0.
+        levels: number of bins.
+        value_range: low and high.
+    """
+    low, high = value_range
+    width = (high - low) / levels
+    mean, std = _wide(mean), _wide(std)
+    lower = (low + width * index - mean) / std
+    upper = (low + width * (index + 1) - mean) / std
+    lower = torch.where(index <= 0, -torch.inf, lower)
+    upper = torch.where(index >= levels - 1, torch.inf, upper)
+    # In the right tail both normal probabilities round to 1: look at them from the other side.
+    mirrored = lower + upper > 0
+    a = torch.where(mirrored, -lower, upper)
+    b = torch.where(mirrored, -upper, lower)
+    return _log_difference(torch.special.log_ndtr(a), torch.special.log_ndtr(b))
+
+
+def lossless_residual(
+    x: Float[Tensor, "b *event"],
+    noise: Float[Tensor, "b *event"],
+    predicted: Float[Tensor, "b *event"],
+    alpha: Float[Tensor, ""],
+    sigma: Float[Tensor, ""],
+    *,
+    levels: int = 256,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> Float[Tensor, " b"]:
+    """The residual when `p_theta(x_0 | x_eps)` is a Gaussian summed over each level's bin, in nats.
+
+    Added to the negative log-density of x_eps it bounds minus the log-probability of the level
+    itself; there is no dequantisation and no offset. The entropy term of the noise,
+    `log p(x_eps | x_0)`, is part of it.
+
+    Args:
+        x: data in the middle of their bins, in the model's data range (`bin_centers`).
+        noise: z in `x_eps = alpha x + sigma z`.
+        predicted: n, the model's prediction of it.
+        alpha: alpha(eps).
+        sigma: sigma(eps).
+        levels: number of values a dimension can take.
+        value_range: low and high.
+
+    Raises:
+        ValueError: if `x` is not in the middle of its bins.
+    """
+    index = bin_index(x, levels, value_range)
+    z, n = _wide(noise), _wide(predicted)
+    std = (sigma / alpha).to(z)
+    log_prob = discrete_log_prob(index, _wide(x) + std * (z - n), std, levels, value_range)
+    entropy_term = -0.5 * z.square() - sigma.to(z).log() - 0.5 * math.log(2.0 * math.pi)
+    return (entropy_term - log_prob).flatten(1).sum(1)
