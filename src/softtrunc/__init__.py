@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from softtrunc.objective import LossTerms, MixedLoss, SoftTruncationLoss
     from softtrunc.score import ScoreFunction, ScoreModel
-    from softtrunc.sde import SDE, Marginal, ReciprocalVESDE, SubVPSDE, VESDE, VPSDE
+    from softtrunc.sde import SDE, VESDE, VPSDE, Marginal, ReciprocalVESDE, SubVPSDE
     from softtrunc.times import ImportanceTimes, TimeDraw, UniformTimes
     from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
     from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
@@ -21,6 +21,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SDE",
+    "VESDE",
+    "VPSDE",
     "HardTruncation",
     "ImportanceTimes",
     "LossTerms",
@@ -36,8 +38,6 @@ __all__ = [
     "TimeDraw",
     "TruncationPrior",
     "UniformTimes",
-    "VESDE",
-    "VPSDE",
     "__version__",
     "likelihood_weight",
     "variance_weight",

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -83,7 +84,8 @@ def _denoising_error(
 ) -> Float[Tensor, " b"]:
     """`||sigma score(x_t, t) + z||^2 = sigma^2 ||score - grad log p(x_t | x_0)||^2`."""
     sigma = expand_to(model.sde.marginal(t).sigma, x)
-    squares = (sigma * model.score(model.sde.perturb(x, t, noise), t) + noise).square().flatten(1)
+    rest = sigma * model.score(model.sde.perturb(x, t, noise), t) + noise
+    squares = rest.square().reshape(x.shape[0], math.prod(x.shape[1:]))
     return squares.mean(1) if reduction == "mean" else squares.sum(1)
 
 
@@ -151,11 +153,11 @@ class SoftTruncationLoss:
     def __call__(
         self,
         model: ScoreFunction,
-        x: Float[Tensor, b * event],
+        x: Float[Tensor, "b *event"],
         *,
         tau: float | Float[Tensor, ""] | None = None,
         draw: StepDraw | None = None,
-        noise: Float[Tensor, b * event] | None = None,
+        noise: Float[Tensor, "b *event"] | None = None,
         generator: torch.Generator | None = None,
     ) -> LossTerms:
         """The loss of a batch.
@@ -235,14 +237,18 @@ class MixedLoss:
     def __call__(
         self,
         model: ScoreFunction,
-        x: Float[Tensor, b * event],
+        x: Float[Tensor, "b *event"],
         *,
         tau: float | Float[Tensor, ""] | None = None,
         draw: StepDraw | None = None,
-        noise: Float[Tensor, b * event] | None = None,
+        noise: Float[Tensor, "b *event"] | None = None,
         generator: torch.Generator | None = None,
     ) -> LossTerms:
         """The loss of a batch of even size; arguments as in `SoftTruncationLoss`."""
+        if x.shape[0] % 2:
+            raise ValueError(
+                f"MixedLoss: a batch of {x.shape[0]} has no two halves: use an even batch size"
+            )
         if draw is None:
             draw = self.draw(x.shape[0], tau=tau, generator=generator)
         if noise is None:

@@ -44,8 +44,8 @@ class ScoreFunction(Protocol):
 
 
 def denoise(
-    model: ScoreFunction, x: Float[Tensor, b * event], t: Float[Tensor, "*batch"]
-) -> Float[Tensor, b * event]:
+    model: ScoreFunction, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+) -> Float[Tensor, "b *event"]:
     """`E[x_0 | x_t = x] = (x + sigma^2 score) / alpha` (Tweedie's formula)."""
     alpha, sigma = model.sde.marginal(t)
     return (x + expand_to(sigma, x).square() * model.score(x, t)) / expand_to(alpha, x)
@@ -151,8 +151,8 @@ class ScoreModel(nn.Module):
         return self._sde
 
     def forward(
-        self, x: Float[Tensor, b * event], t: Float[Tensor, "*batch"]
-    ) -> Float[Tensor, b * event]:
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "b *event"]:
         """The network's output at `(x, t)` in the precision of `x`: noise, or minus it."""
         parameter = next(self.network.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
@@ -163,21 +163,21 @@ class ScoreModel(nn.Module):
         return output.to(x.dtype)
 
     def noise(
-        self, x: Float[Tensor, b * event], t: Float[Tensor, "*batch"]
-    ) -> Float[Tensor, b * event]:
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "b *event"]:
         """The predicted noise `E[z | x_t = x] = -sigma score`."""
         output: Tensor = self(x, t)
         return output if self.prediction == "noise" else -output
 
     def score(
-        self, x: Float[Tensor, b * event], t: Float[Tensor, "*batch"]
-    ) -> Float[Tensor, b * event]:
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "b *event"]:
         """The predicted score `grad log p_t(x)`."""
         return -self.noise(x, t) / expand_to(self.sde.marginal(t).sigma, x)
 
     def denoise(
-        self, x: Float[Tensor, b * event], t: Float[Tensor, "*batch"]
-    ) -> Float[Tensor, b * event]:
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "b *event"]:
         """The predicted clean example `E[x_0 | x_t = x] = (x - sigma noise) / alpha`."""
         alpha, sigma = self.sde.marginal(t)
         return (x - expand_to(sigma, x) * self.noise(x, t)) / expand_to(alpha, x)

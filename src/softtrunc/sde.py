@@ -38,7 +38,7 @@ class Marginal(NamedTuple):
     sigma: Float[Tensor, "*batch"]
 
 
-def expand_to(v: Float[Tensor, "*batch"], x: Float[Tensor, b * event]) -> Tensor:
+def expand_to(v: Float[Tensor, "*batch"], x: Float[Tensor, "b *event"]) -> Tensor:
     """Shape `v` of shape `()` or `(B,)` so that it broadcasts against `x` `(B, *event)`.
 
     The result has the dtype and device of `x`.
@@ -146,21 +146,21 @@ class SDE(abc.ABC):
             shape, generator=generator, device=device, dtype=dtype
         )
 
-    def prior_log_prob(self, x: Float[Tensor, b * event]) -> Float[Tensor, " b"]:
+    def prior_log_prob(self, x: Float[Tensor, "b *event"]) -> Float[Tensor, " b"]:
         """Log-density in nats of `x` under `N(0, prior_std^2 I)`, one value per example.
 
         Summed in float64 where the device has it: at 10^5 dimensions float32 loses digits.
         """
-        flat = widen(x).flatten(1)
+        flat = widen(x).reshape(x.shape[0], math.prod(x.shape[1:]))
         log_norm = math.log(self.prior_std) + 0.5 * math.log(2.0 * math.pi)
         return -0.5 * (flat / self.prior_std).square().sum(1) - flat.shape[1] * log_norm
 
     def perturb(
         self,
-        x: Float[Tensor, b * event],
+        x: Float[Tensor, "b *event"],
         t: Float[Tensor, "*batch"],
-        noise: Float[Tensor, b * event],
-    ) -> Float[Tensor, b * event]:
+        noise: Float[Tensor, "b *event"],
+    ) -> Float[Tensor, "b *event"]:
         """`x_t = alpha(t) x + sigma(t) noise`."""
         alpha, sigma = self.marginal(t)
         return expand_to(alpha, x) * x + expand_to(sigma, x) * noise
@@ -174,7 +174,7 @@ class _LinearBeta(SDE):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.beta_min <= self.beta_max:
+        if not 0.0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(
                 f"{type(self).__name__}: beta_min={self.beta_min}, beta_max={self.beta_max}: "
                 "need 0 < beta_min <= beta_max, e.g. 0.1 and 20"
@@ -263,7 +263,7 @@ class _VarianceExploding(SDE):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.sigma_min < self.sigma_max:
+        if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
                 f"{type(self).__name__}: sigma_min={self.sigma_min}, sigma_max={self.sigma_max}: "
                 "need 0 < sigma_min < sigma_max, e.g. 0.01 and 50"
@@ -349,8 +349,9 @@ class ReciprocalVESDE(_VarianceExploding):
         return torch.zeros_like(t), math.log(self.sigma_max) - descent * self._log_ratio
 
     def _diffusion_squared(self, t: Tensor) -> Tensor:
+        # One exponential for sigma^2 / t^2, which vanishes with t: its factors would be 0 * inf.
+        t = t.clamp(min=torch.finfo(t.dtype).tiny)
         log_sigma = self._log_alpha_sigma(t)[1]
-        # One exponential for sigma^2 / t^2: at t -> 0 the factors alone would be 0 * inf.
         return 2.0 * self._log_ratio / self._span * (2.0 * (log_sigma - t.log())).exp()
 
     def _time_of_log_snr(self, log_snr: Tensor) -> Tensor:

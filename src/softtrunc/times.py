@@ -76,9 +76,10 @@ class UniformTimes(TimeLaw):
     ) -> TimeDraw:
         """Draw `n` times on [tau, T]; every weight is `T - tau`, or 1 with `average`."""
         u = _unit_draw(n, stratified=self.stratified, generator=generator)
-        length = self.sde.t_max - torch.as_tensor(tau, dtype=u.dtype, device=u.device)
+        tau = torch.as_tensor(tau, dtype=u.dtype, device=u.device)
+        length = self.sde.t_max - tau
         # Counted back from T, so that T itself is as exact as a float can say.
-        t = self.sde.t_max - length * (1.0 - u)
+        t = (self.sde.t_max - length * (1.0 - u)).maximum(tau)
         return TimeDraw(t, torch.ones_like(u) if self.average else length.expand(n))
 
 

@@ -97,7 +97,7 @@ class PowerPrior(TruncationPrior):
 
     def cdf(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """`P(truncation time <= tau)`: 0 up to eps, 1 from tau_max on."""
-        s = (tau.double() / self.eps).log().clamp(0.0, self._range)
+        s = (tau.double() / self.eps).clamp(min=1.0).log().clamp(max=self._range)
         if self._rate == 0.0:
             return s / self._range
         return torch.expm1(-self._rate * s) / math.expm1(-self._rate * self._range)

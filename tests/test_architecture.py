@@ -1,0 +1,243 @@
+"""The folder says the same sentence as the README: imports run one way, and cost little."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jaxtyping
+import pytest
+import torch
+
+import softtrunc
+
+PACKAGE = Path(softtrunc.__file__).parent
+
+# What holds a model may name its type and its SDE's.
+WORDS = {"sde", "score"}
+
+BELOW_TRAINING = {"objective", "truncation", "times", "weighting", "networks", "metrics", "data"}
+TOOLS = {"samplers", "density", "training", "report", "interop"}
+
+# Which part of the package may import which; everything may import what is outside.
+ARROWS: dict[str, set[str]] = {
+    "truncation": set(),
+    "sde": set(),
+    "networks": set(),
+    "metrics": set(),
+    "data": set(),
+    "times": {"sde"},
+    "score": {"sde"},
+    "weighting": {"truncation", "sde"},
+    "objective": {"truncation", "times", "weighting"} | WORDS,
+    "samplers": WORDS,
+    "density": {"times"} | WORDS,
+    "interop": {"networks"} | WORDS,
+    "training": {"objective", "data"} | WORDS,
+    "report": {"samplers", "density", "metrics", "data"} | WORDS,
+    # The composition root: it alone turns names into objects of every part.
+    "recipes": {"__init__"} | BELOW_TRAINING | TOOLS | WORDS,
+    "cli": {"__init__", "recipes"},
+    "__main__": {"cli"},
+    "__init__": {"objective", "score", "sde", "times", "truncation", "weighting"},
+}
+
+# The core reads like the paper: tensors, their shapes, and nothing else from outside.
+CORE = {"truncation", "sde", "times", "weighting", "score", "objective"}
+CORE_LIBRARIES = {"torch", "jaxtyping"}
+
+# What a program that only trains with our loss must not wait for.
+HEAVY = [
+    "accelerate",
+    "diffusers",
+    "jinja2",
+    "matplotlib",
+    "pandas",
+    "pydantic",
+    "sklearn",
+    "softtrunc.networks",
+    "torchmetrics",
+    "torchvision",
+]
+
+# Types that jaxtyping gives a shape.
+SHAPED = {"Bool", "Float", "Inexact", "Int", "Integer", "Num", "Shaped", "UInt8"}
+
+
+class Import(NamedTuple):
+    """An import statement: the part of the package it stands in, and the full name it fetches."""
+
+    part: str
+    target: str
+    where: str
+
+
+def part_of(path: Path) -> str:
+    """`sde` of `sde.py`, `networks` of `networks/blocks.py`, `__init__` of the package's own."""
+    return path.parts[0].removesuffix(".py")
+
+
+def imports(package: Path) -> Iterator[Import]:
+    """Every import in the package, those inside functions and for type checkers included."""
+    for path in sorted(package.rglob("*.py")):
+        relative = path.relative_to(package)
+        inside = [package.name, *relative.parts[:-1]]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = inside[: len(inside) - node.level + 1] if node.level else []
+                base = [*base, *(node.module.split(".") if node.module else [])]
+                names = [".".join([*base, alias.name]) for alias in node.names]
+            for name in names:
+                yield Import(part_of(relative), name, f"{relative}:{node.lineno}")
+
+
+def offences(package: Path, arrows: dict[str, set[str]]) -> list[str]:
+    """Imports of one part by another that the table of arrows does not have."""
+    found = []
+    for part, target, where in imports(package):
+        root, _, rest = target.partition(".")
+        if root != package.name:
+            continue
+        # A name of the package itself, such as its version, is fetched from its __init__.
+        other = rest.split(".")[0]
+        other = other if other in arrows else "__init__"
+        if other != part and other not in arrows.get(part, set()):
+            found.append(f"{where}: {part} -> {other}")
+    return found
+
+
+def test_imports_follow_the_arrows():
+    assert offences(PACKAGE, ARROWS) == []
+
+
+def test_every_part_of_the_package_has_its_arrows():
+    parts = {part_of(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")}
+    assert parts == set(ARROWS)
+
+
+def test_arrows_never_lead_back():
+    seen: set[str] = set()
+    rest = {part: set(targets) for part, targets in ARROWS.items() if part != "__main__"}
+    while rest:
+        free = {part for part, targets in rest.items() if targets <= seen}
+        assert free, f"a circle among {sorted(rest)}"
+        seen |= free
+        rest = {part: targets for part, targets in rest.items() if part not in free}
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "offence"),
+    [
+        ("sde.py", "from house.score import x", "sde -> score"),
+        ("sde.py", "import house.score as s", "sde -> score"),
+        ("sde.py", "from house import score", "sde -> score"),
+        ("sde.py", "from .score import x", "sde -> score"),
+        ("sde.py", "from . import score", "sde -> score"),
+        ("sde.py", "from house import __version__", "sde -> __init__"),
+        ("sde.py", "def f():\n    from house.score import x", "sde -> score"),
+        ("networks/blocks.py", "from ..sde import x", "networks -> sde"),
+        ("networks/blocks.py", "from house.sde import x", "networks -> sde"),
+        ("networks/blocks.py", "from .other import x", None),
+        ("networks/blocks.py", "import torch, housekeeping", None),
+        ("score.py", "from house.sde import x", None),
+    ],
+)
+def test_a_forbidden_import_would_be_found(tmp_path, path, line, offence):
+    file = tmp_path / "house" / path
+    file.parent.mkdir(parents=True)
+    file.write_text(line)
+    arrows = {"sde": set(), "networks": set(), "score": {"sde"}}
+    found = offences(tmp_path / "house", arrows)
+    assert [text.split(": ")[1] for text in found] == ([offence] if offence else [])
+
+
+def test_the_core_stands_on_tensors_alone():
+    outside = {
+        (part, name)
+        for part, target, _ in imports(PACKAGE)
+        if part in CORE and (name := target.split(".")[0]) not in sys.stdlib_module_names
+    }
+    assert {name for _, name in outside} <= CORE_LIBRARIES | {"softtrunc"}
+
+
+# Public names are fetched on first use: use them all. The first line says how long that took on
+# top of torch, the second what it loaded.
+LOAD = """
+import sys, time, torch
+start, before = time.perf_counter(), set(sys.modules)
+import softtrunc
+for name in softtrunc.__all__:
+    getattr(softtrunc, name)
+print(time.perf_counter() - start)
+print(*(set(sys.modules) - before))
+"""
+
+
+class Loading(NamedTuple):
+    seconds: float
+    modules: set[str]
+
+
+@pytest.fixture(scope="module")
+def loading() -> list[Loading]:
+    """Three fresh interpreters that import everything public."""
+
+    def load() -> Loading:
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD], capture_output=True, text=True, check=True
+        )
+        seconds, modules = done.stdout.splitlines()
+        return Loading(float(seconds), set(modules.split()))
+
+    return [load() for _ in range(3)]
+
+
+def test_importing_the_package_costs_little_beyond_torch(loading):
+    # The least of a few: a busy machine adds to a time and never takes from it.
+    least = min(run.seconds for run in loading)
+    assert least < 0.3, f"import softtrunc takes {least:.2f} s beyond import torch"
+
+
+def test_importing_the_package_loads_nothing_heavy(loading):
+    assert "softtrunc.objective" in loading[0].modules
+    assert loading[0].modules.isdisjoint(HEAVY)
+
+
+def test_public_names_are_there_and_no_others():
+    for name in softtrunc.__all__:
+        assert getattr(softtrunc, name) is not None
+    with pytest.raises(AttributeError, match="SoftTruncatedLoss"):
+        _ = softtrunc.SoftTruncatedLoss
+
+
+def test_shapes_in_annotations_are_strings():
+    """Unquoted, `b *event` parses as a product: nothing would be checked, and nothing said."""
+    unquoted = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Subscript(
+                    value=ast.Name(id=name),
+                    slice=ast.Tuple(elts=[_, ast.Constant(value=str(shape))]),
+                ) if name in SHAPED and "*" not in shape.split():
+                    continue
+                case ast.Subscript(value=ast.Name(id=name)) if name in SHAPED:
+                    unquoted.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert unquoted == []
+
+
+def test_signatures_are_checked_while_tests_run():
+    sde, x = softtrunc.VPSDE(), torch.zeros(2, 3)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        sde.perturb(x, torch.tensor(0.5), torch.zeros(2, 4))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        sde.prior_log_prob(torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        softtrunc.PowerPrior("one")
