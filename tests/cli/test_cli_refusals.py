@@ -242,6 +242,6 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main(["train", "digits-vp-nll-st", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    for words in ("parameters", "steps", "activations", "GFLOP"):
+    for words in ("parameters", "steps", "activations", "MFLOP an image"):
         assert words in printed
     assert list(tmp_path.iterdir()) == []

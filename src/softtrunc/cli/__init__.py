@@ -65,10 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("softtrunc: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        from softtrunc.recipes.errors import UserError
+        from softtrunc.recipes.errors import RunFailedError, UserError
 
         if isinstance(error, UserError):
             return _refuse(str(error))
+        if isinstance(error, RunFailedError):
+            _refuse(str(error))
+            return 1
         raise
 
 

@@ -17,9 +17,6 @@ def report(
     ] = None,
 ) -> None:
     """Write a self-contained HTML page about one or more runs."""
-    from softtrunc.recipes.errors import user_errors
-    from softtrunc.report import write_report
+    from softtrunc.recipes.compare import write_page
 
-    with user_errors():
-        page = write_report(runs, out or runs[0] / "report.html")
-    typer.echo(str(page))
+    typer.echo(str(write_page(runs, out or runs[0] / "report.html")))

@@ -13,9 +13,9 @@ __all__ = ["comparison_table", "figure_table"]
 
 def comparison_table(runs: Sequence[Path]) -> Table:
     """The report's summary table: one run a row, the best value of a column in bold."""
-    from softtrunc.report import read_run, summary_rows
+    from softtrunc.recipes.compare import compare
 
-    summary = summary_rows([read_run(run) for run in runs])
+    summary = compare(runs)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in summary.columns:
         title = f"{column.title}\n{column.unit}" if column.unit else column.title

@@ -47,14 +47,9 @@ def train(
 
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.recipes.train import train as run
-    from softtrunc.training import NonFiniteLossError
 
     progress = ConsoleProgress()
-    try:
-        outcome = run(resolved, out, resume=resume, progress=progress)
-    except NonFiniteLossError as error:
-        typer.echo(f"softtrunc: {error}; the last checkpoint is kept in {out}", err=True)
-        raise typer.Exit(1) from error
+    outcome = run(resolved, out, resume=resume, progress=progress)
     if outcome.interrupted:
         progress.say(f"stopped at step {outcome.step} with a checkpoint; go on with --resume")
     else:

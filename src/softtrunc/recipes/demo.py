@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from softtrunc.recipes.compare import write_page
 from softtrunc.recipes.errors import UserError
 from softtrunc.recipes.load import load_recipe
 from softtrunc.recipes.measure import measure
@@ -13,7 +14,6 @@ from softtrunc.recipes.progress import Progress
 from softtrunc.recipes.run import Run
 from softtrunc.recipes.schema import Recipe
 from softtrunc.recipes.train import train
-from softtrunc.report import write_report
 from softtrunc.training import list_checkpoints
 
 __all__ = ["DemoOutcome", "demo_recipes", "run_demo"]
@@ -72,7 +72,7 @@ def run_demo(
     for name in recipes:
         measure(out / name, progress=progress)
     runs = [out / name for name in recipes]
-    page = write_report(
+    page = write_page(
         runs, out / "report.html", title="Soft Truncation against hard truncation: the demo"
     )
     return DemoOutcome(runs, page)

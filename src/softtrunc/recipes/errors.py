@@ -6,11 +6,15 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["UserError", "nearest", "user_errors"]
+__all__ = ["RunFailedError", "UserError", "nearest", "user_errors"]
 
 
 class UserError(Exception):
     """Something to be put right by whoever gave the command: what, where, what to write instead."""
+
+
+class RunFailedError(Exception):
+    """The work itself went wrong: what happened, and what to change."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -115,6 +115,7 @@ def _measure_density(
         )
     protocol = DensityProtocol(
         eps=spec.eps,
+        solver=spec.solver,
         rtol=spec.rtol,
         atol=spec.atol,
         probes=spec.probes,

@@ -29,6 +29,14 @@ def _size(n: float, units: tuple[str, ...] = ("B", "KiB", "MiB", "GiB", "TiB")) 
     return f"{n:.3g} {units[-1]}"
 
 
+def _flop(n: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if n < 1000:
+            return f"{n:.3g} {unit}FLOP"
+        n /= 1000
+    return f"{n:,.3g} EFLOP"
+
+
 def describe(recipe: Recipe) -> str:
     """The resolved recipe and what it costs, as text; every part is built and checked.
 
@@ -64,8 +72,8 @@ def describe(recipe: Recipe) -> str:
         "steps": f"{spec.steps:,} of batch {spec.batch_size}"
         + (f" ({share // micro} micro-batches of {micro} on one device)" if micro < share else "")
         + (f", {spec.steps * spec.batch_size / count:,.0f} epochs" if count else ""),
-        "compute": f"{forward / 1e9:.3g} GFLOP an image forward, {step / 1e12:.3g} TFLOP a step, "
-        f"{step * spec.steps / 1e15:.3g} PFLOP in all",
+        "compute": f"{_flop(forward)} an image forward, {_flop(step)} a step, "
+        f"{_flop(step * spec.steps)} in all",
         "memory": f"about {_size(state)} for weights, gradients, optimiser and average, "
         f"{_size(activations)} for activations (estimates for one device)",
     }

@@ -267,7 +267,8 @@ class Evaluation(_Section):
     """What `softtrunc evaluate` measures unless told otherwise.
 
     - `eps`: the time down to which the model's density is followed.
-    - `rtol`, `atol`: of the probability-flow solver. `probes`: Hutchinson probes per example.
+    - `solver`, `rtol`, `atol`: of the probability-flow ODE: "rk45", or "rk23", which is cheaper at
+      loose tolerances. `probes`: Hutchinson probes per example.
     - `passes`: how often every image is counted, each time with fresh noise.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
@@ -277,6 +278,7 @@ class Evaluation(_Section):
     """
 
     eps: Positive = 1e-5
+    solver: Literal["rk45", "rk23"] = "rk45"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
     probes: Count = 1

@@ -20,7 +20,7 @@ from softtrunc.recipes.build import (
     build_sampler,
     build_training,
 )
-from softtrunc.recipes.errors import user_errors
+from softtrunc.recipes.errors import RunFailedError, user_errors
 from softtrunc.recipes.progress import Progress, Silent
 from softtrunc.recipes.run import Run
 from softtrunc.recipes.schema import Recipe
@@ -29,6 +29,7 @@ from softtrunc.samplers import Sampler
 from softtrunc.score import ScoreModel
 from softtrunc.training import (
     Monitor,
+    NonFiniteLossError,
     Stopwatch,
     TrainState,
     fit,
@@ -123,7 +124,7 @@ def train(
     Raises:
         UserError: if the folder is taken, the recipe or data differ from those of the run, a
             checkpoint is damaged, or the recipe cannot be built.
-        NonFiniteLossError: if a loss is not finite; the last checkpoint stays.
+        RunFailedError: if a loss is not finite; the last checkpoint stays.
     """
     accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
     main = accelerator.is_main_process
@@ -171,7 +172,10 @@ def train(
     )
 
     def log() -> str:
-        row = monitor.row()
+        try:
+            row = monitor.row()
+        except NonFiniteLossError as error:
+            raise RunFailedError(f"{error}; the last checkpoint is kept in {out}") from error
         if row is None:
             return ""
         if main:

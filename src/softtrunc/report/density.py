@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from softtrunc.data import ImageDataset
-from softtrunc.density import Density, dequantize, mean_with_error, nelbo, probability_flow_nll
+from softtrunc.density import (
+    Density,
+    Method,
+    dequantize,
+    mean_with_error,
+    nelbo,
+    probability_flow_nll,
+)
 from softtrunc.report.figure import Figure
 from softtrunc.report.summary import DENSITY_FIGURES
 from softtrunc.score import ScoreModel
@@ -26,7 +33,7 @@ DensityFigure = Literal["nll_residual", "nll", "nelbo"]
 class DensityProtocol:
     """How bits per dimension are measured.
 
-    - `eps`: smallest diffusion time. `rtol`, `atol`: of the probability-flow solver.
+    - `eps`: smallest diffusion time. `solver`, `rtol`, `atol`: of the probability-flow ODE.
     - `probes`: Hutchinson probes per example. `nelbo_draws`: times per example.
     - `passes`: how often each image is counted, each time with fresh noise.
     - `batch_size`: examples at a time (no influence on the numbers).
@@ -35,6 +42,7 @@ class DensityProtocol:
     """
 
     eps: float = 1e-5
+    solver: Method = "rk45"
     rtol: float = 1e-5
     atol: float = 1e-5
     probes: int = 1
@@ -62,6 +70,7 @@ def _density(
         model,
         x,
         eps=p.eps,
+        method=p.solver,
         rtol=p.rtol,
         atol=p.atol,
         probes=p.probes,
@@ -90,7 +99,7 @@ def _protocol(
         }
     return common | {
         "estimator": "probability-flow ODE",
-        "solver": "embedded Runge-Kutta, per-example steps",
+        "solver": f"{p.solver} in the angle of signal and noise, steps per example",
         "rtol": p.rtol,
         "atol": p.atol,
         "divergence": f"Hutchinson, {p.probes} Rademacher probe{'s' if p.probes > 1 else ''}",
