@@ -95,8 +95,9 @@ data, config = build_data(recipe, "train"), build_training(recipe)
 state = TrainState.create(build_model(recipe, channels=1, image_size=(8, 8)), config)
 rows = []
 for r in fit(state, build_objective(recipe), data, config, steps=8, accelerator=accelerator):
-    rows.append({"tau": accelerator.gather(torch.tensor([r.tau], dtype=torch.float64)).tolist(),
-                 "loss": accelerator.gather(r.loss).tolist(), "t": accelerator.gather(r.t).tolist()})
+    tau = torch.tensor([r.tau], dtype=torch.float64)
+    values = {"tau": tau, "loss": r.loss, "t": r.t}
+    rows.append({name: accelerator.gather(value).tolist() for name, value in values.items()})
 if accelerator.is_main_process:
     print("ROWS " + json.dumps(rows))
 """

@@ -205,7 +205,8 @@ def test_a_run_draws_evaluates_and_reports(capsys, run, tmp_path):
     assert main([*command, *settings, "--set", "evaluation.nelbo_draws=2"]) == 0
     content = json.loads((run / "evaluation.json").read_text())
     keys = [figure["key"] for figure in content["figures"]]
-    assert keys == ["nll_residual", "nll", "nelbo", "frechet_distance"]
+    distances = ["frechet_distance", "frechet_distance_test"]
+    assert keys == ["nll_residual", "nll", "nelbo", *distances]
     assert content["figures"][0]["protocol"]["n"] == 6
     assert content["figures"][3]["name"] == "FD(digits-mlp)"
     capsys.readouterr()

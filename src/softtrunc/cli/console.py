@@ -27,7 +27,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def stdout() -> Console:
     """Where results go: as wide as the terminal, wide enough for a table elsewhere."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 class _Bar:
@@ -36,8 +36,11 @@ class _Bar:
         self._task = task
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """Move the bar."""
-        self._progress.update(self._task, advance=n, note=note)
+        """Move the bar; an empty note leaves the one before."""
+        if note:
+            self._progress.update(self._task, advance=n, note=note)
+        else:
+            self._progress.advance(self._task, n)
 
 
 class _Lines:
@@ -66,23 +69,39 @@ class ConsoleProgress:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
+        self._display: Progress | None = None
+        self._open = 0
 
     @contextmanager
     def task(self, label: str, total: int, done: int = 0) -> Iterator[Task]:
-        """A bar, or lines every ten seconds where there is no terminal."""
+        """A bar, or lines every ten seconds where there is no terminal.
+
+        Tasks may overlap: their bars then stand below each other.
+        """
         if not self._console.is_terminal:
             yield _Lines(label, total, done)
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=self._console) as progress:
-            yield _Bar(progress, progress.add_task(label, total=total, completed=done, note=""))
+        if self._display is None:
+            self._display = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+            )
+            self._display.start()
+        self._open += 1
+        try:
+            yield _Bar(
+                self._display, self._display.add_task(label, total=total, completed=done, note="")
+            )
+        finally:
+            self._open -= 1
+            if self._open == 0:
+                self._display.stop()
+                self._display = None
 
     def say(self, line: str) -> None:
         """One line."""

@@ -16,25 +16,23 @@ def demo(
         bool,
         typer.Option("--full", help="Also the variance-weighted baseline and k = 0.9 and 2."),
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an earlier demo stopped.")
-    ] = False,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Fewer or more optimiser steps per model.")
     ] = None,
 ) -> None:
     """Train with hard and with Soft Truncation on real digits; sample, judge, compare.
 
-    Takes a few minutes on two CPU cores and writes a page with the pictures.
+    Takes a few minutes on two CPU cores and writes a page with the pictures. Stopped by Ctrl-C,
+    it goes on where it was when called again.
     """
     from softtrunc.cli.console import ConsoleProgress, stdout
     from softtrunc.cli.table import comparison_table
     from softtrunc.recipes.demo import run_demo
 
     progress = ConsoleProgress()
-    outcome = run_demo(out, full=full, resume=resume, steps=steps, progress=progress)
+    outcome = run_demo(out, full=full, steps=steps, progress=progress)
     if outcome is None:
-        progress.say(f"stopped; the finished part is in {out}: go on with --resume")
+        progress.say(f"stopped; the same command goes on from the checkpoints in {out}")
         return
     stdout().print(comparison_table(outcome.runs))
     typer.echo(f"report: {outcome.page}")

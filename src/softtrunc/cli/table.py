@@ -12,16 +12,18 @@ __all__ = ["comparison_table", "figure_table"]
 
 
 def comparison_table(runs: Sequence[Path]) -> Table:
-    """The report's summary table: one run a row, the best value of a column in bold."""
+    """The report's summary table on its side: one run a column, the best value of a row in bold."""
     from softtrunc.recipes.compare import compare
 
     summary = compare(runs)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in summary.columns:
-        title = f"{column.title}\n{column.unit}" if column.unit else column.title
-        table.add_column(title, justify="right" if column.numeric else "left", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for row in summary.rows:
-        table.add_row(*(f"[bold]{cell.text}[/bold]" if cell.best else cell.text for cell in row))
+        table.add_column(row[0].text, justify="right", no_wrap=True)
+    for number, column in enumerate(summary.columns[1:], start=1):
+        title = f"{column.title}, {column.unit}" if column.unit else column.title
+        cells = (row[number] for row in summary.rows)
+        table.add_row(title, *(f"[bold]{c.text}[/bold]" if c.best else c.text for c in cells))
     return table
 
 

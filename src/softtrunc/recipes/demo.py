@@ -9,11 +9,10 @@ from typing import NamedTuple
 from softtrunc.recipes.compare import write_page
 from softtrunc.recipes.errors import UserError
 from softtrunc.recipes.load import load_recipe
-from softtrunc.recipes.measure import measure
 from softtrunc.recipes.progress import Progress
 from softtrunc.recipes.run import Run
 from softtrunc.recipes.schema import Recipe
-from softtrunc.recipes.train import train
+from softtrunc.recipes.side_by_side import train_and_measure
 from softtrunc.training import list_checkpoints
 
 __all__ = ["DemoOutcome", "demo_recipes", "run_demo"]
@@ -45,16 +44,11 @@ def demo_recipes(*, full: bool, steps: int | None = None) -> dict[str, Recipe]:
 
 
 def run_demo(
-    out: Path,
-    *,
-    full: bool = False,
-    resume: bool = False,
-    steps: int | None = None,
-    progress: Progress,
+    out: Path, *, full: bool = False, steps: int | None = None, progress: Progress
 ) -> DemoOutcome | None:
     """Train, sample, measure and report.
 
-    A finished demo in `out` is replaced; an unfinished one goes on with `resume`.
+    An unfinished demo in `out` goes on where it stopped; a finished one is replaced.
 
     Returns:
         Where things are, or None if a signal stopped training.
@@ -63,23 +57,33 @@ def run_demo(
         UserError: if `out` holds something that the demo did not write.
     """
     recipes = demo_recipes(full=full, steps=steps)
+    resume = _unfinished(out, recipes)
     if not resume:
-        _clear(out, recipes)
-    for name, recipe in recipes.items():
-        outcome = train(recipe, out / name, resume=resume, progress=progress)
-        if outcome.interrupted:
-            return None
-    for name in recipes:
-        measure(out / name, progress=progress)
-    runs = [out / name for name in recipes]
+        _clear(out)
+    by_folder = {out / name: recipe for name, recipe in recipes.items()}
+    if not train_and_measure(by_folder, resume=resume, progress=progress):
+        return None
+    runs = list(by_folder)
     page = write_page(
         runs, out / "report.html", title="Soft Truncation against hard truncation: the demo"
     )
     return DemoOutcome(runs, page)
 
 
-def _clear(out: Path, recipes: dict[str, Recipe]) -> None:
-    """Remove an earlier, finished demo; refuse to touch anything else."""
+def _unfinished(out: Path, recipes: dict[str, Recipe]) -> bool:
+    """Whether any of the runs has begun and not all have reached their last step."""
+    reached = [
+        int(found[-1].name.removeprefix("step-"))
+        if (found := list_checkpoints(Run(out / name).checkpoints))
+        else 0
+        for name in recipes
+    ]
+    wanted = [recipe.training.steps for recipe in recipes.values()]
+    return any(reached) and any(r < w for r, w in zip(reached, wanted, strict=True))
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier demo; refuse to touch anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     known = {*demo_recipes(full=True), "report.html"}
@@ -87,15 +91,4 @@ def _clear(out: Path, recipes: dict[str, Recipe]) -> None:
     if not out.is_dir() or strangers:
         what = f"holds {strangers[0]!r}, which" if strangers else "is a file that"
         raise UserError(f"{out}: {what} the demo did not write: choose another --out")
-    unfinished = [
-        name
-        for name, recipe in recipes.items()
-        if (found := list_checkpoints(Run(out / name).checkpoints))
-        and int(found[-1].name.removeprefix("step-")) < recipe.training.steps
-    ]
-    if unfinished:
-        raise UserError(
-            f"{out}: an unfinished demo is here ({unfinished[0]}): add --resume to go on with it, "
-            "or choose another --out"
-        )
     shutil.rmtree(out)

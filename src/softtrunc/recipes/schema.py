@@ -272,7 +272,6 @@ class Evaluation(_Section):
     - `passes`: how often every image is counted, each time with fresh noise.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
-    - `reference`: the split that the distance compares with.
     - `features`: "digits-mlp", or the path of a TorchScript extractor; null: no distance.
     - `seed`: of every draw of the evaluation.
     """
@@ -285,7 +284,6 @@ class Evaluation(_Section):
     passes: Count = 1
     nelbo_draws: Count = 32
     samples: Count = 50_000
-    reference: Literal["train", "test"] = "train"
     batch_size: Count = 256
     features: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +20,7 @@ from softtrunc.recipes.errors import RunFailedError, user_errors
 from softtrunc.recipes.progress import Progress, Silent
 from softtrunc.recipes.run import Run
 from softtrunc.recipes.schema import Recipe
+from softtrunc.recipes.signals import stop_on_signal
 from softtrunc.report.grid import save_grid
 from softtrunc.samplers import Sampler
 from softtrunc.score import ScoreModel
@@ -50,30 +47,6 @@ class TrainOutcome:
     step: int
     seconds: float
     interrupted: bool
-
-
-class _StopRequest:
-    """Set by SIGINT or SIGTERM; read between steps."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C means now
-        self.signal = number
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[_StopRequest]:
-    """Within the block SIGINT and SIGTERM ask for a stop instead of ending the process."""
-    request = _StopRequest()
-    saved = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)
 
 
 def _save_samples(
@@ -190,7 +163,7 @@ def train(
 
     note = ""
     with (
-        _stop_on_signal() as stop,
+        stop_on_signal() as stop,
         progress.task(f"train {out.name}", spec.steps, done=state.step) as bar,
     ):
         for record in fit(

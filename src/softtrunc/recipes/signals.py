@@ -1,0 +1,35 @@
+"""SIGINT and SIGTERM as requests to stop, read between steps."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["StopRequest", "stop_on_signal"]
+
+
+class StopRequest:
+    """Whether a signal asked for a stop, and which."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        """The signal handler."""
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C means now
+        self.signal = number
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Within the block SIGINT and SIGTERM ask for a stop instead of ending the process."""
+    request = StopRequest()
+    saved = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
