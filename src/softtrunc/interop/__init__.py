@@ -1,1 +1,27 @@
-"""."""
+"""Checkpoints of other projects in, models out to other libraries."""
+
+from softtrunc.interop.conditioning import ConditioningChoice, choose_conditioning
+from softtrunc.interop.public_config import (
+    ModelDescription,
+    describe_public_config,
+    read_public_config,
+)
+from softtrunc.interop.public_layout import PublicTensor, public_layout
+from softtrunc.interop.score_sde import (
+    ScoreSDECheckpoint,
+    describe_model,
+    load_score_sde_checkpoint,
+)
+
+__all__ = [
+    "ConditioningChoice",
+    "ModelDescription",
+    "PublicTensor",
+    "ScoreSDECheckpoint",
+    "choose_conditioning",
+    "describe_model",
+    "describe_public_config",
+    "load_score_sde_checkpoint",
+    "public_layout",
+    "read_public_config",
+]

@@ -19,7 +19,10 @@ from softtrunc.recipes.errors import UserError, user_errors
 from softtrunc.recipes.load import dump_recipe, parse_recipe
 from softtrunc.recipes.schema import Recipe
 
-__all__ = ["Run", "now", "package_versions", "write_text"]
+__all__ = ["UNKNOWN_FINGERPRINT", "Run", "now", "package_versions", "write_text"]
+
+UNKNOWN_FINGERPRINT = "unknown"
+"""In the data card of an imported run, whose training data were not at hand."""
 
 # What may change when a run goes on: how long it runs and what it writes, not what it computes.
 _FREE_ON_RESUME = (

@@ -1,0 +1,199 @@
+"""`softtrunc import`: a public checkpoint is a run like any other."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from public_network import VE, checkpoint, configuration
+
+from softtrunc.cli import main
+from softtrunc.interop import load_score_sde_checkpoint
+from softtrunc.recipes import load_recipe
+from softtrunc.recipes.import_checkpoint import load_by_recipe, recipe_of_public_config
+from softtrunc.recipes.open_run import open_run
+from softtrunc.recipes.run import Run
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+T = torch.tensor([0.3, 0.8])
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """c.pth and c.json of a small NCSN++, with the working directory there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    config = configuration(VE)
+    torch.save(checkpoint(config)[0], "c.pth")
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def score(model):
+    with torch.no_grad():
+        return model.cpu()(X, T)
+
+
+def test_a_run_from_a_json_configuration(files, capsys):
+    assert main(["import", "c.pth", "--config", "c.json", "--out", "run"]) == 0
+    assert "step 1234, conditioning log_sigma" in capsys.readouterr().err
+    for weights in ("ema", "raw"):
+        opened = open_run(files / "run", weights=weights)
+        assert opened.step == 1234
+        truth = load_score_sde_checkpoint("c.pth", "c.json", weights=weights)
+        assert torch.equal(score(opened.model), score(truth))
+    assert main(["sample", "run", "-n", "2", "--sampler", "heun", "--steps", "2",
+                 "--out", "drawn.npz"]) == 0  # fmt: skip
+    assert np.load("drawn.npz")["images"].shape[0] == 2
+
+
+def test_raw_weights_can_stand_in_for_the_average(files):
+    assert main(["import", "c.pth", "--config", "c.json", "--weights", "raw", "--out", "run"]) == 0
+    truth = load_score_sde_checkpoint("c.pth", "c.json", weights="raw")
+    assert torch.equal(score(open_run(files / "run").model), score(truth))
+
+
+def test_the_conditioning_is_kept(files, capsys):
+    arguments = ["import", "c.pth", "--config", "c.json", "--conditioning"]
+    assert main([*arguments, "unbounded_sigma", "--out", "given"]) == 0
+    assert open_run(files / "given").model.conditioning == "unbounded_sigma"
+    assert main([*arguments, "auto", "--out", "auto"]) == 0
+    said = capsys.readouterr().err
+    errors = {
+        name: float(line.split()[-1])
+        for name in ("log_sigma", "unbounded_sigma")
+        for line in said.splitlines()
+        if line.startswith(f"conditioning {name}:")
+    }
+    assert open_run(files / "auto").model.conditioning == min(errors, key=errors.get)
+
+
+RECIPE = """
+sde: {kind: ve}
+network:
+  preset: ncsnpp
+  options: {base_channels: 8, channel_multipliers: [1, 2], blocks_per_level: 1,
+            attention_resolutions: [8]}
+training: {steps: 10}
+"""
+
+
+def test_a_run_from_a_recipe(files):
+    (files / "r.yaml").write_text(RECIPE + "data: {image_size: 16}\n")
+    assert main(["import", "c.pth", "--recipe", "r.yaml", "--out", "run"]) == 0
+    truth = load_score_sde_checkpoint("c.pth", "c.json")
+    assert torch.equal(score(open_run(files / "run").model), score(truth))
+    assert torch.equal(score(load_by_recipe("c.pth", "r.yaml")), score(truth))
+    recipe = Run(files / "run").recipe()
+    assert recipe.network.conditioning == "log_sigma"
+    assert recipe.model_copy(update={"network": load_recipe("r.yaml").network}) == load_recipe(
+        "r.yaml"
+    )
+
+
+def test_evaluating_needs_the_data_by_name(files, capsys):
+    """Of an imported run nobody knows the data: any of its shape may be given."""
+    arguments = ["import", "c.pth", "--config", "c.json", "--out", "run"]
+    assert main([*arguments, "--set", "data.dequantize=true"]) == 0
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    np.save("images.npy", images)
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--bpd", "--limit", "2"]) == 2
+    assert "--data" in capsys.readouterr().err
+    settings = ["--set", "evaluation.rtol=1e-1", "--set", "evaluation.atol=1e-1"]
+    few = ["--set", "evaluation.nelbo_draws=2"]
+    arguments = ["evaluate", "run", "--bpd", "--limit", "1", "--split", "train"]
+    assert main([*arguments, "--data", "images.npy", *settings, *few]) == 0
+    content = json.loads((files / "run" / "evaluation.json").read_text())
+    assert content["data"]["name"] == "images"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["none.pth", "--config", "c.json"], "none.pth: no such file"),
+        (["c.pth", "--config", "none.json"], "none.json: no such file"),
+        (["c.pth"], "either --recipe NAME or --config JSON"),
+        (["c.pth", "--recipe", "r.yaml", "--config", "c.json"], "either --recipe"),
+        (["c.pth", "--recipe", "r.yaml"], "--set data.image_size"),
+        (
+            ["c.pth", "--recipe", "r.yaml", "--set", "data.image_size=16",
+             "--set", "network.options.blocks_per_level=2"],
+            "missing all_modules.",
+        ),
+        (["c.pth", "--config", "c.json", "--conditioning", "log_sgma"], "did you mean 'log_sigma'"),
+        (["c.pth", "--config", "c.json", "--conditioning", "unbounded_time"], "VP or sub-VP"),
+        (["c.pth", "--config", "c.json", "--weights", "mean"], "did you mean 'ema'?"),
+    ],
+)  # fmt: skip
+def test_mistakes_leave_nothing_behind(files, capsys, arguments, part):
+    (files / "r.yaml").write_text(RECIPE)
+    assert main(["import", *arguments, "--out", "run"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert part in lines[0]
+    assert not (files / "run").exists()
+
+
+def test_a_taken_folder_is_refused(files, capsys):
+    arguments = ["import", "c.pth", "--config", "c.json", "--out", "run"]
+    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def recipe(changes, **sections):
+    config = configuration(changes)
+    for name, values in sections.items():
+        config[name] = config.get(name, {}) | values
+    return recipe_of_public_config(config, name="r")
+
+
+def test_a_configuration_in_the_words_of_a_recipe():
+    got = recipe(
+        {"model.sigma_max": 50, "model.lsgm": True, "model.embedding_dim": 12, "model.nf": 16},
+        data={"random_flip": False, "dequantization": "uniform"},
+        training={
+            "st": True,
+            "k": 0.9,
+            "mixed": True,
+            "ddpm_weight": 100.0,
+            "reduce_mean": True,
+            "truncation_time": 1e-4,
+            "n_iters": 7,
+        },
+        optim={"lr": 1e-3, "beta1": 0.8, "warmup": 10, "grad_clip": -1.0},
+        sampling={"method": "pc", "corrector": "none", "predictor": "euler_maruyama", "snr": 0.2},
+    )
+    assert (got.sde.kind, got.truncation.k, got.truncation.eps) == ("vp", 0.9, 1e-4)
+    assert (got.objective.weighting, got.objective.mixed.coefficient) == ("mixed", 100.0)
+    assert got.objective.reduction == "mean"
+    assert got.network.preset == "ddpmpp"
+    assert got.network.options["embedding_size"] == 12
+    assert "dropout" not in got.network.options  # as in the preset
+    assert (got.data.flip, got.data.dequantize, got.data.image_size) == (False, True, 16)
+    assert (got.training.learning_rate, got.training.betas) == (1e-3, (0.8, 0.999))
+    assert (got.training.grad_clip, got.training.steps) == (None, 7)
+    assert (got.sampling.sampler, got.sampling.corrector_steps) == ("pc", 0)
+    assert (got.sampling.predictor, got.sampling.steps) == ("euler_maruyama", 1000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "training", "k"),
+    [
+        ({}, {}, math.inf),
+        ({}, {"st": True}, 1.0),
+        (VE, {"st": True}, 2.0),
+        (VE | {"training.sde": "rvesde"}, {"st": True, "k": 1.0}, 2.0),
+    ],
+)
+def test_soft_truncation_as_it_was_meant(changes, training, k):
+    assert recipe(changes, training=training).truncation.k == k
+
+
+def test_what_no_recipe_says():
+    with pytest.raises(ValueError, match=r"data\.centered = False"):
+        recipe({"data.centered": False})
