@@ -144,12 +144,12 @@ def train_and_measure(recipes: Mapping[Path, Recipe], *, resume: bool, progress:
             try:
                 message = messages.get(timeout=0.2)
             except queue.Empty:
-                for name, child in list(running.items()):
-                    if not child.is_alive() and messages.empty():
+                for name, process in list(running.items()):
+                    if not process.is_alive() and messages.empty():
                         del running[name]
                         if stop.signal is None:
                             raise RunFailedError(
-                                f"{name}: its process died (exit code {child.exitcode}): out of "
+                                f"{name}: its process died (exit code {process.exitcode}): out of "
                                 "memory? Go on with --resume"
                             ) from None
                 continue
