@@ -1,17 +1,31 @@
 """Data: uint8 images with a card that says what they are, and their way to a model's range."""
 
-from softtrunc.data.dataset import DataCard, ImageDataset
+from softtrunc.data.arrays import load_array
+from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
 from softtrunc.data.digits import load_digits_split
-from softtrunc.data.folder import load_folder
-from softtrunc.data.open import open_dataset
+from softtrunc.data.folder import load_archive, load_folder
+from softtrunc.data.idx import load_idx, read_idx
+from softtrunc.data.inspection import Inspection, SigmaMax, inspect
+from softtrunc.data.open import open_dataset, prepare
 from softtrunc.data.pixels import stretch_levels, to_model_range, to_uint8
+from softtrunc.data.prepared import open_prepared
 
 __all__ = [
     "DataCard",
     "ImageDataset",
+    "Inspection",
+    "SigmaMax",
+    "Skipped",
+    "inspect",
+    "load_archive",
+    "load_array",
     "load_digits_split",
     "load_folder",
+    "load_idx",
     "open_dataset",
+    "open_prepared",
+    "prepare",
+    "read_idx",
     "stretch_levels",
     "to_model_range",
     "to_uint8",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 
-__all__ = ["DataCard", "ImageDataset"]
+__all__ = ["DataCard", "ImageDataset", "Skipped"]
+
+# Memory-mapped data are read through in pieces of this size.
+_SCAN_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,28 @@ class DataCard:
         return cls(**values)
 
 
-@dataclass(frozen=True)
+class Skipped(NamedTuple):
+    """A file that was left out, by its name within the source, and why."""
+
+    name: str
+    reason: str
+
+
+# eq=False: comparing arrays element by element gives no single answer; compare fingerprints.
+@dataclass(frozen=True, eq=False)
 class ImageDataset:
     """One split of a data set.
 
     - `images`: uint8 (N, C, H, W), in memory or memory-mapped.
     - `card`: what they are.
     - `labels`: int64 (N,), or None where there are none.
-    - `skipped`: files that could not be read, with the reason.
+    - `skipped`: files that could not be read.
     """
 
-    images: np.ndarray
+    images: UInt8[np.ndarray, "n c h w"]
     card: DataCard
-    labels: np.ndarray | None = None
-    skipped: tuple[tuple[str, str], ...] = ()
+    labels: Int64[np.ndarray, " n"] | None = None
+    skipped: tuple[Skipped, ...] = ()
 
     @classmethod
     def create(
@@ -81,7 +92,7 @@ class ImageDataset:
         levels: int = 256,
         preprocessing: str = "none",
         labels: np.ndarray | None = None,
-        skipped: tuple[tuple[str, str], ...] = (),
+        skipped: Sequence[Skipped] = (),
     ) -> ImageDataset:
         """Wrap images and write their card.
 
@@ -92,8 +103,8 @@ class ImageDataset:
             source: where they came from.
             levels: number of grey levels, 2 to 256.
             preprocessing: what was done to them.
-            labels: one per image.
-            skipped: files left out, with the reason.
+            labels: integers, one per image.
+            skipped: files left out.
 
         Raises:
             ValueError: if the images are not what they must be.
@@ -103,12 +114,15 @@ class ImageDataset:
                 f"{source}: images must be uint8 of shape (N, 1 or 3, H, W), not "
                 f"{images.dtype} {images.shape}"
             )
-        if len(images) == 0:
-            raise ValueError(f"{source}: no image in the {split} split")
-        if not 2 <= levels <= 256 or int(images.max()) >= levels:
+        if 0 in images.shape:
+            raise ValueError(f"{source}: no image in the {split} split (shape {images.shape})")
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise ValueError(f"{source}: {len(images)} images but labels of shape {labels.shape}")
+        highest, fingerprint = _scan(images, levels)
+        if not 2 <= levels <= 256 or highest >= levels:
             raise ValueError(
                 f"{source}: levels={levels}: need 2 to 256 and values below it; the largest value "
-                f"is {int(images.max())}"
+                f"is {highest}"
             )
         card = DataCard(
             name=name,
@@ -120,20 +134,39 @@ class ImageDataset:
             width=images.shape[3],
             levels=levels,
             preprocessing=preprocessing,
-            fingerprint=_fingerprint(images, levels),
+            fingerprint=fingerprint,
         )
-        return cls(images, card, labels, skipped)
+        numbers = None if labels is None else labels.astype(np.int64)
+        return cls(images, card, numbers, tuple(skipped))
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
 
     def batch(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
-        """The images with these numbers, in this order."""
-        return torch.from_numpy(np.ascontiguousarray(self.images[indices.numpy()]))
+        """The images with these numbers, in this order, on the CPU."""
+        return torch.from_numpy(np.ascontiguousarray(self.images[indices.cpu().numpy()]))
+
+    def verify(self) -> None:
+        """Read every pixel and compare with the card's fingerprint.
+
+        Raises:
+            ValueError: if these are not the images that the card describes.
+        """
+        found = _scan(self.images, self.card.levels)[1]
+        if found != self.card.fingerprint:
+            raise ValueError(
+                f"{self.card.name} ({self.card.split}): the images have changed: SHA-256 "
+                f"{found[:12]}, the card says {self.card.fingerprint[:12]}: prepare them again"
+            )
 
 
-def _fingerprint(images: np.ndarray, levels: int) -> str:
+def _scan(images: np.ndarray, levels: int) -> tuple[int, str]:
+    """Largest value and SHA-256 over shape, levels and pixels, in one pass over the data."""
     digest = hashlib.sha256(f"{images.shape} {levels}".encode())
-    for first in range(0, len(images), 4096):
-        digest.update(np.ascontiguousarray(images[first : first + 4096]).data)
-    return digest.hexdigest()
+    highest = 0
+    rows = max(1, _SCAN_BYTES // max(1, images[0].nbytes))
+    for first in range(0, len(images), rows):
+        part = np.ascontiguousarray(images[first : first + rows])
+        highest = max(highest, int(part.max()))
+        digest.update(part.data)
+    return highest, digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Metrics of samples: feature extractors and the Frechet distance between their statistics."""
+"""Metrics of samples: feature extractors, and distances and scores over what they give."""
 
 from softtrunc.metrics.features import (
     DigitsFeatures,
@@ -6,13 +6,24 @@ from softtrunc.metrics.features import (
     TorchScriptFeatures,
     distance_name,
 )
-from softtrunc.metrics.frechet import FeatureStatistics, frechet_distance
+from softtrunc.metrics.frechet import frechet_distance
+from softtrunc.metrics.inception_score import InceptionScore, inception_score
+from softtrunc.metrics.kernel import KernelDistance, kernel_inception_distance
+from softtrunc.metrics.manifold import PrecisionRecall, precision_recall
+from softtrunc.metrics.statistics import FeatureStatistics, Provenance
 
 __all__ = [
     "DigitsFeatures",
     "FeatureExtractor",
     "FeatureStatistics",
+    "InceptionScore",
+    "KernelDistance",
+    "PrecisionRecall",
+    "Provenance",
     "TorchScriptFeatures",
     "distance_name",
     "frechet_distance",
+    "inception_score",
+    "kernel_inception_distance",
+    "precision_recall",
 ]

@@ -5,31 +5,37 @@ from __future__ import annotations
 import hashlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+
+from softtrunc.metrics.resize import clean_resize
 
 __all__ = ["DigitsFeatures", "FeatureExtractor", "TorchScriptFeatures", "distance_name"]
 
-INCEPTION_FILE = "inception-2015-12-05.pt"
-_INCEPTION_DIM = 2048
+# The TorchScript translation of the TensorFlow network that FID is defined by, 95,607,719 bytes.
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+INCEPTION_NAME = "inception-2015-12-05"
 _FULL_FID = 50_000
 
 
+@runtime_checkable
 class FeatureExtractor(Protocol):
     """Images in, feature vectors out.
 
     - `name`: stands in the name of the distance. `hash`: of what decides the features.
     - `dim`: number of features.
+    - `resize`: how images are brought to the network's size.
     - `full_range`: whether images are wanted with values 0 ... 255, or in their own grey levels.
     """
 
     name: str
     hash: str
     dim: int
+    resize: str
     full_range: bool
 
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
@@ -37,8 +43,12 @@ class FeatureExtractor(Protocol):
 
 
 def distance_name(extractor: FeatureExtractor, samples: int) -> str:
-    """ "FID" over Inception with at least 50,000 samples, "FID@10k" with fewer; else "FD(name)"."""
-    if extractor.name != "inception-2015-12-05":
+    """What a Frechet distance may be called.
+
+    "FID" is over the standard Inception network, known by its SHA-256, and at least 50,000
+    samples; with fewer it is "FID@10k". Over anything else it is "FD(name of the extractor)".
+    """
+    if extractor.hash != INCEPTION_SHA256:
         return f"FD({extractor.name})"
     if samples >= _FULL_FID:
         return "FID"
@@ -48,43 +58,94 @@ def distance_name(extractor: FeatureExtractor, samples: int) -> str:
 class TorchScriptFeatures:
     """Pooled features of a TorchScript network `forward(img_uint8, return_features=True)`.
 
-    Grey images are given as three equal channels. A file named `inception-2015-12-05.pt` with
-    2,048 features counts as the standard Inception network; anything else goes by its file name.
+    Grey images are replicated to three channels (`describe` says so for a protocol).
 
     Args:
-        path: the TorchScript file.
+        path: the TorchScript file. The standard `inception-2015-12-05.pt` is known by its
+            SHA-256; any other goes by its file name.
+        resize: "legacy": the network itself resizes; "clean": Pillow does, antialiased, before
+            (`clean_resize`).
+        size: side in pixels that "clean" brings images to; 299 is Inception's.
 
     Raises:
-        ValueError: if the file is not TorchScript or does not take images this way.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not TorchScript, does not take images this way, or `resize` is
+            unknown.
     """
 
     full_range = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, resize: Literal["legacy", "clean"] = "legacy", size: int = 299
+    ) -> None:
+        if resize not in ("legacy", "clean"):
+            raise ValueError(f'resize={resize!r} is unknown: write "legacy" or "clean"')
+        if size < 1:
+            raise ValueError(f"size={size}: need at least 1 pixel, e.g. 299 for Inception")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
         try:
             network = torch.jit.load(str(path), map_location="cpu").eval()
             probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
             with torch.no_grad():
                 features = network(probe, return_features=True)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ValueError(
                 f"{path}: not a TorchScript network with forward(img, return_features=True): "
-                f"{str(error).strip().splitlines()[-1]}"
+                f"{reason}"
             ) from error
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 1:
+            raise ValueError(f"{path}: its features of one image are not one row of numbers")
         self._network = network
+        self._clean_size = size if resize == "clean" else None
+        self._device = torch.device("cpu")
+        # Some networks leave out the last layer's bias on request, as the inception score does.
+        arguments = {argument.name for argument in network.forward.schema.arguments}
+        self._without_bias = {"no_output_bias": True} if "no_output_bias" in arguments else {}
         self.dim = int(features.shape[1])
-        self.hash = hashlib.sha256(path.read_bytes()).hexdigest()
-        inception = path.name == INCEPTION_FILE and self.dim == _INCEPTION_DIM
-        self.name = "inception-2015-12-05" if inception else path.stem
+        self.resize = "legacy" if resize == "legacy" else f"clean to {size}x{size}"
+        with path.open("rb") as stream:
+            self.hash = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.name = INCEPTION_NAME if self.hash == INCEPTION_SHA256 else path.stem
+        if self.name == INCEPTION_NAME and self.hash != INCEPTION_SHA256:
+            # Not the network of that name: nobody may read it as such.
+            self.name = f"{INCEPTION_NAME}, altered {self.hash[:8]}"
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"{self.name}: images of {images.shape[1]} channels: need 1 or 3")
+        if self._device != images.device:
+            self._network.to(images.device)
+            self._device = images.device
+        if self._clean_size is not None:
+            images = clean_resize(images, self._clean_size)
+        return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Features of images with values 0 ... 255."""
-        self._network.to(images.device)
-        if images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
-        features: Tensor = self._network(images, return_features=True)
+        """Features of images with values 0 ... 255, 1 or 3 channels.
+
+        Raises:
+            ValueError: for other numbers of channels.
+        """
+        features: Tensor = self._network(self._inputs(images), return_features=True)
         return features
+
+    @torch.no_grad()
+    def probabilities(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Class probabilities, for the inception score.
+
+        Raises:
+            ValueError: for other numbers of channels than 1 and 3.
+        """
+        output: Tensor = self._network(self._inputs(images), **self._without_bias)
+        return output
+
+    def describe(self, channels: int) -> str:
+        """How images with so many channels reach the network, for a protocol."""
+        grey = ", grey replicated to 3 channels" if channels == 1 else ""
+        return f"{self.resize} resize{grey}"
 
 
 class DigitsFeatures:
@@ -97,13 +158,22 @@ class DigitsFeatures:
         images: uint8 (N, 1, 8, 8) with values 0 ... 16.
         labels: int64 (N,), 0 ... 9.
         epochs: passes over the images.
+
+    Raises:
+        ValueError: if images or labels are not of these shapes.
     """
 
     name = "digits-mlp"
     dim = 64
+    resize = "none"
     full_range = False
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, *, epochs: int = 60) -> None:
+        if images.shape[1:] != (1, 8, 8) or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"DigitsFeatures: images {images.shape}, labels {labels.shape}: need (N, 1, 8, 8) "
+                "and (N,)"
+            )
         generator = torch.Generator().manual_seed(0)
         sizes = (64, 128, 64, 10)
         linear = [nn.utils.skip_init(nn.Linear, a, b) for a, b in pairwise(sizes)]
@@ -142,6 +212,13 @@ class DigitsFeatures:
         return features
 
     @torch.no_grad()
-    def classify(self, images: UInt8[Tensor, "n c h w"]) -> Tensor:
+    def probabilities(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Probabilities of the ten digits."""
+        self._head.to(images.device)
+        self._features.to(images.device)
+        return self._logits(self._inputs(images)).softmax(1)
+
+    @torch.no_grad()
+    def classify(self, images: UInt8[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
         """The digit that each image is taken for, int64 (N,)."""
-        return self._logits(self._inputs(images.cpu())).argmax(1)
+        return self.probabilities(images).argmax(1)

@@ -1,4 +1,4 @@
-"""Frechet distance between Gaussians fitted to features (Heusel et al. 2017, arXiv 1706.08500)."""
+"""Frechet distance between Gaussians (Frechet 1957; Dowson and Landau 1982)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["FeatureStatistics", "frechet_distance"]
+__all__ = ["frechet_distance"]
+
+
+def _root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """The symmetric square root; rounding's negative eigenvalues of singular matrices are 0."""
+    values, vectors = torch.linalg.eigh(0.5 * (covariance + covariance.T))
+    root: Tensor = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+    return root
 
 
 def frechet_distance(
@@ -15,56 +22,28 @@ def frechet_distance(
     mean_b: Float[Tensor, " d"],
     covariance_b: Float[Tensor, "d d"],
 ) -> float:
-    """`|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2))`, in float64.
+    """`|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2))`, in float64 on the CPU.
 
-    The trace of the square root comes from the eigenvalues of the symmetric `A^(1/2) B A^(1/2)`,
-    which are real and need no tricks where the covariances are singular.
+    This is the squared 2-Wasserstein distance of two Gaussians, what FID computes from features
+    (Heusel et al. 2017, arXiv 1706.08500). The trace of the square root is the sum of the
+    singular values of `A^(1/2) B^(1/2)`: no complex numbers, no offset added to the diagonal, and
+    no digits lost where the covariances are singular, as with fewer samples than features.
+
+    Raises:
+        ValueError: if shapes do not match or a value is not finite.
     """
-    a, b = covariance_a.double().cpu(), covariance_b.double().cpu()
-    values, vectors = torch.linalg.eigh(a)
-    root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0.0).sqrt().sum()
-    difference = (mean_a.double().cpu() - mean_b.double().cpu()).square().sum()
-    return float(difference + a.trace() + b.trace() - 2.0 * cross)
-
-
-class FeatureStatistics:
-    """Count, mean and covariance of features, batch by batch, in float64 on the CPU.
-
-    Merging batches by their deviations (Chan et al. 1983) loses no digits however large the
-    features are against their spread.
-
-    Args:
-        dim: number of features d.
-    """
-
-    def __init__(self, dim: int) -> None:
-        self.count = 0
-        self.mean: Float[Tensor, " d"] = torch.zeros(dim, dtype=torch.float64)
-        self._scatter: Float[Tensor, "d d"] = torch.zeros(dim, dim, dtype=torch.float64)
-
-    def update(self, features: Float[Tensor, "n d"]) -> None:
-        """Take in a batch of features."""
-        batch = features.detach().double().cpu()
-        n = len(batch)
-        if n == 0:
-            return
-        mean = batch.mean(0)
-        centred = batch - mean
-        difference = mean - self.mean
-        total = self.count + n
-        self._scatter += centred.T @ centred
-        self._scatter += torch.outer(difference, difference) * (self.count * n / total)
-        self.mean = self.mean + difference * (n / total)
-        self.count = total
-
-    @property
-    def covariance(self) -> Float[Tensor, "d d"]:
-        """The unbiased covariance.
-
-        Raises:
-            ValueError: with fewer than two examples.
-        """
-        if self.count < 2:
-            raise ValueError(f"covariance of {self.count} images: need at least 2")
-        return self._scatter / (self.count - 1)
+    parts = [x.detach().to("cpu", torch.float64) for x in (mean_a, covariance_a)]
+    parts += [x.detach().to("cpu", torch.float64) for x in (mean_b, covariance_b)]
+    m_a, a, m_b, b = parts
+    d = len(m_a)
+    if m_b.shape != (d,) or a.shape != (d, d) or b.shape != (d, d):
+        raise ValueError(
+            f"frechet_distance: means {tuple(m_a.shape)} and {tuple(m_b.shape)}, covariances "
+            f"{tuple(a.shape)} and {tuple(b.shape)}: need (d,) and (d, d) from one extractor"
+        )
+    if not all(bool(x.isfinite().all()) for x in parts):
+        raise ValueError("frechet_distance: a mean or covariance is not finite: check the samples")
+    cross = torch.linalg.svdvals(_root(a) @ _root(b)).sum()
+    distance = (m_a - m_b).square().sum() + a.trace() + b.trace() - 2.0 * cross
+    # Nearly equal Gaussians may come out below zero by rounding.
+    return max(float(distance), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import assert_never
 
 import torch
@@ -11,6 +12,7 @@ from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
 from softtrunc.recipes.errors import UserError, user_errors
+from softtrunc.recipes.progress import Progress, Task
 from softtrunc.samplers import (
     Ancestral,
     DPMSolver,
@@ -169,8 +171,8 @@ def build_sampler(spec: schema.Sampling) -> Sampler:
                 assert_never(unreachable)
 
 
-def build_data(recipe: schema.Recipe, split: str) -> ImageDataset:
-    """The images of one split ("train" or "test").
+def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = None) -> ImageDataset:
+    """The images of one split ("train" or "test"), with a bar while files are read.
 
     Raises:
         UserError: if the recipe names no data, or they cannot be read.
@@ -180,5 +182,29 @@ def build_data(recipe: schema.Recipe, split: str) -> ImageDataset:
         raise UserError(
             f"recipe {recipe.name}: it is for your own images: add --data PATH (a folder of images)"
         )
-    with user_errors("data"):
-        return open_dataset(spec.source, split, image_size=spec.image_size, channels=spec.channels)
+    with ExitStack() as stack, user_errors("data"):
+        return open_dataset(
+            spec.source,
+            split,
+            image_size=spec.image_size,
+            channels=spec.channels,
+            progress=_ReadingBar(progress, f"read {split} images", stack) if progress else None,
+        )
+
+
+class _ReadingBar:
+    """A bar that appears with the first file, when it is known how many there are."""
+
+    def __init__(self, progress: Progress, label: str, stack: ExitStack) -> None:
+        self._progress = progress
+        self._label = label
+        self._stack = stack
+        self._task: Task | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """One more file was read."""
+        if self._task is None:
+            self._task = self._stack.enter_context(
+                self._progress.task(self._label, total, done - 1)
+            )
+        self._task.advance()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from softtrunc.data import ImageDataset, stretch_levels
 from softtrunc.metrics import (
@@ -55,12 +56,11 @@ def _extractor(recipe: Recipe) -> FeatureExtractor:
 
 
 def _statistics(
-    extractor: FeatureExtractor, images: torch.Tensor, levels: int, opened: OpenRun
+    extractor: FeatureExtractor, batches: Iterable[Tensor], levels: int, opened: OpenRun
 ) -> FeatureStatistics:
-    batch = opened.recipe.evaluation.batch_size
     statistics = FeatureStatistics(extractor.dim)
-    for part in images.split(batch):
-        pixels = stretch_levels(part, levels) if extractor.full_range else part
+    for images in batches:
+        pixels = stretch_levels(images, levels) if extractor.full_range else images
         statistics.update(extractor(pixels.to(opened.device)))
     return statistics
 
@@ -77,13 +77,14 @@ def _measure_samples(opened: OpenRun, progress: Progress) -> list[Figure]:
         stretch_levels(drawn.images[: recipe.training.samples], levels),
         opened.run.samples / "final.png",
     )
-    ours = _statistics(extractor, drawn.images, levels, opened)
+    ours = _statistics(extractor, drawn.images.split(spec.batch_size), levels, opened)
     seconds = time.perf_counter() - began
     figures = []
     # The field's distances are to the training images; held-out ones tell memory from skill.
     for split, key in (("train", "frechet_distance"), ("test", "frechet_distance_test")):
         reference = build_data(recipe, split)
-        theirs = _statistics(extractor, torch.from_numpy(reference.images[:]), levels, opened)
+        batches = (reference.batch(i) for i in torch.arange(len(reference)).split(spec.batch_size))
+        theirs = _statistics(extractor, batches, levels, opened)
         name = distance_name(extractor, spec.samples)
         figures.append(
             Figure(
@@ -102,6 +103,7 @@ def _measure_samples(opened: OpenRun, progress: Progress) -> list[Figure]:
                     "reference_fingerprint": reference.card.fingerprint,
                     "extractor": extractor.name,
                     "extractor_hash": extractor.hash,
+                    "resize": extractor.resize,
                     "sampler": recipe.sampling.model_dump(),
                     "quantization": "clipped, rounded to the nearest level",
                     "seed": spec.seed,

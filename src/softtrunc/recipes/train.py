@@ -39,6 +39,9 @@ from softtrunc.training import (
 
 __all__ = ["TrainOutcome", "train"]
 
+# Unreadable files are named one by one up to here; `data.inspect` lists them all.
+_MOST_NAMED = 20
+
 
 @dataclass(frozen=True)
 class TrainOutcome:
@@ -106,7 +109,7 @@ def train(
     run = Run(out)
     if not resume:
         run.check_vacant()
-    data = build_data(recipe, "train")
+    data = build_data(recipe, "train", progress)
     going_on = resume and run.exists
     if going_on:
         run.check_same(recipe, data.card)
@@ -126,6 +129,10 @@ def train(
             info = load_checkpoint(latest_checkpoint(run.checkpoints), state)
         seconds = info.seconds
     accelerator.wait_for_everyone()  # every process has looked before the first one writes
+    for left_out in data.skipped[:_MOST_NAMED]:
+        progress.say(f"left out {left_out.name}: {left_out.reason}")
+    if len(data.skipped) > _MOST_NAMED:
+        progress.say(f"left out {len(data.skipped) - _MOST_NAMED} more files")
     if main:
         run.start(recipe, data.card)
         remove_unfinished(run.checkpoints)
