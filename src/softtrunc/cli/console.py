@@ -23,6 +23,8 @@ from softtrunc.recipes.progress import Task
 __all__ = ["ConsoleProgress", "stdout"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+# What is over sooner needs no line.
+_SECONDS_WORTH_A_LINE = 2.0
 
 
 def stdout() -> Console:
@@ -51,13 +53,14 @@ class _Lines:
         self._start = self._last = time.monotonic()
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """Print a line now and then, and at the end."""
+        """Print a line every ten seconds, and one at the end of what took some time."""
         self._done += n
         moment = time.monotonic()
-        if self._done < self._total and moment - self._last < _SECONDS_BETWEEN_LINES:
+        elapsed = moment - self._start
+        soon = moment - self._last < _SECONDS_BETWEEN_LINES
+        if soon and (self._done < self._total or elapsed < _SECONDS_WORTH_A_LINE):
             return
         self._last = moment
-        elapsed = moment - self._start
         left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
         times = f"{elapsed:.0f} s, {left:.0f} s left"
         line = f"{self._label}: {self._done}/{self._total}  {times}  {note}"
