@@ -36,22 +36,22 @@ docs: .venv/installed-docs
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "softtrunc needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 2; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing softtrunc and what it needs into .venv (once; a minute or two)"
-	$(PIP) --editable .
+	@$(PIP) --editable .
 	@touch $@
 
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing softtrunc and its test tools into .venv (once; a minute or two)"
-	$(PIP) --editable '.[test]'
+	@$(PIP) --editable '.[test]'
 	@touch $@ .venv/installed
 
 .venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) --editable '.[docs]'
+	@$(PIP) --editable '.[docs]'
 	@touch $@
 
 clean:

@@ -221,7 +221,10 @@ def load_array(
 
     Args:
         path: the file.
-        split, image_size, channels, held_out: as in `load_folder`.
+        split: as in `load_folder`.
+        image_size: likewise.
+        channels: likewise.
+        held_out: likewise.
 
     Raises:
         FileNotFoundError: if there is no such file.

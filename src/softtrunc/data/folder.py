@@ -27,7 +27,11 @@ def load_files(
 
     Args:
         files: where the images lie.
-        split, image_size, channels, held_out, progress: as in `load_folder`.
+        split: as in `load_folder`.
+        image_size: likewise.
+        channels: likewise.
+        held_out: likewise.
+        progress: likewise.
         allocate: where the pixels go.
 
     Raises:
@@ -121,7 +125,11 @@ def load_archive(
 
     Args:
         path: the archive.
-        split, image_size, channels, held_out, progress: as in `load_folder`.
+        split: as in `load_folder`.
+        image_size: likewise.
+        channels: likewise.
+        held_out: likewise.
+        progress: likewise.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -111,7 +111,9 @@ def load_idx(
 
     Args:
         folder: where the files lie.
-        split, image_size, channels: as in `load_folder`.
+        split: as in `load_folder`.
+        image_size: likewise.
+        channels: likewise.
 
     Raises:
         FileNotFoundError: if the folder or the split's file is missing.

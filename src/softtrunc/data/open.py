@@ -136,7 +136,10 @@ def prepare(
     appears when everything is in it, and not at all if anything fails.
 
     Args:
-        source, image_size, channels, progress: as in `open_dataset`.
+        source: as in `open_dataset`.
+        image_size: likewise.
+        channels: likewise.
+        progress: likewise.
         out: the folder to make.
         splits: which ones to write.
 
