@@ -127,7 +127,7 @@ def share_of_peak(precisions: list[str], compiled: bool, cifar_steps: int) -> No
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=150, help="pairs of steps, hard and soft")
+    parser.add_argument("--rounds", type=int, default=400, help="pairs of steps, hard and soft")
     parser.add_argument("--precision", nargs="+", default=["no", "bf16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
     parser.add_argument("--cifar-steps", type=int, default=3)

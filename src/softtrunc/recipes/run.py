@@ -19,7 +19,7 @@ from softtrunc.recipes.errors import UserError, user_errors
 from softtrunc.recipes.load import dump_recipe, parse_recipe
 from softtrunc.recipes.schema import Recipe
 
-__all__ = ["UNKNOWN_FINGERPRINT", "Run", "now", "package_versions", "write_text"]
+__all__ = ["UNKNOWN_FINGERPRINT", "Run", "flatten", "now", "package_versions", "write_text"]
 
 UNKNOWN_FINGERPRINT = "unknown"
 """In the data card of an imported run, whose training data were not at hand."""
@@ -34,6 +34,7 @@ _FREE_ON_RESUME = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.samples",
+    "training.tracker",
     "training.micro_batch_size",
     "sampling",
     "evaluation",
@@ -63,12 +64,13 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, its keys joined by dots."""
     if not isinstance(value, Mapping):
         return {prefix: list(value) if isinstance(value, tuple) else value}
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
 
@@ -170,7 +172,7 @@ class Run:
         Raises:
             UserError: saying what differs.
         """
-        old, new = _flatten(self.recipe().model_dump()), _flatten(recipe.model_dump())
+        old, new = flatten(self.recipe().model_dump()), flatten(recipe.model_dump())
         differing = [
             f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())

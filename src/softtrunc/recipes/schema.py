@@ -170,6 +170,8 @@ class Training(_Section):
     - `log_every`, `sample_every`, `checkpoint_every`: steps between lines of metrics.jsonl, grids
       of samples and checkpoints; `keep_checkpoints`: how many of the newest stay (null: all).
     - `samples`: images in a grid.
+    - `tracker`: also log to "tensorboard" (into the run folder) or "wandb"; both come with
+      `pip install 'softtrunc[tracking]'`.
     """
 
     steps: Count
@@ -190,6 +192,7 @@ class Training(_Section):
     checkpoint_every: Count = 10_000
     keep_checkpoints: Count | None = 3
     samples: Count = 64
+    tracker: Literal["tensorboard", "wandb"] | None = None
 
 
 class PCSampling(_Section):

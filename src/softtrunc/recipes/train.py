@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,9 +17,9 @@ from softtrunc.recipes.build import (
     build_sampler,
     build_training,
 )
-from softtrunc.recipes.errors import RunFailedError, user_errors
+from softtrunc.recipes.errors import RunFailedError, UserError, user_errors
 from softtrunc.recipes.progress import Progress, Silent
-from softtrunc.recipes.run import Run
+from softtrunc.recipes.run import Run, flatten
 from softtrunc.recipes.schema import Recipe
 from softtrunc.recipes.signals import stop_on_signal
 from softtrunc.report.grid import save_grid
@@ -102,10 +103,16 @@ def train(
             checkpoint is damaged, or the recipe cannot be built.
         RunFailedError: if a loss is not finite; the last checkpoint stays.
     """
-    accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
+    spec = recipe.training
+    if spec.tracker is not None and find_spec(spec.tracker) is None:
+        raise UserError(
+            f"training.tracker={spec.tracker}: not installed: pip install 'softtrunc[tracking]'"
+        )
+    accelerator = accelerator or Accelerator(
+        mixed_precision=spec.precision, log_with=spec.tracker, project_dir=out
+    )
     main = accelerator.is_main_process
     progress = progress if progress is not None and main else Silent()
-    spec = recipe.training
     run = Run(out)
     if not resume:
         run.check_vacant()
@@ -142,6 +149,9 @@ def train(
         save_grid(stretch_levels(real, data.card.levels), run.samples / "data.png")
     if spec.compile:
         model.network.compile()
+    if spec.tracker is not None:
+        settings = {key: str(value) for key, value in flatten(recipe.model_dump()).items()}
+        accelerator.init_trackers("softtrunc", config=settings)
 
     clock = Stopwatch(seconds)
     monitor = Monitor(
@@ -160,6 +170,8 @@ def train(
             return ""
         if main:
             run.add_metrics(row.to_dict())
+        if spec.tracker is not None:
+            accelerator.log(row.scalars(), step=row.step)
         return f"loss {row.loss:.4f}  {row.images_per_second:,.0f} img/s"
 
     def save() -> None:
@@ -204,6 +216,8 @@ def train(
             if wanted:
                 break
     accelerator.wait_for_everyone()
+    if spec.tracker is not None:
+        accelerator.end_training()
     return TrainOutcome(state.step, clock.seconds, interrupted=state.step < spec.steps)
 
 

@@ -51,6 +51,10 @@ class MetricsRow:
         """Plain values for JSON."""
         return asdict(self)
 
+    def scalars(self) -> dict[str, float]:
+        """The single numbers, for experiment trackers."""
+        return {k: float(v) for k, v in asdict(self).items() if isinstance(v, int | float)}
+
 
 class Stopwatch:
     """Seconds spent training: pauses while the run samples or saves, goes on after a resume."""
