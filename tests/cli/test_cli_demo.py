@@ -6,6 +6,7 @@ import pytest
 from command_line import start
 
 from softtrunc.cli import main
+from softtrunc.recipes import UserError, dump_recipe, load_recipe
 from softtrunc.recipes.demo import _clear, _unfinished, demo_recipes
 
 
@@ -27,14 +28,27 @@ def test_demo_trains_measures_and_reports(tmp_path):
 def test_a_finished_demo_is_replaced_and_an_unfinished_one_goes_on(tmp_path):
     recipes = demo_recipes(full=False, steps=20)
     assert not _unfinished(tmp_path, recipes)
-    for name, step in (("hard", 20), ("soft-k1", 10)):
+    for (name, recipe), step in zip(recipes.items(), (20, 10), strict=True):
         (tmp_path / name / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+        (tmp_path / name / "recipe.yaml").write_text(dump_recipe(recipe))
     assert _unfinished(tmp_path, recipes)
     (tmp_path / "soft-k1" / "checkpoints" / "step-00000020").mkdir()
-    assert not _unfinished(tmp_path, recipes)
+    assert _unfinished(tmp_path, recipes)  # trained, but not measured
+    for name in recipes:
+        (tmp_path / name / "evaluation.json").write_text("{}")
+    assert _unfinished(tmp_path, recipes)  # measured, but no page
     (tmp_path / "report.html").write_text("")
+    assert not _unfinished(tmp_path, recipes)
     _clear(tmp_path)
     assert not tmp_path.exists()
+
+
+def test_a_run_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "hard").mkdir()
+    (tmp_path / "hard" / "recipe.yaml").write_text(dump_recipe(load_recipe("folder-32")))
+    with pytest.raises(UserError, match="'hard', which the demo did not write"):
+        _clear(tmp_path)
+    assert (tmp_path / "hard" / "recipe.yaml").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys, unchecked):

@@ -1,6 +1,7 @@
 """A user's mistake: one line on standard error, exit code 2, nothing touched."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -72,6 +73,24 @@ def run(tmp_path_factory):
             "7 has no two halves",
         ),
         (["train", "digits-vp-nll", "--data", "nowhere"], "nowhere: no such data"),
+        (
+            [
+                "train",
+                "digits-vp-nll",
+                "--set",
+                "objective.weighting=mixed",
+                "--set",
+                "training.batch_size=6",
+                "--set",
+                "training.micro_batch_size=3",
+            ],
+            "3 has no two halves",
+        ),
+        (["train", "digits-vp-nll", "--set", "sampling.t_end=5"], "less than 1"),
+        (["train", "digits-vp-nll", "--set", "training.steps=true"], "training.steps=True"),
+        (["train", "digits-vp-nll", "--set", "name=../../x"], "name='../../x'"),
+        (["train", "digits-vp-nll", "--out", "/dev/null/x"], "/dev/null/x"),
+        (["train", "digits-vp-nll", "--data", 'it\'s "here"'], "no such data"),
         (["sample", "nowhere"], "no run here"),
         (["evaluate", "nowhere"], "no run here"),
         (["report", "nowhere"], "nowhere"),
@@ -142,10 +161,48 @@ def test_resume_with_other_data_is_refused(capsys, run, tmp_path):
     assert "--resume with other data: digits with 1437 images" in line
 
 
+def test_resume_needs_a_run_or_an_empty_folder(capsys, tmp_path):
+    (tmp_path / "thesis.txt").write_text("irreplaceable")
+    command = ["train", "digits-vp-nll-st", "--out", str(tmp_path), "--resume", *TINY]
+    assert "is not empty" in refused(capsys, *command)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_resume_with_fewer_steps_than_done_is_refused(capsys, run):
+    command = ["train", "digits-vp-nll-st", "--out", str(run), "--resume", *TINY]
+    line = refused(capsys, *command, "--set", "training.steps=2")
+    assert "already at step 3" in line
+    assert "steps: 3" in (run / "recipe.yaml").read_text()
+
+
+def test_a_trained_model_cannot_be_reinterpreted(capsys, run):
+    line = refused(capsys, "evaluate", str(run), "--bpd", "--set", "sde.beta_max=5")
+    assert "sde.beta_max=5.0: the model was trained with 20.0" in line
+    assert "did you mean 'heun'" in refused(capsys, "sample", str(run), "--sampler", "huen")
+
+
+def test_a_missing_extractor_is_refused_before_anything_is_measured(capsys, run):
+    line = refused(capsys, "evaluate", str(run), "--set", "evaluation.features=nowhere.pt")
+    assert "nowhere.pt: no such file" in line
+
+
+def test_a_damaged_metrics_line_is_named(capsys, run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "metrics.jsonl").read_text()
+    (copy / "metrics.jsonl").write_text("{}\n" + text)
+    command = ["train", "digits-vp-nll-st", "--out", str(copy), "--resume", *TINY]
+    line = refused(capsys, *command, "--set", "training.steps=3")
+    assert "metrics.jsonl: line 1 is damaged" in line
+
+
+def test_a_group_without_a_verb_prints_its_help(capsys):
+    assert main([]) == 2
+    assert len(capsys.readouterr().err.splitlines()) > 5
+
+
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
 def test_a_damaged_checkpoint_is_named(capsys, run, tmp_path, command):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     file = copy / "checkpoints" / "step-00000003" / "ema.safetensors"
@@ -155,8 +212,6 @@ def test_a_damaged_checkpoint_is_named(capsys, run, tmp_path, command):
 
 
 def test_a_damaged_recipe_is_named(capsys, run, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     text = (copy / "recipe.yaml").read_text()
@@ -165,8 +220,6 @@ def test_a_damaged_recipe_is_named(capsys, run, tmp_path):
 
 
 def test_bits_of_a_model_without_dequantisation_are_refused(capsys, run, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     text = (copy / "recipe.yaml").read_text()

@@ -79,7 +79,13 @@ def test_damaged_state_is_named(trained, tmp_path):
     (path / "state.json").write_text(text[: len(text) // 2])
     with pytest.raises(CheckpointError, match=r"state\.json is missing, cut short or edited"):
         load_checkpoint(path, small_state(CONFIG))
-    (path / "state.json").write_text(json.dumps({**json.loads(text), "format": 99}))
+    good = json.loads(text)
+    edited = [{**good, "step": 7}, {**good, "files": {}}, {**good, "files": None}, [], "x"]
+    for content in [json.dumps(c).encode() for c in edited] + [b"\xff\xfe"]:
+        (path / "state.json").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"state\.json is missing, cut short or edited"):
+            load_checkpoint(path, small_state(CONFIG))
+    (path / "state.json").write_text(json.dumps({**good, "format": 99}))
     with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads"):
         load_checkpoint(path, small_state(CONFIG))
 

@@ -62,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(app(arguments, standalone_mode=False) or 0)
     except TyperException as error:
-        return _refuse(error.format_message())
+        message = error.format_message()
+        if message.startswith("Usage:"):  # a group without a verb: its help
+            print(message, file=sys.stderr)
+            return 2
+        return _refuse(message)
     except (KeyboardInterrupt, typer.Abort):
         print("softtrunc: interrupted", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,8 @@ def evaluate(
 ) -> None:
     """Measure a run: bits/dim on held-out images, Frechet distance of samples.
 
-    Without --bpd or --fid both are measured. Figures go to RUN/evaluation.json with their whole
+    Without --bpd or --fid both are measured, the distance if the recipe names a feature
+    extractor. Figures go to RUN/evaluation.json one by one with their whole
     protocol; figures measured before stay unless they are measured again.
     """
     from softtrunc.cli.console import ConsoleProgress, stdout
@@ -49,12 +51,12 @@ def evaluate(
     if count is not None:
         changes.insert(0, f"evaluation.samples={count}")
     if data is not None:
-        changes.insert(0, f"data.source={data!r}")
+        changes.insert(0, f"data.source={json.dumps(data)}")
     both = not (bpd or fid)
     evaluation = measure(
         run,
         density=bpd or both,
-        samples=fid or both,
+        samples=None if both else fid,
         split=split,
         limit=limit,
         weights=_weights(weights),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,7 @@ def import_(
 
     changes = list(overrides or [])
     if data is not None:
-        changes.insert(0, f"data.source={data!r}")
+        changes.insert(0, f"data.source={json.dumps(data)}")
     done = import_checkpoint(
         checkpoint,
         out,

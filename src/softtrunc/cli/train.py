@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def train(
     from softtrunc.recipes import load_recipe
 
     if data is not None:
-        overrides = [*(overrides or []), f"data.source={data!r}"]
+        overrides = [*(overrides or []), f"data.source={json.dumps(data)}"]
     resolved = load_recipe(recipe, overrides or [])
     out = out or Path("runs") / resolved.name
     if dry_run:

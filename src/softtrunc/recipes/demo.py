@@ -71,7 +71,7 @@ def run_demo(
 
 
 def _unfinished(out: Path, recipes: dict[str, Recipe]) -> bool:
-    """Whether any of the runs has begun and not all have reached their last step."""
+    """Whether any of the runs has begun and something of the whole is still missing."""
     reached = [
         int(found[-1].name.removeprefix("step-"))
         if (found := list_checkpoints(Run(out / name).checkpoints))
@@ -79,16 +79,28 @@ def _unfinished(out: Path, recipes: dict[str, Recipe]) -> bool:
         for name in recipes
     ]
     wanted = [recipe.training.steps for recipe in recipes.values()]
-    return any(reached) and any(r < w for r, w in zip(reached, wanted, strict=True))
+    trained = all(r >= w for r, w in zip(reached, wanted, strict=True))
+    measured = all(Run(out / name).evaluation_file.exists() for name in recipes)
+    return any(reached) and not (trained and measured and (out / "report.html").exists())
 
 
 def _clear(out: Path) -> None:
     """Remove an earlier demo; refuse to touch anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    known = {*demo_recipes(full=True), "report.html"}
-    strangers = [p.name for p in out.iterdir() if p.name not in known] if out.is_dir() else []
+    strangers = [p.name for p in out.iterdir() if not _is_ours(p)] if out.is_dir() else []
     if not out.is_dir() or strangers:
         what = f"holds {strangers[0]!r}, which" if strangers else "is a file that"
         raise UserError(f"{out}: {what} the demo did not write: choose another --out")
     shutil.rmtree(out)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the demo wrote this: its page, or a run of a recipe of its own."""
+    if path.name == "report.html":
+        return True
+    try:
+        recipe = Run(path).recipe()
+    except UserError:
+        return False
+    return recipe.name in {r.name for r in demo_recipes(full=True).values()}

@@ -33,6 +33,6 @@ def user_errors(where: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         text = " ".join(str(error).split())
         raise UserError(f"{where}: {text}" if where else text) from error

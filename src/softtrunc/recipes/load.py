@@ -75,6 +75,8 @@ def _read(path: Path, name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if parent is None:
         return raw
     library = _library()
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends: write the name of one recipe")
     if parent in (*seen, name):
         raise UserError(f"{path}: extends goes in a circle: {' -> '.join((*seen, name, parent))}")
     if parent not in library:

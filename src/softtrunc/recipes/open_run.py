@@ -11,14 +11,17 @@ from accelerate import Accelerator
 
 from softtrunc.data import DataCard
 from softtrunc.recipes.build import build_model
-from softtrunc.recipes.errors import user_errors
+from softtrunc.recipes.errors import UserError, user_errors
 from softtrunc.recipes.load import override_recipe
-from softtrunc.recipes.run import Run
+from softtrunc.recipes.run import Run, flatten
 from softtrunc.recipes.schema import Recipe
 from softtrunc.score import ScoreModel
 from softtrunc.training import Weights, latest_checkpoint, load_weights
 
 __all__ = ["OpenRun", "open_run"]
+
+# What a finished run may be asked differently.
+_FREE = ("sampling.", "evaluation.", "data.source")
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,22 @@ def open_run(path: Path, *, weights: Weights = "ema", overrides: Sequence[str] =
         overrides: `a.b=c` changes of the recipe, as `--set` takes them.
 
     Raises:
-        UserError: if there is no run or checkpoint, or it is damaged.
+        UserError: if there is no run or checkpoint, it is damaged, or a key may not change.
     """
     run = Run(path)
-    recipe = override_recipe(run.recipe(), overrides, str(run.recipe_file))
+    trained = run.recipe()
+    recipe = override_recipe(trained, overrides, "--set")
+    was, now = flatten(trained.model_dump()), flatten(recipe.model_dump())
+    fixed = [
+        key
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and not key.startswith(_FREE)
+    ]
+    if fixed:
+        raise UserError(
+            f"--set {fixed[0]}={now.get(fixed[0])}: the model was trained with "
+            f"{was.get(fixed[0])}; only sampling, evaluation and data.source may change"
+        )
     card = run.data_card()
     model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
     with user_errors():

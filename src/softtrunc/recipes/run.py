@@ -163,7 +163,8 @@ class Run:
             )
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file: choose another --out")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        # A recipe.yaml that was never finished is no run.
+        if self.path.is_dir() and any(not p.name.endswith(".partial") for p in self.path.iterdir()):
             raise UserError(f"{self.path}: is not empty: choose another --out")
 
     def check_same(self, recipe: Recipe, card: DataCard) -> None:
@@ -193,15 +194,25 @@ class Run:
             )
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`; a last line cut short by a kill is left out."""
+        """The rows of `metrics.jsonl`; a last line cut short by a kill is left out.
+
+        Raises:
+            UserError: if any other line is damaged.
+        """
         if not self.metrics_file.exists():
             return []
-        rows = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+        rows: list[dict[str, Any]] = []
+        lines = self.metrics_file.read_bytes().splitlines()
+        for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                row = json.loads(line)
+                int(row["step"])
+                rows.append(row)
+            except (ValueError, KeyError, TypeError):
+                if number < len(lines):
+                    raise UserError(
+                        f"{self.metrics_file}: line {number} is damaged: mend or delete it"
+                    ) from None
         return rows
 
     def cut_metrics(self, step: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from softtrunc.data import stretch_levels, to_uint8
 from softtrunc.recipes.build import build_sampler
-from softtrunc.recipes.errors import UserError
+from softtrunc.recipes.errors import UserError, user_errors
 from softtrunc.recipes.open_run import OpenRun, open_run
 from softtrunc.recipes.progress import Progress, Silent
 from softtrunc.report.grid import to_pillow
@@ -87,18 +87,20 @@ def draw_to(
     opened = open_run(path, weights=weights, overrides=overrides)
     out = out or opened.run.samples / "drawn"
     archive = out.suffix == ".npz"
-    if not archive and (out.is_file() or out.suffix):
+    if not archive and (out.is_file() or out.suffix.lower() in (".png", ".npy", ".zip", ".jpg")):
         raise UserError(f"--out {out}: write a folder, or a file that ends in .npz")
+    if not archive and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out}: is not empty: choose another folder")
+    with user_errors(f"--out {out}"):
+        (out.parent if archive else out).mkdir(parents=True, exist_ok=True)
     drawn = draw(opened, count, seed=seed, batch_size=batch_size, progress=progress or Silent())
     images = stretch_levels(drawn.images, opened.card.levels)
     if archive:
-        out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_name(f".{out.name}.partial")
         with partial.open("wb") as file:
             np.savez_compressed(file, images=images.permute(0, 2, 3, 1).numpy())
         partial.replace(out)
         return out
-    out.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
         _save_png(to_pillow(image), out / f"{seed + i:06d}.png")
     return out

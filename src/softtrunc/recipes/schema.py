@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
+Time = Annotated[float, Field(gt=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 class _Section(BaseModel):
@@ -54,7 +55,7 @@ class Data(_Section):
     """
 
     source: str | None = None
-    image_size: int | tuple[int, int] | None = None
+    image_size: Count | tuple[Count, Count] | None = None
     channels: Literal[1, 3] | None = None
     flip: bool = True
     dequantize: bool = True
@@ -203,7 +204,7 @@ class PCSampling(_Section):
     snr: Positive = 0.16
     corrector_steps: Annotated[int, Field(ge=0)] = 1
     predictor: Literal["reverse_diffusion", "ancestral", "euler_maruyama"] = "reverse_diffusion"
-    t_end: Positive | None = None
+    t_end: Time | None = None
     denoise_final: bool = True
 
 
@@ -212,7 +213,7 @@ class EulerMaruyamaSampling(_Section):
 
     sampler: Literal["euler_maruyama"] = "euler_maruyama"
     steps: Count = 1000
-    t_end: Positive | None = None
+    t_end: Time | None = None
     denoise_final: bool = True
 
 
@@ -221,7 +222,7 @@ class AncestralSampling(_Section):
 
     sampler: Literal["ancestral"] = "ancestral"
     steps: Count = 1000
-    t_end: Positive | None = None
+    t_end: Time | None = None
     denoise_final: bool = True
 
 
@@ -231,7 +232,7 @@ class ODESampling(_Section):
     sampler: Literal["ode"] = "ode"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
-    t_end: Positive | None = None
+    t_end: Time | None = None
     denoise_final: bool = True
 
 
@@ -240,7 +241,7 @@ class HeunSampling(_Section):
 
     sampler: Literal["heun"] = "heun"
     steps: Count = 18
-    t_end: Positive | None = None
+    t_end: Time | None = None
     denoise_final: bool = True
 
 
@@ -251,7 +252,7 @@ class DPMSolverSampling(_Section):
     steps: Count = 20
     order: Literal[1, 2, 3] = 2
     stochastic: bool = False
-    t_end: Positive | None = None
+    t_end: Time | None = None
     denoise_final: bool = True
 
 
@@ -279,7 +280,7 @@ class Evaluation(_Section):
     - `seed`: of every draw of the evaluation.
     """
 
-    eps: Positive = 1e-5
+    eps: Time = 1e-5
     solver: Literal["rk45", "rk23"] = "rk45"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
@@ -295,7 +296,7 @@ class Evaluation(_Section):
 class Recipe(_Section):
     """A whole experiment: data, SDE, truncation, loss, network, training, sampling, evaluation."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
     description: str = ""
     data: Data = Data()
     sde: SDE = VP()

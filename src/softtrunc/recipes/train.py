@@ -32,6 +32,7 @@ from softtrunc.training import (
     TrainState,
     fit,
     latest_checkpoint,
+    list_checkpoints,
     load_checkpoint,
     micro_batches,
     remove_unfinished,
@@ -40,7 +41,9 @@ from softtrunc.training import (
 
 __all__ = ["TrainOutcome", "train"]
 
-# Unreadable files are named one by one up to here; `data.inspect` lists them all.
+# A signal is answered within this many steps where several processes train.
+_STEPS_BETWEEN_QUESTIONS = 10
+# Unreadable files are named one by one up to here.
 _MOST_NAMED = 20
 
 
@@ -114,10 +117,10 @@ def train(
     main = accelerator.is_main_process
     progress = progress if progress is not None and main else Silent()
     run = Run(out)
-    if not resume:
+    going_on = resume and run.exists
+    if not going_on:
         run.check_vacant()
     data = build_data(recipe, "train", progress)
-    going_on = resume and run.exists
     if going_on:
         run.check_same(recipe, data.card)
     config = build_training(recipe)
@@ -127,21 +130,28 @@ def train(
         recipe, channels=data.card.channels, image_size=(data.card.height, data.card.width)
     ).to(accelerator.device)
     with user_errors("training"):
-        micro_batches(config, accelerator.num_processes)
-        objective.draw(config.batch_size)  # a batch that the loss cannot split is refused now
+        _, micro = micro_batches(config, accelerator.num_processes)
+        for size in (config.batch_size, micro):
+            objective.draw(size)  # what the loss cannot split is refused now, not in the middle
     state = TrainState.create(model, config)
     seconds = 0.0
     if going_on and (run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))):
         with user_errors():
             info = load_checkpoint(latest_checkpoint(run.checkpoints), state)
         seconds = info.seconds
+        if state.step > spec.steps:
+            raise UserError(
+                f"{out}: already at step {state.step}: write training.steps={state.step} or more"
+            )
     accelerator.wait_for_everyone()  # every process has looked before the first one writes
     for left_out in data.skipped[:_MOST_NAMED]:
         progress.say(f"left out {left_out.name}: {left_out.reason}")
     if len(data.skipped) > _MOST_NAMED:
-        progress.say(f"left out {len(data.skipped) - _MOST_NAMED} more files")
+        more = len(data.skipped) - _MOST_NAMED
+        progress.say(f"left out {more} more files; softtrunc.data.inspect(path) lists them all")
     if main:
-        run.start(recipe, data.card)
+        with user_errors(f"--out {out}"):
+            run.start(recipe, data.card)
         remove_unfinished(run.checkpoints)
         run.cut_metrics(state.step)
         run.samples.mkdir(exist_ok=True)
@@ -165,7 +175,7 @@ def train(
         try:
             row = monitor.row()
         except NonFiniteLossError as error:
-            raise RunFailedError(f"{error}; the last checkpoint is kept in {out}") from error
+            raise RunFailedError(f"{error}; {_kept(run)}") from error
         if row is None:
             return ""
         if main:
@@ -175,6 +185,11 @@ def train(
         return f"loss {row.loss:.4f}  {row.images_per_second:,.0f} img/s"
 
     def save() -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+            raise RunFailedError(
+                f"step {state.step}: the weights are not finite: lower training.learning_rate; "
+                f"{_kept(run)}"
+            )
         if main:
             save_checkpoint(
                 run.checkpoints, state, seconds=clock.seconds, keep=spec.keep_checkpoints
@@ -198,10 +213,10 @@ def train(
             step = record.step
             last = step == spec.steps
             due = step % spec.log_every == 0
-            # Processes must agree to stop at the same step: they ask each other when they log.
+            # Processes must agree to stop at the same step: they ask each other every few steps.
             wanted = stop.signal is not None
             if accelerator.num_processes > 1:
-                wanted = due and _anyone(accelerator, wanted)
+                wanted = step % _STEPS_BETWEEN_QUESTIONS == 0 and _anyone(accelerator, wanted)
             saving = step % spec.checkpoint_every == 0 or last or wanted
             sampling = main and spec.sample_every is not None and step % spec.sample_every == 0
             if due or saving:
@@ -219,6 +234,12 @@ def train(
     if spec.tracker is not None:
         accelerator.end_training()
     return TrainOutcome(state.step, clock.seconds, interrupted=state.step < spec.steps)
+
+
+def _kept(run: Run) -> str:
+    """What is left of a run that failed."""
+    saved = list_checkpoints(run.checkpoints)
+    return f"the last checkpoint is kept in {saved[-1]}" if saved else "no checkpoint was written"
 
 
 def _anyone(accelerator: Accelerator, flag: bool) -> bool:

@@ -155,7 +155,7 @@ def measure_density(
         key=key,
         name=DENSITY_FIGURES[key],
         value=mean.mean,
-        standard_error=mean.standard_error,
+        standard_error=mean.standard_error if n > 1 else None,
         unit="bits/dim",
         better="lower",
         seconds=time.perf_counter() - began,

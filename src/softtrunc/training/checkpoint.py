@@ -40,6 +40,7 @@ Weights = Literal["ema", "raw"]
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
+_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
 class CheckpointError(ValueError):
@@ -145,14 +146,14 @@ def save_checkpoint(
     save_file(_contiguous(model), partial / "model.safetensors")
     save_file(_contiguous({**model, **state.ema.shadow}), partial / "ema.safetensors")
     save_file(_contiguous(_optimizer_tensors(state)), partial / "optimizer.safetensors")
-    names = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
-    info = {
+    info: dict[str, object] = {
         "format": _FORMAT,
         "step": state.step,
         "ema_updates": state.ema.updates,
         "seconds": seconds,
-        "files": {name: _sha256(partial / name) for name in names},
+        "files": {name: _sha256(partial / name) for name in _FILES},
     }
+    info["sha256"] = _state_digest(info)
     (partial / "state.json").write_text(json.dumps(info, indent=1) + "\n")
     for path in partial.iterdir():
         _sync(path)
@@ -171,19 +172,31 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
         CheckpointError: if `state.json` is missing or not what this version writes.
     """
     try:
-        info = json.loads((path / "state.json").read_text())
-        if info["format"] != _FORMAT:
-            raise CheckpointError(
-                f"{path}: checkpoint format {info['format']}, this version reads {_FORMAT}"
-            )
-        return CheckpointInfo(
-            int(info["step"]), int(info["ema_updates"]), float(info["seconds"]), info["files"]
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        version = content["format"]
+        digest = content.pop("sha256") if version == _FORMAT else None
+        info = CheckpointInfo(
+            content["step"], content["ema_updates"], content["seconds"], content["files"]
         )
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{path}: state.json is missing, cut short or edited: delete this checkpoint and use "
-            "an earlier one"
-        ) from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged_state(path) from error
+    if version != _FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {version}, this version reads {_FORMAT}")
+    if digest != _state_digest(content) or set(info.files) != set(_FILES):
+        raise _damaged_state(path)
+    return info
+
+
+def _damaged_state(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: state.json is missing, cut short or edited: delete this checkpoint and use an "
+        "earlier one"
+    )
+
+
+def _state_digest(content: Mapping[str, object]) -> str:
+    """SHA-256 of what `state.json` says, so that an edited step is noticed."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def verify_checkpoint(path: Path, names: tuple[str, ...] | None = None) -> CheckpointInfo:
