@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import math
 
 import torch
 from torch import Tensor, nn
 
 
-class Initialisable(nn.Module):
+class Initialisable(nn.Module, abc.ABC):
     """A module that knows how its own weights (not its submodules') start."""
 
+    @abc.abstractmethod
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Fill the weights in place, drawing from `generator` (default: the global one)."""
-        raise NotImplementedError
 
 
 def fan_avg_uniform_(
