@@ -27,6 +27,7 @@ __all__ = [
     "SubVPSDE",
     "expand_to",
     "random_normal",
+    "wide_dtype",
     "widen",
 ]
 
@@ -60,13 +61,18 @@ def random_normal(
     return z if device is None else z.to(device)
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it, else float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def widen(t: Tensor, device: torch.device | None = None) -> Tensor:
     """`t` on `device` in float64, or float32 where the device has no float64 (Apple's GPUs).
 
     Schedules span many decades and their scalars are cheap: the widest type is the right one.
     """
     device = device or t.device
-    return t.to(device, torch.float32 if device.type == "mps" else torch.float64)
+    return t.to(device, wide_dtype(device))
 
 
 def _narrow(v: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +40,7 @@ def evaluate(
     protocol; figures measured before stay unless they are measured again.
     """
     from softtrunc.cli.console import ConsoleProgress, stdout
-    from softtrunc.cli.sample import _weights
+    from softtrunc.cli.options import data_override, weights_of
     from softtrunc.cli.table import figure_table
     from softtrunc.recipes.measure import measure
 
@@ -51,7 +50,7 @@ def evaluate(
     if count is not None:
         changes.insert(0, f"evaluation.samples={count}")
     if data is not None:
-        changes.insert(0, f"data.source={json.dumps(data)}")
+        changes.insert(0, data_override(data))
     both = not (bpd or fid)
     evaluation = measure(
         run,
@@ -59,7 +58,7 @@ def evaluate(
         samples=None if both else fid,
         split=split,
         limit=limit,
-        weights=_weights(weights),
+        weights=weights_of(weights),
         overrides=changes,
         progress=ConsoleProgress(),
     )

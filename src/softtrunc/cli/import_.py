@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -44,18 +43,18 @@ def import_(
     were named here.
     """
     from softtrunc.cli.console import ConsoleProgress
-    from softtrunc.cli.sample import _weights
+    from softtrunc.cli.options import data_override, weights_of
     from softtrunc.recipes.import_checkpoint import import_checkpoint
 
     changes = list(overrides or [])
     if data is not None:
-        changes.insert(0, f"data.source={json.dumps(data)}")
+        changes.insert(0, data_override(data))
     done = import_checkpoint(
         checkpoint,
         out,
         recipe=recipe,
         config=config,
-        weights=_weights(weights),
+        weights=weights_of(weights),
         conditioning=conditioning,
         overrides=changes,
     )

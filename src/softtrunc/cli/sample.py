@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -32,6 +32,7 @@ def sample(
     Image i depends on seed + i alone, not on the batch it was drawn in.
     """
     from softtrunc.cli.console import ConsoleProgress
+    from softtrunc.cli.options import weights_of
     from softtrunc.recipes.sample import draw_to
 
     changes = list(overrides or [])
@@ -45,19 +46,9 @@ def sample(
         count,
         out,
         overrides=changes,
-        weights=_weights(weights),
+        weights=weights_of(weights),
         seed=seed,
         batch_size=batch_size,
         progress=progress,
     )
     progress.say(f"{count} images in {where}")
-
-
-def _weights(name: str) -> Literal["ema", "raw"]:
-    from softtrunc.recipes.errors import UserError, nearest
-
-    if name == "ema":
-        return "ema"
-    if name == "raw":
-        return "raw"
-    raise UserError(f"--weights {name}: {nearest(name, ('ema', 'raw'))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -34,10 +33,11 @@ def train(
 
     Ctrl-C or SIGTERM saves a checkpoint and stops; --resume goes on, bit for bit.
     """
+    from softtrunc.cli.options import data_override
     from softtrunc.recipes import load_recipe
 
     if data is not None:
-        overrides = [*(overrides or []), f"data.source={json.dumps(data)}"]
+        overrides = [*(overrides or []), data_override(data)]
     resolved = load_recipe(recipe, overrides or [])
     out = out or Path("runs") / resolved.name
     if dry_run:

@@ -19,10 +19,9 @@ from softtrunc.density.residual import (
     gaussian_residual,
     lossless_residual,
 )
-from softtrunc.density.solver import wide_dtype
 from softtrunc.density.streams import ExampleStreams
 from softtrunc.score import ScoreFunction
-from softtrunc.sde import expand_to
+from softtrunc.sde import expand_to, wide_dtype
 from softtrunc.times import ImportanceTimes
 
 __all__ = ["nelbo"]

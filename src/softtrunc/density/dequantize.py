@@ -10,6 +10,7 @@ from torch import Tensor
 
 from softtrunc.density.bits import check_on_grid
 from softtrunc.density.streams import ExampleStreams
+from softtrunc.sde import wide_dtype
 
 __all__ = ["bin_centers", "bin_index", "dequantize"]
 
@@ -47,7 +48,7 @@ def dequantize(
             "what check_on_grid returns)"
         )
     index = check_on_grid(x, levels, value_range)
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    wide = wide_dtype(x.device)
     if noise is None:
         streams = ExampleStreams(
             x.shape[0], purpose="dequantisation", seeds=seeds, generator=generator

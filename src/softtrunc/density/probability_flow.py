@@ -32,11 +32,10 @@ from softtrunc.density.solver import (
     Tableau,
     integrate,
     tableau_of,
-    wide_dtype,
 )
 from softtrunc.density.streams import ExampleStreams
 from softtrunc.score import ScoreFunction
-from softtrunc.sde import expand_to
+from softtrunc.sde import expand_to, wide_dtype
 
 __all__ = ["Divergence", "check_inputs", "probability_flow_nll", "solve_flow"]
 

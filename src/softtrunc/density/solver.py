@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from softtrunc.sde import expand_to
+from softtrunc.sde import expand_to, wide_dtype
 
 __all__ = [
     "BOGACKI_SHAMPINE_32",
@@ -28,7 +28,6 @@ __all__ = [
     "Tableau",
     "integrate",
     "tableau_of",
-    "wide_dtype",
 ]
 
 _SAFETY = 0.9
@@ -124,11 +123,6 @@ def tableau_of(method: Method) -> Tableau:
     if method == "rk23":
         return BOGACKI_SHAMPINE_32
     raise ValueError(f'method {method!r} is unknown: write "rk45" or "rk23"')
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it, else float32."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _combine(weights: tuple[float, ...], slopes: list[Slope]) -> Slope:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
 from softtrunc.data import stretch_levels, to_uint8
@@ -16,7 +15,7 @@ from softtrunc.recipes.build import build_sampler
 from softtrunc.recipes.errors import UserError, user_errors
 from softtrunc.recipes.open_run import OpenRun, open_run
 from softtrunc.recipes.progress import Progress, Silent
-from softtrunc.report.grid import to_pillow
+from softtrunc.report.grid import save_png, to_pillow
 from softtrunc.training import Weights
 
 __all__ = ["Drawn", "draw", "draw_to"]
@@ -102,11 +101,5 @@ def draw_to(
         partial.replace(out)
         return out
     for i, image in enumerate(images):
-        _save_png(to_pillow(image), out / f"{seed + i:06d}.png")
+        save_png(to_pillow(image), out / f"{seed + i:06d}.png")
     return out
-
-
-def _save_png(image: Image.Image, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    image.save(partial, format="PNG")
-    partial.replace(path)

@@ -150,7 +150,7 @@ def train_and_measure(recipes: Mapping[Path, Recipe], *, resume: bool, progress:
                         if stop.signal is None:
                             raise RunFailedError(
                                 f"{name}: its process died (exit code {process.exitcode}): out of "
-                                "memory? Go on with --resume"
+                                "memory? The same command goes on"
                             ) from None
                 continue
             match message:

@@ -135,7 +135,7 @@ def train(
             objective.draw(size)  # what the loss cannot split is refused now, not in the middle
     state = TrainState.create(model, config)
     seconds = 0.0
-    if going_on and (run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))):
+    if going_on and list_checkpoints(run.checkpoints):
         with user_errors():
             info = load_checkpoint(latest_checkpoint(run.checkpoints), state)
         seconds = info.seconds

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["save_grid", "to_pillow"]
+__all__ = ["save_grid", "save_png", "to_pillow"]
 
 # Small images are enlarged to about this many pixels a side, so that a person can see them.
 _VISIBLE_SIDE = 64
@@ -19,6 +19,13 @@ def to_pillow(image: UInt8[Tensor, "c h w"]) -> Image.Image:
     """One grey or colour image with values 0 ... 255."""
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG beside its place and rename it."""
+    partial = path.with_name(f".{path.name}.partial")
+    image.save(partial, format="PNG")
+    partial.replace(path)
 
 
 def save_grid(images: UInt8[Tensor, "n c h w"], path: Path) -> None:
@@ -38,6 +45,4 @@ def save_grid(images: UInt8[Tensor, "n c h w"], path: Path) -> None:
         tile = to_pillow(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         sheet.paste(tile, (gap + i % columns * cell_w, gap + i // columns * cell_h))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    sheet.save(partial, format="PNG")
-    partial.replace(path)
+    save_png(sheet, path)

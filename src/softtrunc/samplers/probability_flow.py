@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softtrunc.samplers.base import Run, Sampler
 from softtrunc.samplers.grids import Point, point_at, resolve_t_end
-from softtrunc.sde import SDE, expand_to
+from softtrunc.sde import SDE, expand_to, wide_dtype
 
 __all__ = ["ProbabilityFlow"]
 
@@ -65,7 +65,7 @@ class ProbabilityFlow(Sampler):
 
     def transport(self, run: Run, x: Tensor, start: Point, end: Point) -> Tensor:
         """Carry `x` `(B, *event)` along the flow from one time to another, in either direction."""
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        wide = wide_dtype(x.device)
         goal, sign = _angle(end), math.copysign(1.0, _angle(end) - _angle(start))
         y = x / math.hypot(start.alpha, start.sigma)
         if y.shape[0] == 0:

@@ -1,0 +1,28 @@
+"""What several verbs make of the same option."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+__all__ = ["data_override", "weights_of"]
+
+
+def data_override(data: str) -> str:
+    """`--data PATH` as a `--set`: JSON's quotes are YAML's too, whatever the path holds."""
+    return f"data.source={json.dumps(data)}"
+
+
+def weights_of(name: str) -> Literal["ema", "raw"]:
+    """The value of `--weights`.
+
+    Raises:
+        UserError: if it is neither "ema" nor "raw".
+    """
+    from softtrunc.recipes.errors import UserError, nearest
+
+    if name == "ema":
+        return "ema"
+    if name == "raw":
+        return "raw"
+    raise UserError(f"--weights {name}: {nearest(name, ('ema', 'raw'))}")
