@@ -82,7 +82,7 @@ def test_a_signal_saves_and_exits_cleanly(straight, tmp_path, number):
 
 
 WORKER = """
-import json, sys, torch
+import json, os, torch
 from accelerate import Accelerator
 from softtrunc.recipes import load_recipe
 from softtrunc.recipes.build import build_data, build_model, build_objective, build_training
@@ -99,7 +99,9 @@ for r in fit(state, build_objective(recipe), data, config, steps=8, accelerator=
     values = {"tau": tau, "loss": r.loss, "t": r.t}
     rows.append({name: accelerator.gather(value).tolist() for name, value in values.items()})
 if accelerator.is_main_process:
-    print("ROWS " + json.dumps(rows))
+    print("ROWS " + json.dumps(rows), flush=True)
+accelerator.wait_for_everyone()
+os._exit(0)  # as softtrunc's own __main__ ends: gloo's threads may abort an ordinary exit
 """
 
 
