@@ -3,140 +3,21 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from softtrunc.data import ImageDataset, stretch_levels
-from softtrunc.metrics import (
-    DigitsFeatures,
-    FeatureExtractor,
-    FeatureStatistics,
-    TorchScriptFeatures,
-    distance_name,
-    frechet_distance,
-)
 from softtrunc.recipes.build import build_data
-from softtrunc.recipes.errors import UserError, nearest, user_errors
+from softtrunc.recipes.errors import UserError
+from softtrunc.recipes.measure_density import check_meaningful, measure_bits
+from softtrunc.recipes.measure_samples import build_extractor, measure_samples
 from softtrunc.recipes.open_run import OpenRun, open_run
 from softtrunc.recipes.progress import Progress, Silent
 from softtrunc.recipes.run import UNKNOWN_FINGERPRINT, now, package_versions, write_text
-from softtrunc.recipes.sample import draw
-from softtrunc.recipes.schema import Recipe
-from softtrunc.report.density import DensityFigure, DensityProtocol, measure_density
 from softtrunc.report.figure import Figure
-from softtrunc.report.grid import save_grid
 from softtrunc.training import Weights
 
 __all__ = ["measure"]
-
-
-def _extractor(recipe: Recipe, train: ImageDataset) -> FeatureExtractor:
-    name = recipe.evaluation.features
-    if name is None:
-        raise UserError(
-            f"recipe {recipe.name}: no feature extractor: add --set evaluation.features=PATH "
-            "(a TorchScript file, e.g. inception-2015-12-05.pt), or measure --bpd alone"
-        )
-    if name == "digits-mlp":
-        if train.labels is None or train.card.name != "digits":
-            raise UserError("evaluation.features=digits-mlp judges the digits only: give a path")
-        return DigitsFeatures(train.images, train.labels)
-    with user_errors("evaluation.features"):
-        if not Path(name).is_file():
-            raise UserError(
-                f"evaluation.features={name}: no such file; {nearest(name, ['digits-mlp'])}"
-            )
-        return TorchScriptFeatures(Path(name))
-
-
-def _statistics(
-    extractor: FeatureExtractor,
-    batches: Iterable[Tensor],
-    count: int,
-    opened: OpenRun,
-    progress: Progress,
-) -> FeatureStatistics:
-    statistics = FeatureStatistics(extractor.dim)
-    with progress.task(f"features {opened.run.path.name}", count) as bar:
-        for images in batches:
-            levels = opened.card.levels
-            pixels = stretch_levels(images, levels) if extractor.full_range else images
-            statistics.update(extractor(pixels.to(opened.device)))
-            bar.advance(len(images))
-    return statistics
-
-
-def _measure_samples(
-    opened: OpenRun,
-    extractor: FeatureExtractor,
-    data: Mapping[str, ImageDataset],
-    progress: Progress,
-) -> Iterator[Figure]:
-    recipe, spec = opened.recipe, opened.recipe.evaluation
-    began = time.perf_counter()
-    drawn = draw(
-        opened, spec.samples, seed=spec.seed, batch_size=spec.batch_size, progress=progress
-    )
-    grid = drawn.images[: recipe.training.samples]
-    save_grid(stretch_levels(grid, opened.card.levels), opened.run.samples / "final.png")
-    parts = drawn.images.split(spec.batch_size)
-    ours = _statistics(extractor, parts, spec.samples, opened, progress)
-    seconds = time.perf_counter() - began
-    # The field's distances are to the training images; held-out ones tell memory from skill.
-    for split, key in (("train", "frechet_distance"), ("test", "frechet_distance_test")):
-        reference = data[split]
-        batches = (reference.batch(i) for i in torch.arange(len(reference)).split(spec.batch_size))
-        theirs = _statistics(extractor, batches, len(reference), opened, progress)
-        name = distance_name(extractor, spec.samples)
-        yield Figure(
-            key=key,
-            name=name if split == "train" else f"{name} to held-out",
-            value=frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance),
-            standard_error=None,
-            unit="",
-            better="lower",
-            seconds=seconds,
-            nfe={"mean": float(drawn.nfe), "max": float(drawn.nfe)},
-            protocol={
-                "samples": spec.samples,
-                "reference": f"{reference.card.name} {split}",
-                "n_reference": len(reference),
-                "reference_fingerprint": reference.card.fingerprint,
-                "extractor": extractor.name,
-                "extractor_hash": extractor.hash,
-                "resize": extractor.resize,
-                "sampler": recipe.sampling.model_dump(),
-                "quantization": "clipped, rounded to the nearest level",
-                "seed": spec.seed,
-            },
-        )
-
-
-def _measure_density(
-    opened: OpenRun, data: ImageDataset, limit: int | None, progress: Progress
-) -> Iterator[Figure]:
-    spec = opened.recipe.evaluation
-    protocol = DensityProtocol(
-        eps=spec.eps,
-        solver=spec.solver,
-        rtol=spec.rtol,
-        atol=spec.atol,
-        probes=spec.probes,
-        nelbo_draws=spec.nelbo_draws,
-        passes=spec.passes,
-        batch_size=spec.batch_size,
-        limit=limit,
-        seed=spec.seed,
-    )
-    for key in get_args(DensityFigure):
-        total = spec.passes * min(len(data), limit or len(data))
-        with progress.task(f"{key} {opened.run.path.name}", total) as bar:
-            yield measure_density(key, opened.model, data, protocol, advance=bar.advance)
 
 
 def _training_summary(opened: OpenRun) -> dict[str, Any]:
@@ -192,12 +73,8 @@ def measure(
             progress.say(
                 "no distance of samples: give --fid --set evaluation.features=PATH to measure one"
             )
-    if density and not opened.recipe.data.dequantize:
-        raise UserError(
-            f"recipe {opened.recipe.name}: data.dequantize is false: the model never saw the "
-            "cells of the grey levels and its bits/dim mean nothing; train with "
-            "--set data.dequantize=true, or measure --fid alone"
-        )
+    if density:
+        check_meaningful(opened.recipe)
     needed = {"train", split} | ({"test"} if samples else set())
     data = {name: build_data(opened.recipe, name, progress) for name in sorted(needed)}
     trained_on = data["train"].card
@@ -208,7 +85,7 @@ def measure(
             "with --data"
         )
     # Whatever can be refused is refused before hours are spent on figures.
-    extractor = _extractor(opened.recipe, data["train"]) if samples else None
+    extractor = build_extractor(opened.recipe, data["train"]) if samples else None
     card = data[split].card
     content: dict[str, Any] = {
         "run": path.name,
@@ -236,10 +113,10 @@ def measure(
         write_text(opened.run.evaluation_file, text + "\n")
 
     if density:
-        for figure in _measure_density(opened, data[split], limit, progress):
+        for figure in measure_bits(opened, data[split], limit, progress):
             store(figure)
     if extractor is not None:
-        for figure in _measure_samples(opened, extractor, data, progress):
+        for figure in measure_samples(opened, extractor, data, progress):
             store(figure)
     return content
 

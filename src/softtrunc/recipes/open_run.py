@@ -26,7 +26,10 @@ _FREE = ("sampling.", "evaluation.", "data.source")
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run with its model in evaluation mode, on the device that accelerate chooses."""
+    """A run with its model in evaluation mode, on the device that accelerate chooses.
+
+    `accelerator` knows the processes among which work is shared.
+    """
 
     run: Run
     recipe: Recipe
@@ -34,7 +37,13 @@ class OpenRun:
     model: ScoreModel
     step: int
     seconds: float
-    device: torch.device
+    accelerator: Accelerator
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.accelerator.device
+        return device
 
 
 def open_run(path: Path, *, weights: Weights = "ema", overrides: Sequence[str] = ()) -> OpenRun:
@@ -66,5 +75,6 @@ def open_run(path: Path, *, weights: Weights = "ema", overrides: Sequence[str] =
     model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
     with user_errors():
         info = load_weights(latest_checkpoint(run.checkpoints), model, weights)
-    device = Accelerator().device
-    return OpenRun(run, recipe, card, model.to(device).eval(), info.step, info.seconds, device)
+    accelerator = Accelerator()
+    model = model.to(accelerator.device).eval()
+    return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator)
