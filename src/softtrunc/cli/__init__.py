@@ -14,6 +14,7 @@ from softtrunc.cli.import_ import import_
 from softtrunc.cli.recipes import recipes
 from softtrunc.cli.report import report
 from softtrunc.cli.sample import sample
+from softtrunc.cli.study import study
 from softtrunc.cli.train import train
 
 __all__ = ["main"]
@@ -33,6 +34,7 @@ app.command()(train)
 app.command()(sample)
 app.command()(evaluate)
 app.command()(report)
+app.command()(study)
 app.command("import")(import_)
 app.add_typer(recipes, name="recipes")
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["comparison_table", "figure_table"]
+if TYPE_CHECKING:
+    from softtrunc.recipes.study import StudyOutcome
+
+__all__ = ["comparison_table", "figure_table", "study_tables"]
 
 
 def comparison_table(runs: Sequence[Path]) -> Table:
@@ -51,3 +55,27 @@ def figure_table(evaluation: Mapping[str, Any]) -> Table:
             f"{figure['seconds']:.1f}",
         )
     return table
+
+
+def study_tables(outcome: StudyOutcome) -> list[Table]:
+    """A study's means, and the changes against the baselines where there are any."""
+    summary = outcome.summary
+    parts = {
+        "mean ± standard error over training seeds; the best in bold": summary.mean_rows(),
+        "changes, paired over seeds [95 % interval]; bold: without 0": summary.change_rows(),
+    }
+    tables = []
+    for title, rows in parts.items():
+        if len(rows) < 2:
+            continue
+        table = Table(
+            title=title, title_justify="left", box=None, header_style="bold", pad_edge=False
+        )
+        for i, cell in enumerate(rows[0]):
+            table.add_column(cell.text, no_wrap=i == 0, justify="left" if i == 0 else "right")
+        for row in rows[1:]:
+            table.add_row(
+                *(f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row)
+            )
+        tables.append(table)
+    return tables

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.errors import UserError
 from softtrunc.recipes.measure_density import check_meaningful, measure_bits
-from softtrunc.recipes.measure_samples import build_extractor, measure_samples
+from softtrunc.recipes.measure_samples import SAMPLE_FIGURES, build_extractor, measure_samples
 from softtrunc.recipes.open_run import OpenRun, open_run
 from softtrunc.recipes.progress import Progress, Silent
-from softtrunc.recipes.run import UNKNOWN_FINGERPRINT, now, package_versions, write_text
+from softtrunc.recipes.run import UNKNOWN_FINGERPRINT, Run, now, package_versions, write_text
+from softtrunc.recipes.schema import Recipe
+from softtrunc.report.density import DensityFigure
 from softtrunc.report.figure import Figure
 from softtrunc.training import Weights
 
-__all__ = ["measure"]
+__all__ = ["is_measured", "measure"]
 
 
 def _training_summary(opened: OpenRun) -> dict[str, Any]:
@@ -119,6 +121,19 @@ def measure(
         for figure in measure_samples(opened, extractor, data, progress):
             store(figure)
     return content
+
+
+def is_measured(run: Run, recipe: Recipe) -> bool:
+    """Whether `evaluation.json` holds every figure of the recipe for its last step."""
+    wanted: set[str] = set(get_args(DensityFigure)) if recipe.data.dequantize else set()
+    if recipe.evaluation.features is not None:
+        wanted |= set(SAMPLE_FIGURES)
+    try:
+        content = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
+        found = {figure["key"] for figure in content["figures"]}
+        return bool(content["step"] == recipe.training.steps) and wanted <= found
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _earlier(opened: OpenRun, content: Mapping[str, Any]) -> list[dict[str, Any]]:

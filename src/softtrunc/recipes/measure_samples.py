@@ -26,7 +26,10 @@ from softtrunc.recipes.schema import Recipe
 from softtrunc.report.figure import Figure
 from softtrunc.report.grid import save_grid
 
-__all__ = ["build_extractor", "measure_samples"]
+__all__ = ["SAMPLE_FIGURES", "build_extractor", "measure_samples"]
+
+SAMPLE_FIGURES = ("frechet_distance", "frechet_distance_test")
+"""What is measured unless told otherwise."""
 
 
 def build_extractor(recipe: Recipe, train: ImageDataset) -> FeatureExtractor:
