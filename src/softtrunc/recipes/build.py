@@ -11,6 +11,7 @@ from softtrunc.data import ImageDataset, open_dataset
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
+from softtrunc.recipes.data_sets import DATA_SETS
 from softtrunc.recipes.errors import UserError, user_errors
 from softtrunc.recipes.progress import Progress, Task
 from softtrunc.samplers import (
@@ -24,7 +25,7 @@ from softtrunc.samplers import (
 )
 from softtrunc.score import ScoreModel
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
-from softtrunc.times import ImportanceTimes, TimeLaw, UniformTimes
+from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
 from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
 from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
@@ -80,7 +81,12 @@ def build_objective(recipe: schema.Recipe) -> Objective:
                 coefficient=spec.mixed.coefficient,
                 balanced=spec.mixed.balanced,
             )
-        times: TimeLaw = importance if spec.times == "importance" else uniform
+        laws: dict[str, TimeLaw] = {
+            "importance": importance,
+            "uniform": uniform,
+            "log_snr": LogSNRTimes(sde, stratified=spec.stratified, average=spec.average),
+        }
+        times = laws[spec.times]
         weight = weights[spec.weighting]
         if spec.expected:
             weight, prior = PriorWeight(weight, prior), HardTruncation(prior.eps)
@@ -179,9 +185,7 @@ def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = No
     """
     spec = recipe.data
     if spec.source is None:
-        raise UserError(
-            f"recipe {recipe.name}: it is for your own images: add --data PATH (a folder of images)"
-        )
+        raise UserError(f"recipe {recipe.name}: {_what_to_give(spec)}")
     with ExitStack() as stack, user_errors("data"):
         return open_dataset(
             spec.source,
@@ -190,6 +194,13 @@ def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = No
             channels=spec.channels,
             progress=_ReadingBar(progress, f"read {split} images", stack) if progress else None,
         )
+
+
+def _what_to_give(spec: schema.Data) -> str:
+    if spec.preset is None:
+        return "it is for your own images: add --data PATH (a folder of images)"
+    known = DATA_SETS[spec.preset]
+    return f"it is for {known.title}: add --data PATH ({known.give})"
 
 
 class _ReadingBar:
