@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-__all__ = ["data_override", "weights_of"]
+__all__ = ["data_override", "quoted", "weights_of"]
 
 
 def data_override(data: str) -> str:
     """`--data PATH` as a `--set`: JSON's quotes are YAML's too, whatever the path holds."""
-    return f"data.source={json.dumps(data)}"
+    return f"data.source={quoted(data)}"
+
+
+def quoted(text: str) -> str:
+    """A text as YAML, whatever it holds."""
+    return json.dumps(text)
 
 
 def weights_of(name: str) -> Literal["ema", "raw"]:

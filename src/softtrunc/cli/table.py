@@ -31,10 +31,10 @@ def comparison_table(runs: Sequence[Path]) -> Table:
     return table
 
 
-def figure_table(evaluation: Mapping[str, Any]) -> Table:
+def figure_table(title: str, figures: Sequence[Mapping[str, Any]]) -> Table:
     """The figures of one `evaluation.json`, one a row."""
     table = Table(
-        title=f"{evaluation['run']}: step {evaluation['step']}, {evaluation['weights']} weights",
+        title=title,
         title_justify="left",
         box=None,
         header_style="bold",
@@ -43,12 +43,12 @@ def figure_table(evaluation: Mapping[str, Any]) -> Table:
     table.add_column("figure")
     for column in ("value", "± SE", "n", "evaluations (mean / max)", "seconds"):
         table.add_column(column, justify="right")
-    for figure in evaluation["figures"]:
+    for figure in figures:
         error, nfe = figure["standard_error"], figure["nfe"]
         protocol = figure["protocol"]
         table.add_row(
             f"{figure['name']}{', ' + figure['unit'] if figure['unit'] else ''}",
-            f"{figure['value']:.4f}",
+            f"{figure['value']:.4f}" if abs(figure["value"]) >= 0.01 else f"{figure['value']:.3g}",
             "" if error is None else f"{error:.4f}",
             str(protocol.get("n", protocol.get("samples", ""))),
             "" if nfe is None else f"{nfe['mean']:.1f} / {nfe['max']:.0f}",

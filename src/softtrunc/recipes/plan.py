@@ -44,7 +44,7 @@ class _Shape(NamedTuple):
     channels: int
     height: int
     width: int
-    count: int | None
+    images: int | None
     words: str
 
 
@@ -133,7 +133,7 @@ def describe(recipe: Recipe, *, tflops: float | None = None) -> str:
         "parameters": f"{cost.parameters:,}",
         "steps": f"{spec.steps:,} of batch {spec.batch_size}"
         + (f" ({share // micro} micro-batches of {micro} on one device)" if micro < share else "")
-        + (f", {spec.steps * spec.batch_size / shape.count:,.0f} epochs" if shape.count else ""),
+        + (f", {spec.steps * spec.batch_size / shape.images:,.0f} epochs" if shape.images else ""),
         "compute": f"{_flop(cost.forward)} an image forward, {_flop(cost.step)} a step, "
         f"{_flop(cost.total)} in all",
         "time": _time(recipe, cost, tflops),
