@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 
 from softtrunc.cli.demo import demo
 from softtrunc.cli.evaluate import evaluate
+from softtrunc.cli.export import export
 from softtrunc.cli.import_ import import_
 from softtrunc.cli.recipes import recipes
 from softtrunc.cli.report import report
@@ -34,6 +35,7 @@ app.command()(sample)
 app.command()(evaluate)
 app.command()(report)
 app.command("import")(import_)
+app.command()(export)
 app.add_typer(recipes, name="recipes")
 
 
