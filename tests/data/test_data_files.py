@@ -347,9 +347,16 @@ def test_names_that_lead_out_of_an_archive_write_nothing(tmp_path):
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         archive.addfile(link)
+        info = tarfile.TarInfo("good.png")
+        info.size = len(GOOD)
+        archive.addfile(info, io.BytesIO(GOOD))
     data = load_archive(path, "train", held_out=0.0)
-    assert len(data) == 2
-    assert [s.name for s in data.skipped] == ["link.png"]
+    assert len(data) == 1
+    assert {s.name: s.reason for s in data.skipped} == {
+        "../escaped.png": "its name leads out of the archive: refused",
+        "/absolute.png": "its name leads out of the archive: refused",
+        "link.png": "a link or device, not a file",
+    }
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["evil.tar", "in"]
 
 

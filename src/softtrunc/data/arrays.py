@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -132,7 +133,7 @@ class Npz:
         stream: its content, where that is no file of its own.
     """
 
-    def __init__(self, path: Path, stream: IO[bytes] | None = None) -> None:
+    def __init__(self, path: Path, stream: io.BytesIO | None = None) -> None:
         self.path = path
         self._file = path if stream is None else stream
         self.headers: dict[str, _Header] = {}
@@ -155,7 +156,7 @@ class Npz:
         except (zipfile.BadZipFile, EOFError, OSError) as error:
             raise ValueError(f"{self.path}: not a readable .npz: {error}") from error
 
-    def _rewound(self) -> Path | IO[bytes]:
+    def _rewound(self) -> Path | io.BytesIO:
         if not isinstance(self._file, Path):
             self._file.seek(0)
         return self._file

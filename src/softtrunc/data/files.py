@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,9 @@ __all__ = ["ArchiveFiles", "FolderFiles", "TarFiles", "ZipFiles", "open_archive"
 
 # An archive of images that unpacks to more than this many times its size is no such thing.
 _MAX_RATIO = 1000
+
+_LINK = "a link or device, not a file"
+_LEADS_OUT = "its name leads out of the archive: refused"
 
 
 class FolderFiles:
@@ -46,6 +50,7 @@ class FolderFiles:
             names += [(inside / name).as_posix() for name in files if is_image_name(name)]
             bare += [(inside / name).as_posix() for name in files if _is_bare(name)]
         self.names: Sequence[str] = sorted(names or bare)
+        self.bare = not names
         self.skipped: Sequence[Skipped] = skipped
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
@@ -80,11 +85,17 @@ class ZipFiles:
         except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
             raise ValueError(f"{location}: not a readable zip: {error}") from error
         _refuse_bomb(location, sum(info.file_size for info in infos))
-        renamed = _without_common_folder([i.filename for i in infos if not i.is_dir()])
-        self._members = {renamed[info.filename]: info for info in infos if not info.is_dir()}
+        plain = {info.filename: info for info in infos if not info.is_dir()}
+        skipped = {
+            name: _LINK if stat.S_ISLNK(info.external_attr >> 16) else _LEADS_OUT
+            for name, info in plain.items()
+            if stat.S_ISLNK(info.external_attr >> 16) or _leads_out(name)
+        }
+        renamed = _without_common_folder([name for name in plain if name not in skipped])
+        self._members = {new: plain[name] for name, new in renamed.items()}
         self.members: Sequence[str] = sorted(self._members)
         self.names: Sequence[str] = _images_among(self.members)
-        self.skipped: Sequence[Skipped] = ()
+        self.skipped: Sequence[Skipped] = _skipped_images(skipped)
 
     def size(self, member: str) -> int:
         """Number of bytes of one of `members`."""
@@ -138,24 +149,25 @@ class TarFiles:
     def __init__(self, location: Path) -> None:
         self.location = location
         members: dict[str, int] = {}
-        links: list[str] = []
+        skipped: dict[str, str] = {}
         unpacked = 0
         with _OpenTar(self.location) as archive:
             for member in archive:
                 # Before the next header is looked for, for that unpacks what lies between.
                 unpacked += member.size
                 _refuse_bomb(location, unpacked)
-                if member.isreg():
+                if _leads_out(member.name):
+                    skipped[member.name] = _LEADS_OUT
+                elif member.isreg():
                     members.setdefault(member.name, member.size)
-                elif _is_member_image(member.name) and not member.isdir():
-                    links.append(member.name)
+                elif not member.isdir():
+                    skipped[member.name] = _LINK
             _refuse_cut(archive)
         self._renamed = _without_common_folder(list(members))
         self._sizes = {self._renamed[name]: size for name, size in members.items()}
         self.members: Sequence[str] = sorted(self._sizes)
         self.names: Sequence[str] = _images_among(self.members)
-        reason = "a link or device, not a file"
-        self.skipped: Sequence[Skipped] = [Skipped(name, reason) for name in links]
+        self.skipped: Sequence[Skipped] = _skipped_images(skipped)
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the archive: going back would unpack it again."""
@@ -228,6 +240,15 @@ def _refuse_cut(archive: tarfile.TarFile) -> None:
 
 def _is_member_image(name: str) -> bool:
     return "__MACOSX" not in name.split("/") and is_image_name(name)
+
+
+def _leads_out(name: str) -> bool:
+    """Whether unpacking this would write outside of the folder that it is unpacked into."""
+    return name.startswith("/") or posixpath.normpath(name).split("/")[0] == ".."
+
+
+def _skipped_images(reasons: Mapping[str, str]) -> list[Skipped]:
+    return [Skipped(name, why) for name, why in reasons.items() if _is_member_image(name)]
 
 
 def _is_bare(name: str) -> bool:

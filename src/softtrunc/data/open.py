@@ -86,7 +86,7 @@ def _open_archive(path: Path) -> Source:
     if partition is not None:
         return celeba_source(path, partition)
     archive = open_archive(path)
-    released = None if archive.names else _released(Members.of_archives(path, [archive]))
+    released = _released(Members.of_archives(path, [archive]))
     return released or files_source(archive, "archive")
 
 
@@ -106,7 +106,7 @@ def _open_folder(path: Path) -> Source:
     if (released := _released(Members.of_folder(path))) is not None:
         return released
     files = FolderFiles(path)
-    archives = [] if files.names else _archives_in(path)
+    archives = [] if files.names and not files.bare else _archives_in(path)
     if len(archives) == 1:
         return _open_archive(archives[0])
     return _open_archives(path, archives) if archives else files_source(files, "folder")
