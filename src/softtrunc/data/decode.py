@@ -44,6 +44,8 @@ class Decoded(NamedTuple):
 
 _LOSSY_FORMATS = {"JPEG", "MPO"}
 _GREY_MODES = {"1", "L", "LA", "La"}
+# Others, such as LAB, mean nothing without a profile.
+_KNOWN_MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 
 
 def is_grey(mode: str) -> bool:
@@ -83,6 +85,8 @@ def _refuse_deep(image: Image.Image) -> None:
 def _to_8_bit(image: Image.Image, channels: int | None) -> tuple[Image.Image, str]:
     """8-bit grey ("L") or "RGB", and how it came to that."""
     mode, converted = image.mode, ""
+    if mode not in _KNOWN_MODES:
+        raise ValueError(f"mode {mode} has no plain conversion to RGB: convert it first")
     if "transparency" in image.info or image.has_transparency_data:
         rgba = image.convert("RGBA")
         # What nothing shines through is the same on any ground.

@@ -120,7 +120,8 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: not a pickled batch, or broken: {text}") from error
     # A stream of opcodes gone wrong ends in nearly any of Python's errors.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        known = {EOFError: "it ends too early", KeyError: "no such opcode"}
+        reason = known.get(type(error)) or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{where}: not a pickled batch, or cut short: {reason}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{where}: a pickled {type(found).__name__}, not a batch of images")
