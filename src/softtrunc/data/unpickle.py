@@ -11,7 +11,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -92,6 +93,19 @@ _ALLOWED: dict[tuple[str, str], object] = {
 
 
 class _Unpickler(pickle._Unpickler):  # the one in Python
+    read: Callable[[int], bytes]  # set by load()
+    append: Callable[[object], None]
+
+    # Python's own makes room for as many bytes as a pickle claims before it reads them.
+    def load_bytearray8(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        self.append(bytearray(self.read(size)))
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
+
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"asks for {module}.{name}")
