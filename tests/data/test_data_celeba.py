@@ -11,7 +11,7 @@ from PIL import Image
 from true_formats import noise, pack
 
 from softtrunc.data import inspect, open_dataset, prepare
-from softtrunc.data.open import kind_of
+from softtrunc.data.detect import kind_of
 
 COUNT = 12
 IMAGES = noise(COUNT, 218, 178, 3)

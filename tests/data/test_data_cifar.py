@@ -11,7 +11,7 @@ import pytest
 from true_formats import noise, pack, python2_batch, rows, write_cifar10, write_cifar10_binary
 
 from softtrunc.data import open_dataset, prepare
-from softtrunc.data.open import kind_of
+from softtrunc.data.detect import kind_of
 
 IMAGES = noise(24, 3, 32, 32)
 LABELS = [i % 10 for i in range(24)]

@@ -13,7 +13,7 @@ pytest.importorskip("lmdb")
 from true_formats import write_lmdb
 
 from softtrunc.data import inspect, open_dataset, prepare
-from softtrunc.data.open import kind_of
+from softtrunc.data.detect import kind_of
 
 IMAGES = noise(6, 30, 40, 3)
 

@@ -8,7 +8,7 @@ import torch
 from true_formats import noise, pack, write_stl10
 
 from softtrunc.data import inspect, open_dataset, prepare
-from softtrunc.data.open import kind_of
+from softtrunc.data.detect import kind_of
 
 IMAGES = {
     "train": noise(5, 3, 96, 96),

@@ -16,8 +16,8 @@ from jaxtyping import UInt8
 from softtrunc.data.collect import Progress, collect, decode_each
 from softtrunc.data.dataset import Skipped
 from softtrunc.data.decode import Decoded, is_grey
+from softtrunc.data.detect import Kind, open_source
 from softtrunc.data.fit import Fit, pair
-from softtrunc.data.open import Kind, open_source
 from softtrunc.data.pixels import stretch_levels
 from softtrunc.data.source import Part, Source
 
