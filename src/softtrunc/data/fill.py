@@ -101,7 +101,9 @@ def fill(target: Target, chunk: Chunk, fit: Fit | None, channels: int | None) ->
             lossy |= decoded.lossy
             if decoded.converted:
                 converted[decoded.converted] += 1
-            planes = np.broadcast_to(found.transpose(2, 0, 1), (depth, height, width))
+            planes = found.transpose(2, 0, 1)
+            if len(planes) != depth:
+                planes = np.broadcast_to(planes, target.shape)
             stream.seek(target.offset + row * target.row_bytes)
             stream.write(planes.tobytes())
     return Filled([row for row, _ in chunk], skipped, colour, lossy, dict(converted))
