@@ -373,11 +373,19 @@ def png_claiming(width: int, height: int) -> bytes:
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
 
 
-def encode_image(image: Image.Image, kind: str = "PNG", alpha: int | None = None) -> bytes:
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def encode_image(
+    image: Image.Image, kind: str = "PNG", alpha: int | None = None, **options: object
+) -> bytes:
     if alpha is not None:
         image.putalpha(alpha)
     stream = io.BytesIO()
-    image.save(stream, kind)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -418,6 +426,13 @@ CONVERTED = {
         lambda image: encode_image(image.convert("RGB"), alpha=128),
         "transparency laid on white",
     ),
+    "moving.gif": (
+        lambda image: encode_image(
+            image.convert("L"), "GIF", save_all=True, append_images=[Image.new("L", (5, 6))]
+        ),
+        "first frame of several",
+    ),
+    "upright.png": (lambda image: encode_image(image, exif=turned()), "turned upright (EXIF)"),
     "cmyk.tiff": (
         lambda image: encode_image(image.convert("CMYK"), "TIFF"),
         "CMYK to RGB without colour profiles",
@@ -465,5 +480,5 @@ def test_one_bad_file_costs_that_file_alone(mixed, tmp_path, form):
     found = inspect(source)
     assert {s.name: s.reason for s in found.unreadable} == expected
     assert found.converted == {why: 1 for _, why in CONVERTED.values()}
-    assert found.count == 4
+    assert found.count == len(CONVERTED) + 1
     assert not list(tmp_path.parent.glob("escaped.png"))

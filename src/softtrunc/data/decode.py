@@ -131,12 +131,15 @@ def decode(source: Path | bytes | np.ndarray, fit: Fit | None, channels: int | N
             )
         original, mode, lossy = image.size, image.mode, image.format in _LOSSY_FORMATS
         _refuse_deep(image)
+        animated = getattr(image, "is_animated", False)
         image.load()
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         upright = ImageOps.exif_transpose(image)
         plain, converted = _to_8_bit(upright, channels)
         if turned:
             converted = converted or "turned upright (EXIF)"
+        if animated:
+            converted = converted or "first frame of several"
         pixels = np.asarray(plain) if fit is None else fit(plain)
     return Decoded(pixels.reshape(*pixels.shape[:2], -1), original, mode, lossy, converted)
 
