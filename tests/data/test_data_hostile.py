@@ -426,10 +426,8 @@ CONVERTED = {
         lambda image: encode_image(image.convert("RGB"), alpha=128),
         "transparency laid on white",
     ),
-    "moving.gif": (
-        lambda image: encode_image(
-            image.convert("L"), "GIF", save_all=True, append_images=[Image.new("L", (5, 6))]
-        ),
+    "moving.png": (
+        lambda image: encode_image(image, save_all=True, append_images=[Image.new("RGB", (5, 6))]),
         "first frame of several",
     ),
     "upright.png": (lambda image: encode_image(image, exif=turned()), "turned upright (EXIF)"),

@@ -136,10 +136,8 @@ def decode(source: Path | bytes | np.ndarray, fit: Fit | None, channels: int | N
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         upright = ImageOps.exif_transpose(image)
         plain, converted = _to_8_bit(upright, channels)
-        if turned:
-            converted = converted or "turned upright (EXIF)"
-        if animated:
-            converted = converted or "first frame of several"
+        more = {"turned upright (EXIF)": turned, "first frame of several": animated}
+        converted = "; ".join(filter(None, [converted, *(what for what in more if more[what])]))
         pixels = np.asarray(plain) if fit is None else fit(plain)
     return Decoded(pixels.reshape(*pixels.shape[:2], -1), original, mode, lossy, converted)
 
