@@ -16,6 +16,7 @@ from PIL import Image
 
 from softtrunc.data import load_archive, load_folder, open_dataset
 from softtrunc.data.decode import decode
+from softtrunc.data.detect import kind_of
 from softtrunc.data.files import open_files
 from softtrunc.data.folder import load_files
 from softtrunc.data.splits import choose_names, choose_rows
@@ -424,3 +425,15 @@ def test_what_was_skipped_leaves_no_gaps(folder):
     order = sorted(good, key=lambda i: ("ab"[i % 2], i))
     assert np.array_equal(data.images, np.stack([noise(i).transpose(2, 0, 1) for i in order]))
     assert len(data.skipped) == 14
+
+
+def test_an_archive_beside_images_is_left_alone_and_alone_it_is_read(folder, tmp_path):
+    alone = tmp_path / "download"
+    alone.mkdir()
+    pack_zip(folder, alone / "photos.zip")
+    (alone / "README").write_text("fetched today")
+    expected = load_folder(folder, "train").card.fingerprint
+    assert open_dataset(str(alone), "train").card.fingerprint == expected
+    pack_zip(folder, folder / "backup.zip")
+    assert open_dataset(str(folder), "train").card.fingerprint == expected
+    assert kind_of(folder) == "folder"
