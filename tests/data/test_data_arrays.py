@@ -163,6 +163,8 @@ def test_idx_is_read_as_written(tmp_path, suffix):
         data = open_dataset(str(tmp_path), "train" if name == "train" else "test")
         assert np.array_equal(data.images[:, 0], images)
         assert data.labels.tolist() == labels.tolist()
+    one = open_dataset(tmp_path / f"t10k-images-idx3-ubyte{suffix}", "test")
+    assert one.card.fingerprint == open_dataset(tmp_path, "test").card.fingerprint
     assert load_idx(tmp_path, "test", image_size=3, channels=3).images.shape == (4, 3, 3, 3)
 
 

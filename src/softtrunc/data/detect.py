@@ -17,7 +17,7 @@ from softtrunc.data.digits import load_digits_split
 from softtrunc.data.files import FolderFiles, open_archive
 from softtrunc.data.folder import files_source
 from softtrunc.data.hub import SCHEME, hub_source, is_saved, saved_source
-from softtrunc.data.idx import find_idx, idx_folder, load_idx
+from softtrunc.data.idx import find_idx, idx_folder, is_idx_name, load_idx
 from softtrunc.data.lsun import find_lmdb, lmdb_source
 from softtrunc.data.members import Members
 from softtrunc.data.parquet import find_parquet, is_parquet, parquet_source
@@ -142,7 +142,7 @@ def open_source(source: str | Path) -> Source:
         return _loaded("array", text, lambda split: load_array(path, split), splits)
     if is_parquet(path):
         return parquet_source(path, {"": [path]})
-    if path in find_idx(path.parent).values():
+    if is_idx_name(path):
         return _open_folder(path.parent)
     if _is_archive(path):
         return _open_archive(path)

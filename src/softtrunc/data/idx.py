@@ -17,7 +17,7 @@ from softtrunc.data.dataset import ImageDataset
 from softtrunc.data.fit import describe_fit, fit_to
 from softtrunc.data.splits import check_split
 
-__all__ = ["find_idx", "idx_folder", "load_idx", "read_idx"]
+__all__ = ["find_idx", "idx_folder", "is_idx_name", "load_idx", "read_idx"]
 
 _UINT8 = 0x08
 _TYPES = {0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
@@ -75,6 +75,11 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "*shape"]:
             return _read(unpacked, size * _MAX_DEFLATE_RATIO, path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: broken gzip: {error}: fetch it again") from error
+
+
+def is_idx_name(path: Path) -> bool:
+    """Whether a file is called like the images of the MNIST family."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def find_idx(folder: Path) -> dict[str, Path]:
