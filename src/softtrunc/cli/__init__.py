@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
+from softtrunc.cli.data import data
 from softtrunc.cli.demo import demo
 from softtrunc.cli.evaluate import evaluate
 from softtrunc.cli.export import export
@@ -37,6 +38,7 @@ app.command()(report)
 app.command("import")(import_)
 app.command()(export)
 app.add_typer(recipes, name="recipes")
+app.add_typer(data, name="data")
 
 
 def _version(wanted: bool) -> bool:

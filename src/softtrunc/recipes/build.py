@@ -11,7 +11,7 @@ from softtrunc.data import ImageDataset, open_dataset
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
-from softtrunc.recipes.errors import UserError, user_errors
+from softtrunc.recipes.errors import UserError, missing_packages, user_errors
 from softtrunc.recipes.progress import Progress, Task
 from softtrunc.samplers import (
     Ancestral,
@@ -39,6 +39,9 @@ __all__ = [
     "build_sde",
     "build_training",
 ]
+
+# Image files that decode to more bytes than this are to be prepared once, not at every start.
+_LARGEST_UNPREPARED = 4 << 30
 
 
 def build_sde(recipe: schema.Recipe) -> SDE:
@@ -182,12 +185,14 @@ def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = No
         raise UserError(
             f"recipe {recipe.name}: it is for your own images: add --data PATH (a folder of images)"
         )
-    with ExitStack() as stack, user_errors("data"):
+    with ExitStack() as stack, user_errors("data"), missing_packages():
         return open_dataset(
             spec.source,
             split,
             image_size=spec.image_size,
             channels=spec.channels,
+            preset=spec.preset,
+            largest=_LARGEST_UNPREPARED,
             progress=_ReadingBar(progress, f"read {split} images", stack) if progress else None,
         )
 

@@ -46,8 +46,10 @@ class _Section(BaseModel):
 class Data(_Section):
     """Where the images come from and how they reach the model.
 
-    - `source`: "digits", or the path of an image folder, archive or prepared data set; null:
-      must be given on the command line.
+    - `source`: "digits", hf://OWNER/NAME, or the path of an image folder, archive, released or
+      prepared data set; null: must be given on the command line.
+    - `preset`: the protocol that the data must follow, one of `softtrunc data presets`; null:
+      any images.
     - `image_size`: side (or [height, width]) to bring images to; null: as they are.
     - `channels`: 1 or 3; null: as they are.
     - `flip`: mirror left-right at random while training.
@@ -55,6 +57,7 @@ class Data(_Section):
     """
 
     source: str | None = None
+    preset: str | None = None
     image_size: Count | tuple[Count, Count] | None = None
     channels: Literal[1, 3] | None = None
     flip: bool = True
