@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from softtrunc.cli.demo import demo
+from softtrunc.cli.edit import edit
 from softtrunc.cli.evaluate import evaluate
 from softtrunc.cli.import_ import import_
 from softtrunc.cli.recipes import recipes
@@ -35,6 +36,7 @@ app.command()(evaluate)
 app.command()(report)
 app.command("import")(import_)
 app.add_typer(recipes, name="recipes")
+app.add_typer(edit, name="edit")
 
 
 def _version(wanted: bool) -> bool:

@@ -189,7 +189,7 @@ def build_sampler(spec: schema.Sampling) -> Sampler:
 
 def build_score(spec: schema.Sampling, model: ScoreModel) -> ScoreHook:
     """The model's score in the precision of a recipe's `sampling` section."""
-    if spec.precision == "no":
+    if spec.precision == "fp32":
         return model.score
     return autocast_score(model, {"bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision])
 

@@ -38,7 +38,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 Time = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Grid = Literal["uniform", "reciprocal", "log_snr", "edm"]
-NetworkPrecision = Literal["no", "bf16", "fp16"]
+NetworkPrecision = Literal["fp32", "bf16", "fp16"]
 
 
 class _Section(BaseModel):
@@ -203,7 +203,7 @@ class Training(_Section):
 # - `denoise_final`: end with Tweedie's formula at `t_end`.
 # - `grid`: what is equally spaced: "uniform" (t), "reciprocal" (1/t), "log_snr" or "edm"
 #   ((sigma / alpha)^(1/7)); null: t, for RVE 1/t.
-# - `precision`: of the network under autocast, "no" (float32), "bf16" or "fp16"; the state stays
+# - `precision`: of the network "fp32", or "bf16" or "fp16" under autocast; the state stays
 #   in float32.
 
 
@@ -223,7 +223,7 @@ class PCSampling(_Section):
     t_end: Time | None = None
     denoise_final: bool = True
     grid: Grid | None = None
-    precision: NetworkPrecision = "no"
+    precision: NetworkPrecision = "fp32"
 
 
 class EulerMaruyamaSampling(_Section):
@@ -234,7 +234,7 @@ class EulerMaruyamaSampling(_Section):
     t_end: Time | None = None
     denoise_final: bool = True
     grid: Grid | None = None
-    precision: NetworkPrecision = "no"
+    precision: NetworkPrecision = "fp32"
 
 
 class AncestralSampling(_Section):
@@ -245,7 +245,7 @@ class AncestralSampling(_Section):
     t_end: Time | None = None
     denoise_final: bool = True
     grid: Grid | None = None
-    precision: NetworkPrecision = "no"
+    precision: NetworkPrecision = "fp32"
 
 
 class ODESampling(_Section):
@@ -260,7 +260,7 @@ class ODESampling(_Section):
     t_end: Time | None = None
     denoise_final: bool = True
     max_steps: Count = 10_000
-    precision: NetworkPrecision = "no"
+    precision: NetworkPrecision = "fp32"
 
 
 class HeunSampling(_Section):
@@ -279,7 +279,7 @@ class HeunSampling(_Section):
     t_end: Time | None = None
     denoise_final: bool = True
     grid: Grid | None = "edm"
-    precision: NetworkPrecision = "no"
+    precision: NetworkPrecision = "fp32"
 
 
 class DPMSolverSampling(_Section):
@@ -296,7 +296,7 @@ class DPMSolverSampling(_Section):
     t_end: Time | None = None
     denoise_final: bool = True
     grid: Grid | None = "log_snr"
-    precision: NetworkPrecision = "no"
+    precision: NetworkPrecision = "fp32"
 
 
 Sampling = Annotated[
