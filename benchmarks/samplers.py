@@ -40,7 +40,9 @@ from softtrunc.samplers import (
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import SDE
 
-BUDGETS = (5, 8, 10, 15, 20, 30, 50)
+BUDGETS = (5, 8, 10, 15, 20, 30)
+# So many samples are compared with the end of the exact flow.
+EXACT = 256
 Draw = Callable[[ScoreFunction, Tensor, torch.Generator], tuple[Tensor, int]]
 
 
@@ -240,7 +242,7 @@ def measure(problem: Problem, case: Case, count: int, batch: int, exact: Tensor)
     row: dict[str, Any] = {"name": case.name, "budget": case.budget, "nfe": nfe}
     row["seconds"] = time.perf_counter() - begin
     if case.deterministic and len(exact):
-        row["flow_error"] = float((x - exact).square().mean().sqrt())
+        row["flow_error"] = float((x[: len(exact)] - exact).square().mean().sqrt())
     images = problem.finish(x)
     if (found := problem.frechet(images)) is not None:
         row["frechet"], row["frechet_se"] = found
@@ -339,7 +341,7 @@ def main() -> None:
         z = torch.randn((args.count, *problem.event), generator=torch.Generator().manual_seed(0))
         flow = ours(ProbabilityFlow(1e-5, 1e-5))
         exact = torch.cat(
-            [flow(problem.model, part, torch.Generator())[0] for part in z.split(args.batch)]
+            [flow(problem.model, z[i : i + 64], torch.Generator())[0] for i in range(0, EXACT, 64)]
         )
     head = ("FD", "SE", "SW", "to flow")
     print(f"{'sampler':32s} {'NFE':>5s} " + " ".join(f"{c:>9s}" for c in head))
