@@ -183,8 +183,6 @@ def our_cases() -> Iterator[Case]:
         yield Case("DPM-Solver++ 3M", n, ours(DPMSolver(n, order=3)), True)
         yield Case("DPM-Solver++ 2M, EDM grid", n, ours(DPMSolver(n, grid="edm")), True)
         yield Case("DPM-Solver++ 3M, EDM grid", n, ours(DPMSolver(n, 3, grid="edm")), True)
-        yield Case("DPM-Solver++ 2M, t grid", n, ours(DPMSolver(n, grid="uniform")), True)
-        yield Case("DPM-Solver++ 3M, t grid", n, ours(DPMSolver(n, 3, grid="uniform")), True)
         yield Case("DPM-Solver++ 2M SDE", n, ours(DPMSolver(n, stochastic=True)))
         yield Case(
             "DPM-Solver++ 2M SDE, EDM grid", n, ours(DPMSolver(n, stochastic=True, grid="edm"))

@@ -21,7 +21,8 @@ class DPMSolver(FixedStepSampler):
     In `lambda = log(alpha / sigma)` the flow from s to t has the solution
     `x_t = (sigma_t / sigma_s) x_s + sigma_t int e^lambda D dlambda`, and the reverse SDE the same
     with the decay doubled and noise of variance `sigma_t^2 (1 - e^(-2h))`. D is replaced by the
-    polynomial through its last `order` values. One network call a step: `steps` in all.
+    polynomial through its last `order` values ("2M": its slope integrated by the midpoint rule,
+    algorithm 2 of the source). One network call a step: `steps` in all.
     Order 1 is DDIM, its stochastic form ancestral sampling. Source: Lu et al. 2022
     (arXiv 2211.01095), sections 4 and 5.
 
@@ -59,7 +60,7 @@ class DPMSolver(FixedStepSampler):
         rate = 2.0 if self.stochastic else 1.0
         h = there.half_log_snr - here.half_log_snr
         x = (there.alpha / here.alpha) * math.exp(-rate * h) * x
-        x = x + there.alpha * _integral(past, h, rate)
+        x = x + there.alpha * _integral(past, h, rate, damped=self.order == 2)
         if self.stochastic:
             x = x + there.sigma * math.sqrt(-math.expm1(-2.0 * h)) * run.noise.like(x)
         return State(x, denoised, past)
@@ -84,12 +85,18 @@ def _moments(z: float, n: int) -> list[float]:
     return moments
 
 
-def _integral(past: tuple[tuple[Point, Tensor], ...], h: float, rate: float) -> Tensor:
+def _integral(
+    past: tuple[tuple[Point, Tensor], ...], h: float, rate: float, *, damped: bool
+) -> Tensor:
     """`rate int_0^h e^(-rate (h - v)) P(v) dv`, P the polynomial through the estimates in `past`.
 
-    The newest lies at v = 0. Lagrange's form gives one host scalar per estimate.
+    The newest lies at v = 0. Lagrange's form gives one host scalar per estimate. `damped` takes the
+    first moment as half of the zeroth, as "2M" does: the same to the order of the method, and half
+    as much extrapolation where steps are long.
     """
     moments = _moments(rate * h, len(past))
+    if damped and len(moments) == 2:
+        moments[1] = 0.5 * moments[0]
     origin = past[0][0].half_log_snr
     nodes = [(point.half_log_snr - origin) / h for point, _ in past]
     total = torch.zeros_like(past[0][1])
