@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from softtrunc.samplers.base import FixedStepSampler, Run, State
-from softtrunc.samplers.grids import Grid, Point
+from softtrunc.samplers.grids import Grid, Point, early_end
+from softtrunc.sde import SDE
 
 __all__ = ["DPMSolver"]
 
@@ -30,7 +31,9 @@ class DPMSolver(FixedStepSampler):
         steps: number of steps, >= 1, the final denoising included.
         order: 1, 2 ("2M") or 3 ("3M").
         stochastic: solve the reverse SDE instead of the probability flow.
-        t_end: see `FixedStepSampler`.
+        t_end: see `FixedStepSampler`; None ends earlier than the SDE's own time where the steps
+            are so few that noise would be followed below their own error (`early_end`), unless
+            `denoise_final` is False.
         denoise_final: see `FixedStepSampler`; default True.
         grid: spacing of the times; default "log_snr".
 
@@ -48,6 +51,11 @@ class DPMSolver(FixedStepSampler):
         super().__post_init__()
         if self.order not in (1, 2, 3):
             raise ValueError(f"DPMSolver: order={self.order}: write 1, 2 or 3")
+
+    def _end(self, sde: SDE, moves: int) -> float | None:
+        if self.t_end is None and self.denoise_final and moves > 0:
+            return early_end(sde, moves)
+        return self.t_end
 
     def _step(self, run: Run, state: State, here: Point, there: Point) -> State:
         x, past = state.x, state.history
