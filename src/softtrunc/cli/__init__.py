@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 
 from softtrunc.cli.data import data
 from softtrunc.cli.demo import demo
+from softtrunc.cli.edit import edit
 from softtrunc.cli.evaluate import evaluate
 from softtrunc.cli.export import export
 from softtrunc.cli.import_ import import_
@@ -39,6 +40,7 @@ app.command("import")(import_)
 app.command()(export)
 app.add_typer(recipes, name="recipes")
 app.add_typer(data, name="data")
+app.add_typer(edit, name="edit")
 
 
 def _version(wanted: bool) -> bool:

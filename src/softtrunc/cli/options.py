@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Literal
 
-__all__ = ["data_override", "weights_of"]
+__all__ = ["data_override", "sampling_overrides", "weights_of"]
 
 
 def data_override(data: str) -> str:
     """`--data PATH` as a `--set`: JSON's quotes are YAML's too, whatever the path holds."""
     return f"data.source={json.dumps(data)}"
+
+
+def sampling_overrides(
+    sampler: str | None, steps: int | None, precision: str | None, overrides: Sequence[str] | None
+) -> list[str]:
+    """`--sampler`, `--steps` and `--precision` as `--set`s; those that were given come last."""
+    named = {"sampler": sampler, "steps": steps, "precision": precision}
+    changes = [f"sampling.{key}={value}" for key, value in named.items() if value is not None]
+    return [*changes, *(overrides or [])]
 
 
 def weights_of(name: str) -> Literal["ema", "raw"]:

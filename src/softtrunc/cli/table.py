@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-__all__ = ["comparison_table", "figure_table"]
+if TYPE_CHECKING:
+    from softtrunc.recipes.edit import RoundTrip
+
+__all__ = ["comparison_table", "figure_table", "round_trip_table"]
 
 
 def comparison_table(runs: Sequence[Path]) -> Table:
@@ -50,4 +53,17 @@ def figure_table(evaluation: Mapping[str, Any]) -> Table:
             "" if nfe is None else f"{nfe['mean']:.1f} / {nfe['max']:.0f}",
             f"{figure['seconds']:.1f}",
         )
+    return table
+
+
+def round_trip_table(trips: Sequence[RoundTrip]) -> Table:
+    """What became of images on their way to the latent and back; differences in 256 levels."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("image")
+    for column in ("RMS error", "largest", "every pixel the same", "latent / expected norm"):
+        table.add_column(column, justify="right")
+    for trip in trips:
+        same = "yes" if trip.exact else "no"
+        row = (f"{trip.rms:.2g}", f"{trip.worst:.2g}", same, f"{trip.radius:.3f}")
+        table.add_row(trip.name, *row)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from typing import assert_never
 
@@ -21,6 +22,8 @@ from softtrunc.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
     Sampler,
+    ScoreHook,
+    autocast_score,
 )
 from softtrunc.score import ScoreModel
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
@@ -36,6 +39,7 @@ __all__ = [
     "build_objective",
     "build_prior",
     "build_sampler",
+    "build_score",
     "build_sde",
     "build_training",
 ]
@@ -144,14 +148,15 @@ def build_sampler(spec: schema.Sampling) -> Sampler:
                     predictor=spec.predictor,
                     t_end=spec.t_end,
                     denoise_final=spec.denoise_final,
+                    grid=spec.grid,
                 )
-            case schema.EulerMaruyamaSampling():
-                return EulerMaruyama(
-                    steps=spec.steps, t_end=spec.t_end, denoise_final=spec.denoise_final
-                )
-            case schema.AncestralSampling():
-                return Ancestral(
-                    steps=spec.steps, t_end=spec.t_end, denoise_final=spec.denoise_final
+            case schema.EulerMaruyamaSampling() | schema.AncestralSampling():
+                method = EulerMaruyama if spec.sampler == "euler_maruyama" else Ancestral
+                return method(
+                    steps=spec.steps,
+                    t_end=spec.t_end,
+                    denoise_final=spec.denoise_final,
+                    grid=spec.grid,
                 )
             case schema.ODESampling():
                 return ProbabilityFlow(
@@ -159,9 +164,19 @@ def build_sampler(spec: schema.Sampling) -> Sampler:
                     atol=spec.atol,
                     t_end=spec.t_end,
                     denoise_final=spec.denoise_final,
+                    max_steps=spec.max_steps,
                 )
             case schema.HeunSampling():
-                return Heun(steps=spec.steps, t_end=spec.t_end, denoise_final=spec.denoise_final)
+                low, high = spec.churn_range
+                return Heun(
+                    steps=spec.steps,
+                    t_end=spec.t_end,
+                    denoise_final=spec.denoise_final,
+                    grid=spec.grid,
+                    churn=spec.churn,
+                    churn_range=(low, math.inf if high is None else high),
+                    churn_noise=spec.churn_noise,
+                )
             case schema.DPMSolverSampling():
                 return DPMSolver(
                     steps=spec.steps,
@@ -169,9 +184,17 @@ def build_sampler(spec: schema.Sampling) -> Sampler:
                     stochastic=spec.stochastic,
                     t_end=spec.t_end,
                     denoise_final=spec.denoise_final,
+                    grid=spec.grid,
                 )
             case _ as unreachable:
                 assert_never(unreachable)
+
+
+def build_score(spec: schema.Sampling, model: ScoreModel) -> ScoreHook:
+    """The model's score in the precision of a recipe's `sampling` section."""
+    if spec.precision == "fp32":
+        return model.score
+    return autocast_score(model, {"bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision])
 
 
 def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = None) -> ImageDataset:

@@ -37,6 +37,8 @@ __all__ = [
 Positive = Annotated[float, Field(gt=0.0)]
 Time = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+Grid = Literal["uniform", "reciprocal", "log_snr", "edm"]
+NetworkPrecision = Literal["fp32", "bf16", "fp16"]
 
 
 class _Section(BaseModel):
@@ -199,8 +201,22 @@ class Training(_Section):
     tracker: Literal["tensorboard", "wandb"] | None = None
 
 
+# What all sections of sampling say alike:
+# - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
+# - `denoise_final`: end with Tweedie's formula at `t_end`.
+# - `grid`: what is equally spaced: "uniform" (t), "reciprocal" (1/t), "log_snr" or "edm"
+#   ((sigma / alpha)^(1/7)); null: t, for RVE 1/t.
+# - `precision`: of the network "fp32", or "bf16" or "fp16" under autocast; the state stays
+#   in float32.
+
+
 class PCSampling(_Section):
-    """Predictor-corrector (Song et al. 2021)."""
+    """Predictor-corrector (Song et al. 2021).
+
+    - `steps`: network evaluations divided by `1 + corrector_steps`.
+    - `snr`: signal-to-noise ratio of the Langevin steps.
+    - `predictor`: how the reverse SDE is discretised.
+    """
 
     sampler: Literal["pc"] = "pc"
     steps: Count = 1000
@@ -209,6 +225,8 @@ class PCSampling(_Section):
     predictor: Literal["reverse_diffusion", "ancestral", "euler_maruyama"] = "reverse_diffusion"
     t_end: Time | None = None
     denoise_final: bool = True
+    grid: Grid | None = None
+    precision: NetworkPrecision = "fp32"
 
 
 class EulerMaruyamaSampling(_Section):
@@ -218,6 +236,8 @@ class EulerMaruyamaSampling(_Section):
     steps: Count = 1000
     t_end: Time | None = None
     denoise_final: bool = True
+    grid: Grid | None = None
+    precision: NetworkPrecision = "fp32"
 
 
 class AncestralSampling(_Section):
@@ -227,29 +247,50 @@ class AncestralSampling(_Section):
     steps: Count = 1000
     t_end: Time | None = None
     denoise_final: bool = True
+    grid: Grid | None = None
+    precision: NetworkPrecision = "fp32"
 
 
 class ODESampling(_Section):
-    """Probability-flow ODE with an adaptive Runge-Kutta method."""
+    """Probability-flow ODE with an adaptive Runge-Kutta method.
+
+    - `rtol`, `atol`: tolerances of a step. `max_steps`: attempted steps after which to give up.
+    """
 
     sampler: Literal["ode"] = "ode"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
     t_end: Time | None = None
     denoise_final: bool = True
+    max_steps: Count = 10_000
+    precision: NetworkPrecision = "fp32"
 
 
 class HeunSampling(_Section):
-    """Heun's method on the EDM grid."""
+    """Heun's method on the EDM grid.
+
+    - `churn`: noise put in along the way (S_churn); 0: deterministic.
+    - `churn_range`: the values of sigma / alpha between which it is put in; null: no upper bound.
+    - `churn_noise`: its standard deviation relative to what the schedule loses (S_noise).
+    """
 
     sampler: Literal["heun"] = "heun"
     steps: Count = 18
+    churn: Annotated[float, Field(ge=0.0)] = 0.0
+    churn_range: tuple[Annotated[float, Field(ge=0.0)], Positive | None] = (0.0, None)
+    churn_noise: Positive = 1.0
     t_end: Time | None = None
     denoise_final: bool = True
+    grid: Grid | None = "edm"
+    precision: NetworkPrecision = "fp32"
 
 
 class DPMSolverSampling(_Section):
-    """DPM-Solver++ in log-SNR."""
+    """DPM-Solver++ in log-SNR.
+
+    - `order`: 1 (DDIM), 2 ("2M") or 3 ("3M").
+    - `stochastic`: solve the reverse SDE instead of the probability flow.
+    """
 
     sampler: Literal["dpm_solver"] = "dpm_solver"
     steps: Count = 20
@@ -257,6 +298,8 @@ class DPMSolverSampling(_Section):
     stochastic: bool = False
     t_end: Time | None = None
     denoise_final: bool = True
+    grid: Grid | None = "log_snr"
+    precision: NetworkPrecision = "fp32"
 
 
 Sampling = Annotated[
