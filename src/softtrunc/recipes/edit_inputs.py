@@ -13,6 +13,7 @@ from torch import Tensor
 
 from softtrunc.data import to_model_range
 from softtrunc.data.decode import decode
+from softtrunc.data.fit import Fit
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.errors import UserError, nearest
 from softtrunc.recipes.open_run import OpenRun
@@ -38,11 +39,11 @@ def _as_levels(pixels: UInt8[Tensor, "n c h w"], levels: int) -> UInt8[Tensor, "
     return (pixels.float() * ((levels - 1) / 255.0)).round().to(torch.uint8)
 
 
-def _decode(path: Path, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+def _decode(path: Path, fit: Fit | None, channels: int) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path}: no such image")
     try:
-        return decode(path, size, channels).pixels
+        return decode(path, fit, channels).pixels
     except Exception as error:  # Pillow's decoders raise whatever they like on broken files
         raise UserError(f"{path}: not an image that can be read: {error}") from error
 
@@ -63,11 +64,12 @@ def read_images(
         data = build_data(opened.recipe, "test", progress)
         numbers = torch.arange(min(count, len(data)))
         return Inputs(data.batch(numbers), [f"held-out {i}" for i in numbers.tolist()])
-    resizing = opened.recipe.data.image_size is not None
-    size = (card.height, card.width) if resizing else None
+    spec = opened.recipe.data
+    resizing = spec.image_size is not None or spec.preset is not None
+    fit = Fit((card.height, card.width)) if resizing else None
     images = []
     for path in files:
-        pixels = _decode(path, size, card.channels)
+        pixels = _decode(path, fit, card.channels)
         if pixels.shape[:2] != (card.height, card.width):
             raise UserError(
                 f"{path}: is {pixels.shape[1]}x{pixels.shape[0]} pixels, the run's images are "
