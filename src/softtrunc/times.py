@@ -1,7 +1,8 @@
 """The law of the diffusion time t on [tau, T], and the weight that makes it an integral.
 
 A draw `(t, weight)` satisfies `E[weight h(t)] = integral of h over [tau, T]` for every h; the
-choice of law changes the variance of that estimate and nothing else.
+choice of law changes the variance of that estimate and nothing else. (`LogSNRTimes` alone
+integrates over log-SNR instead, in which it makes no difference how fast the SDE's clock runs.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from softtrunc.sde import SDE
 
-__all__ = ["ImportanceTimes", "TimeDraw", "TimeLaw", "UniformTimes"]
+__all__ = ["ImportanceTimes", "LogSNRTimes", "TimeDraw", "TimeLaw", "UniformTimes"]
 
 
 class TimeDraw(NamedTuple):
@@ -83,6 +84,14 @@ class UniformTimes(TimeLaw):
         return TimeDraw(t, torch.ones_like(u) if self.average else length.expand(n))
 
 
+def _uniform_in_log_snr(sde: SDE, u: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """Times whose log-SNR lies at quantile `u` on its way from l(tau) to l(T), and `Z(tau)`."""
+    l_max = sde.log_snr(tau)
+    z = l_max - sde.log_snr(torch.full_like(tau, sde.t_max))
+    # The clamp takes up the last bit lost on the way through log-SNR and back.
+    return sde.time_of_log_snr(l_max - z * u).clamp(max=sde.t_max).maximum(tau), z
+
+
 @dataclass(frozen=True)
 class ImportanceTimes(TimeLaw):
     """t with density proportional to `g^2 / sigma^2`: log-SNR uniform on [l(T), l(tau)].
@@ -104,9 +113,34 @@ class ImportanceTimes(TimeLaw):
         """Draw `n` times on [tau, T] with weights `Z(tau) sigma^2 / g^2`."""
         u = _unit_draw(n, stratified=self.stratified, generator=generator)
         tau = torch.as_tensor(tau, dtype=u.dtype, device=u.device)
-        l_max = self.sde.log_snr(tau)
-        z = l_max - self.sde.log_snr(torch.full_like(tau, self.sde.t_max))
-        # The clamp takes up the last bit lost on the way through log-SNR and back.
-        t = self.sde.time_of_log_snr(l_max - z * u).clamp(max=self.sde.t_max).maximum(tau)
+        t, z = _uniform_in_log_snr(self.sde, u, tau)
         rate = self.sde.diffusion(t).square() / self.sde.marginal(t).sigma.square()
         return TimeDraw(t, z / rate)
+
+
+@dataclass(frozen=True)
+class LogSNRTimes(TimeLaw):
+    """Log-SNR uniform on [l(T), l(tau)], and the integral over it rather than over time.
+
+    `E[weight h(t)] = integral of h(t(l)) dl over [l(T), l(tau)]`: the same number in every clock
+    that an SDE may be written in. For VE, whose log-SNR is linear in t, an average over it is the
+    average over time; a reciprocal VE with this law is trained as the VE it is in another clock.
+
+    Args:
+        sde: the forward diffusion.
+        stratified: one draw in each of n equal cells of log-SNR: lower variance, the same law.
+        average: divide the integral by `Z = l(tau) - l(T)`.
+    """
+
+    sde: SDE
+    stratified: bool = False
+    average: bool = False
+
+    def draw(
+        self, n: int, tau: float | Float[Tensor, "*n"], *, generator: torch.Generator | None = None
+    ) -> TimeDraw:
+        """Draw `n` times on [tau, T]; every weight is `Z(tau)`, or 1 with `average`."""
+        u = _unit_draw(n, stratified=self.stratified, generator=generator)
+        tau = torch.as_tensor(tau, dtype=u.dtype, device=u.device)
+        t, z = _uniform_in_log_snr(self.sde, u, tau)
+        return TimeDraw(t, torch.ones_like(u) if self.average else z.expand(n))

@@ -17,6 +17,7 @@ from softtrunc.cli.import_ import import_
 from softtrunc.cli.recipes import recipes
 from softtrunc.cli.report import report
 from softtrunc.cli.sample import sample
+from softtrunc.cli.study import study
 from softtrunc.cli.train import train
 
 __all__ = ["main"]
@@ -36,6 +37,7 @@ app.command()(train)
 app.command()(sample)
 app.command()(evaluate)
 app.command()(report)
+app.command()(study)
 app.command("import")(import_)
 app.command()(export)
 app.add_typer(recipes, name="recipes")

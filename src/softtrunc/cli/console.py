@@ -27,9 +27,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_WORTH_A_LINE = 2.0
 
 
-def stdout() -> Console:
-    """Where results go: as wide as the terminal, wide enough for a table elsewhere."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+def stdout(width: int = 120) -> Console:
+    """Where results go: as wide as the terminal, `width` for a table elsewhere."""
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
 
 
 class _Bar:

@@ -6,12 +6,17 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
-__all__ = ["data_override", "sampling_overrides", "weights_of"]
+__all__ = ["data_override", "quoted", "sampling_overrides", "weights_of"]
 
 
 def data_override(data: str) -> str:
     """`--data PATH` as a `--set`: JSON's quotes are YAML's too, whatever the path holds."""
-    return f"data.source={json.dumps(data)}"
+    return f"data.source={quoted(data)}"
+
+
+def quoted(text: str) -> str:
+    """A text as YAML, whatever it holds."""
+    return json.dumps(text)
 
 
 def sampling_overrides(

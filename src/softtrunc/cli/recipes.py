@@ -2,39 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from softtrunc.recipes import Recipe
 
 __all__ = ["recipes"]
 
 recipes = typer.Typer(help="What can be trained.", no_args_is_help=True, rich_markup_mode=None)
 
+_WEIGHTINGS = {"likelihood": "g²", "variance": "σ²", "mixed": "g² + σ²"}
+
+
+def _weighting(recipe: Recipe) -> str:
+    mixed = recipe.objective.mixed
+    words = _WEIGHTINGS[recipe.objective.weighting]
+    if recipe.objective.weighting == "mixed":
+        words += f", {mixed.coefficient:g}{' balanced' if mixed.balanced else ''}"
+    return words
+
+
+def _prior(recipe: Recipe) -> str:
+    law = recipe.truncation
+    words = "hard" if law.hard else f"k = {law.k:g}"
+    if law.eps != 1e-5:
+        words += f", eps {law.eps:.0e}"
+    return words if law.hard or law.tau_max == 1.0 else f"{words}, tau < {law.tau_max:.3g}"
+
+
+def _network(recipe: Recipe) -> str:
+    name = recipe.network.preset
+    unbounded = (recipe.network.conditioning or "").startswith("unbounded")
+    return f"{name}, unbounded" if unbounded and not name.startswith("u") else name
+
+
+def _sde(recipe: Recipe) -> str:
+    sde = recipe.sde
+    if sde.kind in ("ve", "rve"):
+        return f"{sde.kind.upper()} {sde.sigma_min:g} … {sde.sigma_max:g}"
+    return sde.kind.upper()
+
+
+def _paper(recipe: Recipe) -> str:
+    paper = recipe.paper
+    if paper is None:
+        return ""
+    named = {"FID": paper.fid, "IS": paper.inception_score, "bpd": paper.bits_per_dim}
+    return ", ".join(f"{name} {value:.2f}" for name, value in named.items() if value is not None)
+
 
 @recipes.command("list")
 def show_list() -> None:
-    """List the recipes."""
+    """List the recipes: data, network, SDE, weighting, prior of tau, the paper's figures."""
     from rich.table import Table
 
     from softtrunc.cli.console import stdout
     from softtrunc.recipes import load_recipe, recipe_names
+    from softtrunc.recipes.plan import parameters_of
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("recipe", "data", "network", "SDE", "weighting", "truncation", "description"):
-        table.add_column(column, no_wrap=column != "description")
+    columns = ("recipe", "data", "network", "parameters", "SDE", "weight", "prior", "paper")
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column == "parameters" else "left"
+        table.add_column(column, no_wrap=column in ("recipe", "network"), justify=justify)
     for name in recipe_names():
         recipe = load_recipe(name)
-        truncation = "hard" if recipe.truncation.hard else f"k = {recipe.truncation.k:g}"
+        count = parameters_of(recipe)
         table.add_row(
             name,
-            recipe.data.source or "your images",
-            recipe.network.preset,
-            recipe.sde.kind,
-            recipe.objective.weighting,
-            truncation,
-            recipe.description,
+            recipe.data.preset or recipe.data.source or "your images",
+            _network(recipe),
+            "" if count is None else f"{count / 1e6:.1f} M",
+            _sde(recipe),
+            _weighting(recipe),
+            _prior(recipe),
+            _paper(recipe),
         )
-    stdout().print(table)
+    stdout(170).print(table)
 
 
 @recipes.command("show")

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from softtrunc.recipes.edit import RoundTrip
+    from softtrunc.recipes.study import StudyOutcome
 
-__all__ = ["comparison_table", "figure_table", "round_trip_table"]
+__all__ = ["comparison_table", "figure_table", "round_trip_table", "study_tables"]
 
 
 def comparison_table(runs: Sequence[Path]) -> Table:
@@ -30,10 +32,10 @@ def comparison_table(runs: Sequence[Path]) -> Table:
     return table
 
 
-def figure_table(evaluation: Mapping[str, Any]) -> Table:
+def figure_table(title: str, figures: Sequence[Mapping[str, Any]]) -> Table:
     """The figures of one `evaluation.json`, one a row."""
     table = Table(
-        title=f"{evaluation['run']}: step {evaluation['step']}, {evaluation['weights']} weights",
+        title=title,
         title_justify="left",
         box=None,
         header_style="bold",
@@ -42,12 +44,12 @@ def figure_table(evaluation: Mapping[str, Any]) -> Table:
     table.add_column("figure")
     for column in ("value", "± SE", "n", "evaluations (mean / max)", "seconds"):
         table.add_column(column, justify="right")
-    for figure in evaluation["figures"]:
+    for figure in figures:
         error, nfe = figure["standard_error"], figure["nfe"]
         protocol = figure["protocol"]
         table.add_row(
             f"{figure['name']}{', ' + figure['unit'] if figure['unit'] else ''}",
-            f"{figure['value']:.4f}",
+            f"{figure['value']:.4f}" if abs(figure["value"]) >= 0.01 else f"{figure['value']:.3g}",
             "" if error is None else f"{error:.4f}",
             str(protocol.get("n", protocol.get("samples", ""))),
             "" if nfe is None else f"{nfe['mean']:.1f} / {nfe['max']:.0f}",
@@ -67,3 +69,27 @@ def round_trip_table(trips: Sequence[RoundTrip]) -> Table:
         row = (f"{trip.rms:.2g}", f"{trip.worst:.2g}", same, f"{trip.radius:.3f}")
         table.add_row(trip.name, *row)
     return table
+
+
+def study_tables(outcome: StudyOutcome) -> list[Table]:
+    """A study's means, and the changes against the baselines where there are any."""
+    summary = outcome.summary
+    parts = {
+        "mean ± standard error over training seeds; the best in bold": summary.mean_rows(),
+        "changes, paired over seeds [95 % interval]; bold: without 0": summary.change_rows(),
+    }
+    tables = []
+    for title, rows in parts.items():
+        if len(rows) < 2:
+            continue
+        table = Table(
+            title=title, title_justify="left", box=None, header_style="bold", pad_edge=False
+        )
+        for i, cell in enumerate(rows[0]):
+            table.add_column(cell.text, no_wrap=i == 0, justify="left" if i == 0 else "right")
+        for row in rows[1:]:
+            table.add_row(
+                *(f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row)
+            )
+        tables.append(table)
+    return tables

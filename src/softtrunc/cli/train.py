@@ -26,8 +26,13 @@ def train(
         bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print what would be done and what it costs; do nothing."),
     ] = False,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=1e-9, help="With --dry-run: TFLOP/s that your device sustains."),
+    ] = None,
 ) -> None:
     """Train a recipe into a run folder.
 
@@ -43,7 +48,7 @@ def train(
     if dry_run:
         from softtrunc.recipes.plan import describe
 
-        typer.echo(describe(resolved))
+        typer.echo(describe(resolved, tflops=tflops))
         return
 
     from softtrunc.cli.console import ConsoleProgress

@@ -11,7 +11,7 @@ from softtrunc.data.load import CountError
 from softtrunc.data.open import open_dataset, prepare
 from softtrunc.data.pixels import stretch_levels, to_model_range, to_uint8
 from softtrunc.data.prepared import open_prepared
-from softtrunc.data.presets import PRESETS, Preset
+from softtrunc.data.presets import PRESETS, Preset, find_preset
 
 __all__ = [
     "PRESETS",
@@ -23,6 +23,7 @@ __all__ = [
     "SigmaMax",
     "Skipped",
     "describe_fit",
+    "find_preset",
     "inspect",
     "load_archive",
     "load_array",

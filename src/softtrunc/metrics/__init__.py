@@ -5,7 +5,9 @@ from softtrunc.metrics.features import (
     FeatureExtractor,
     TorchScriptFeatures,
     distance_name,
+    figure_name,
 )
+from softtrunc.metrics.fetch import cache_folder, inception_file
 from softtrunc.metrics.frechet import frechet_distance
 from softtrunc.metrics.inception_score import InceptionScore, inception_score
 from softtrunc.metrics.kernel import KernelDistance, kernel_inception_distance
@@ -21,8 +23,11 @@ __all__ = [
     "PrecisionRecall",
     "Provenance",
     "TorchScriptFeatures",
+    "cache_folder",
     "distance_name",
+    "figure_name",
     "frechet_distance",
+    "inception_file",
     "inception_score",
     "kernel_inception_distance",
     "precision_recall",

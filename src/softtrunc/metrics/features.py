@@ -14,12 +14,20 @@ from torch import Tensor, nn
 
 from softtrunc.metrics.resize import clean_resize
 
-__all__ = ["DigitsFeatures", "FeatureExtractor", "TorchScriptFeatures", "distance_name"]
+__all__ = [
+    "DigitsFeatures",
+    "FeatureExtractor",
+    "TorchScriptFeatures",
+    "distance_name",
+    "figure_name",
+]
 
 # The TorchScript translation of the TensorFlow network that FID is defined by, 95,607,719 bytes.
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 INCEPTION_NAME = "inception-2015-12-05"
 _FULL_FID = 50_000
+# What figures are called over any other network.
+_ELSEWHERE = {"FID": "FD", "KID": "KD", "IS": "IS"}
 
 
 @runtime_checkable
@@ -41,6 +49,12 @@ class FeatureExtractor(Protocol):
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Features of a batch."""
 
+    def probabilities(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Class probabilities of a batch, for the inception score."""
+
+    def describe(self, channels: int) -> str:
+        """How images with so many channels reach the network, for a protocol."""
+
 
 def distance_name(extractor: FeatureExtractor, samples: int) -> str:
     """What a Frechet distance may be called.
@@ -48,11 +62,22 @@ def distance_name(extractor: FeatureExtractor, samples: int) -> str:
     "FID" is over the standard Inception network, known by its SHA-256, and at least 50,000
     samples; with fewer it is "FID@10k". Over anything else it is "FD(name of the extractor)".
     """
+    return figure_name("FID", extractor, samples)
+
+
+def figure_name(
+    figure: Literal["FID", "KID", "IS"], extractor: FeatureExtractor, samples: int
+) -> str:
+    """What a figure over an extractor's outputs may be called, by the rule of `distance_name`.
+
+    Over other networks than the standard one: FD, KD (kernel distance) and IS with the
+    extractor's name behind them.
+    """
     if extractor.hash != INCEPTION_SHA256:
-        return f"FD({extractor.name})"
+        return f"{_ELSEWHERE[figure]}({extractor.name})"
     if samples >= _FULL_FID:
-        return "FID"
-    return f"FID@{samples // 1000}k" if samples % 1000 == 0 else f"FID@{samples}"
+        return figure
+    return f"{figure}@{samples // 1000}k" if samples % 1000 == 0 else f"{figure}@{samples}"
 
 
 class TorchScriptFeatures:
@@ -217,6 +242,10 @@ class DigitsFeatures:
         self._head.to(images.device)
         self._features.to(images.device)
         return self._logits(self._inputs(images)).softmax(1)
+
+    def describe(self, channels: int) -> str:  # noqa: ARG002
+        """Digits reach the classifier as they are."""
+        return self.resize
 
     @torch.no_grad()
     def classify(self, images: UInt8[Tensor, "n c h w"]) -> Int[Tensor, " n"]:

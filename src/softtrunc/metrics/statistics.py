@@ -59,6 +59,20 @@ class FeatureStatistics:
         """Number of features d."""
         return len(self.mean)
 
+    @classmethod
+    def of_moments(
+        cls,
+        count: int,
+        mean: Float[Tensor, " d"],
+        scatter: Float[Tensor, "d d"],
+        provenance: Provenance | None = None,
+    ) -> FeatureStatistics:
+        """Statistics of features whose count, mean and sum of squared deviations are known."""
+        statistics = cls(len(mean), provenance)
+        statistics.count = count
+        statistics.mean, statistics._scatter = mean.cpu().double(), scatter.cpu().double()
+        return statistics
+
     def update(self, features: Float[Tensor, "n d"]) -> None:
         """Take in a batch of features.
 
@@ -175,10 +189,7 @@ class FeatureStatistics:
             raise ValueError(f"{path}: mean and scatter do not match: delete it")
         if expected is not None and provenance != expected:
             raise ValueError(f"{path}: {_difference(provenance, expected, _ALL)}")
-        statistics = cls(len(mean), provenance)
-        statistics.count = count
-        statistics.mean, statistics._scatter = mean.double(), scatter.double()
-        return statistics
+        return cls.of_moments(count, mean, scatter, provenance)
 
 
 _ALL = tuple(field.name for field in dataclasses.fields(Provenance))

@@ -8,7 +8,7 @@ from typing import assert_never
 
 import torch
 
-from softtrunc.data import ImageDataset, open_dataset
+from softtrunc.data import ImageDataset, find_preset, open_dataset
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
@@ -27,7 +27,7 @@ from softtrunc.samplers import (
 )
 from softtrunc.score import ScoreModel
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
-from softtrunc.times import ImportanceTimes, TimeLaw, UniformTimes
+from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
 from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
 from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
@@ -42,6 +42,7 @@ __all__ = [
     "build_score",
     "build_sde",
     "build_training",
+    "what_to_give",
 ]
 
 # Image files that decode to more bytes than this are to be prepared once, not at every start.
@@ -87,7 +88,12 @@ def build_objective(recipe: schema.Recipe) -> Objective:
                 coefficient=spec.mixed.coefficient,
                 balanced=spec.mixed.balanced,
             )
-        times: TimeLaw = importance if spec.times == "importance" else uniform
+        laws: dict[str, TimeLaw] = {
+            "importance": importance,
+            "uniform": uniform,
+            "log_snr": LogSNRTimes(sde, stratified=spec.stratified, average=spec.average),
+        }
+        times = laws[spec.times]
         weight = weights[spec.weighting]
         if spec.expected:
             weight, prior = PriorWeight(weight, prior), HardTruncation(prior.eps)
@@ -205,9 +211,7 @@ def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = No
     """
     spec = recipe.data
     if spec.source is None:
-        raise UserError(
-            f"recipe {recipe.name}: it is for your own images: add --data PATH (a folder of images)"
-        )
+        raise UserError(f"recipe {recipe.name}: {what_to_give(spec)}")
     with ExitStack() as stack, user_errors("data"), missing_packages():
         return open_dataset(
             spec.source,
@@ -218,6 +222,22 @@ def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = No
             largest=_LARGEST_UNPREPARED,
             progress=_ReadingBar(progress, f"read {split} images", stack) if progress else None,
         )
+
+
+def what_to_give(spec: schema.Data) -> str:
+    """What a recipe without data asks for.
+
+    Raises:
+        UserError: if its `data.preset` is unknown.
+    """
+    if spec.preset is None:
+        return "it is for your own images: add --data PATH (a folder of images)"
+    with user_errors("data"):
+        known = find_preset(spec.preset)
+    return (
+        f"it is for {known.title}: add --data PATH (the data as released, or what `softtrunc data "
+        f"prepare PATH --preset {known.name} --out DIR` wrote)"
+    )
 
 
 class _ReadingBar:

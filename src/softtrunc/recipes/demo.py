@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from softtrunc.recipes.compare import write_page
-from softtrunc.recipes.errors import UserError
+from softtrunc.recipes.errors import RunFailedError, UserError
 from softtrunc.recipes.load import load_recipe
 from softtrunc.recipes.progress import Progress
 from softtrunc.recipes.run import Run
@@ -55,13 +55,17 @@ def run_demo(
 
     Raises:
         UserError: if `out` holds something that the demo did not write.
+        RunFailedError: if a run failed or its process died.
     """
     recipes = demo_recipes(full=full, steps=steps)
     resume = _unfinished(out, recipes)
     if not resume:
         _clear(out)
     by_folder = {out / name: recipe for name, recipe in recipes.items()}
-    if not train_and_measure(by_folder, resume=resume, progress=progress):
+    outcome = train_and_measure(by_folder, resume=resume, progress=progress)
+    if outcome.failures:
+        raise RunFailedError("; ".join(outcome.failures.values()))
+    if not outcome.finished:
         return None
     runs = list(by_folder)
     page = write_page(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 import typing
@@ -16,14 +17,21 @@ from pydantic import BaseModel, ValidationError
 from softtrunc.recipes.errors import UserError, nearest
 from softtrunc.recipes.schema import Recipe
 
-__all__ = ["dump_recipe", "load_recipe", "override_recipe", "parse_recipe", "recipe_names"]
+__all__ = [
+    "dump_recipe",
+    "load_recipe",
+    "override_recipe",
+    "parse_flow",
+    "parse_recipe",
+    "recipe_names",
+]
 
 _TAGS = ("kind", "sampler")
 
 
 def _library() -> dict[str, Path]:
     """Every recipe and base of the package by name; bases begin with an underscore."""
-    folder = Path(str(resources.files("softtrunc.recipes")))
+    folder = Path(str(resources.files("softtrunc.recipes"))) / "library"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -48,6 +56,24 @@ def _parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def parse_flow(text: str, where: str) -> Any:
+    """A value, list or mapping written on one line of YAML, as the command line takes them.
+
+    Raises:
+        UserError: if it is not YAML, saying `where`.
+    """
+    return _infinite(_parse_yaml(text, where))
+
+
+def _infinite(value: Any) -> Any:
+    """YAML's infinity is `.inf`; people write `inf`."""
+    if isinstance(value, list):
+        return [_infinite(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _infinite(item) for key, item in value.items()}
+    return math.inf if value in ("inf", "infinity") else value
 
 
 def _merge(base: Any, over: Any) -> Any:
@@ -90,9 +116,7 @@ def _nested(override: str) -> dict[str, Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {override}: write key=value, e.g. --set truncation.k=0.9")
-    value: Any = _parse_yaml(text, f"--set {override}")
-    if value in ("inf", "infinity"):
-        value = float("inf")
+    value: Any = parse_flow(text, f"--set {override}")
     for key in reversed(path.strip().split(".")):
         value = {key: value}
     nested: dict[str, Any] = value

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.errors import UserError
+from softtrunc.recipes.judge import check_sample_figures
 from softtrunc.recipes.measure_density import check_meaningful, measure_bits
-from softtrunc.recipes.measure_samples import build_extractor, measure_samples
+from softtrunc.recipes.measure_samples import (
+    build_extractor,
+    measure_samples,
+    reference_splits,
+    sample_keys,
+)
 from softtrunc.recipes.open_run import OpenRun, open_run
 from softtrunc.recipes.progress import Progress, Silent
-from softtrunc.recipes.run import UNKNOWN_FINGERPRINT, now, package_versions, write_text
+from softtrunc.recipes.run import UNKNOWN_FINGERPRINT, Run, now, package_versions, write_text
+from softtrunc.recipes.schema import Recipe
+from softtrunc.report.density import DensityFigure
 from softtrunc.report.figure import Figure
 from softtrunc.training import Weights
 
-__all__ = ["measure"]
+__all__ = ["is_measured", "measure"]
 
 
 def _training_summary(opened: OpenRun) -> dict[str, Any]:
@@ -37,8 +45,8 @@ def measure(
     path: Path,
     *,
     density: bool = True,
-    samples: bool | None = None,
-    split: str = "test",
+    samples: Collection[str] | None = None,
+    split: str | None = None,
     limit: int | None = None,
     weights: Weights = "ema",
     overrides: Sequence[str] = (),
@@ -52,8 +60,10 @@ def measure(
     Args:
         path: the run folder.
         density: whether to measure bits per dimension.
-        samples: whether to measure distances; None: if the recipe names a feature extractor.
-        split: of the images for bits per dimension.
+        samples: which figures of samples, of "fid", "is", "kid" and "prdc"; None: "fid" if the
+            recipe names a feature extractor, else none.
+        split: of the images, for bits per dimension and to compare samples with; None: held-out
+            ones for bits per dimension, and for samples what `reference_splits` says.
         limit: only the first so many of them.
         weights: averaged or raw.
         overrides: `a.b=c` changes of the recipe's sampling, evaluation and data.source.
@@ -67,15 +77,18 @@ def measure(
     """
     progress = progress or Silent()
     opened = open_run(path, weights=weights, overrides=overrides)
+    if not opened.accelerator.is_main_process:
+        progress = Silent()
     if samples is None:
-        samples = opened.recipe.evaluation.features is not None
+        samples = ("fid",) if opened.recipe.evaluation.features is not None else ()
         if not samples:
-            progress.say(
-                "no distance of samples: give --fid --set evaluation.features=PATH to measure one"
-            )
+            progress.say("no distance of samples: give --fid to measure one")
+    wanted = check_sample_figures(samples)
+    references = (split,) if split is not None else reference_splits(opened.recipe)
+    split = split or "test"
     if density:
         check_meaningful(opened.recipe)
-    needed = {"train", split} | ({"test"} if samples else set())
+    needed = {"train"} | ({split} if density else set()) | set(references if wanted else ())
     data = {name: build_data(opened.recipe, name, progress) for name in sorted(needed)}
     trained_on = data["train"].card
     if opened.card.fingerprint not in (UNKNOWN_FINGERPRINT, trained_on.fingerprint):
@@ -85,8 +98,11 @@ def measure(
             "with --data"
         )
     # Whatever can be refused is refused before hours are spent on figures.
-    extractor = build_extractor(opened.recipe, data["train"]) if samples else None
-    card = data[split].card
+    extractor = None
+    if wanted:
+        with opened.accelerator.main_process_first():
+            extractor = build_extractor(opened.recipe.evaluation, data["train"], progress)
+    card = data[split if density else references[0]].card
     content: dict[str, Any] = {
         "run": path.name,
         "step": opened.step,
@@ -109,6 +125,8 @@ def measure(
     def store(figure: Figure) -> None:
         kept = [f for f in content["figures"] if f["key"] != figure.key]
         content["figures"] = [*kept, figure.to_dict()]
+        if not opened.accelerator.is_main_process:
+            return
         text = json.dumps(content, indent=1, allow_nan=False)
         write_text(opened.run.evaluation_file, text + "\n")
 
@@ -116,9 +134,23 @@ def measure(
         for figure in measure_bits(opened, data[split], limit, progress):
             store(figure)
     if extractor is not None:
-        for figure in measure_samples(opened, extractor, data, progress):
+        compared = {name: data[name] for name in references}
+        for figure in measure_samples(opened, extractor, compared, wanted, progress):
             store(figure)
+    opened.accelerator.wait_for_everyone()
     return content
+
+
+def is_measured(run: Run, recipe: Recipe) -> bool:
+    """Whether `evaluation.json` holds every figure of the recipe for its last step."""
+    wanted: set[str] = set(get_args(DensityFigure)) if recipe.data.dequantize else set()
+    wanted |= sample_keys(recipe)
+    try:
+        content = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
+        found = {figure["key"] for figure in content["figures"]}
+        return bool(content["step"] == recipe.training.steps) and wanted <= found
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _earlier(opened: OpenRun, content: Mapping[str, Any]) -> list[dict[str, Any]]:

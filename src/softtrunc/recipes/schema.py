@@ -26,6 +26,7 @@ __all__ = [
     "ODESampling",
     "Objective",
     "PCSampling",
+    "Paper",
     "Recipe",
     "ReciprocalVE",
     "Sampling",
@@ -48,18 +49,18 @@ class _Section(BaseModel):
 class Data(_Section):
     """Where the images come from and how they reach the model.
 
+    - `preset`: the data set that the recipe is for and the protocol that the data must follow, one
+      of `softtrunc data presets`; null: any images.
     - `source`: "digits", hf://OWNER/NAME, or the path of an image folder, archive, released or
       prepared data set; null: must be given on the command line.
-    - `preset`: the protocol that the data must follow, one of `softtrunc data presets`; null:
-      any images.
     - `image_size`: side (or [height, width]) to bring images to; null: as they are.
     - `channels`: 1 or 3; null: as they are.
     - `flip`: mirror left-right at random while training.
     - `dequantize`: uniform noise fills each grey level's cell; needed for bits/dim.
     """
 
-    source: str | None = None
     preset: str | None = None
+    source: str | None = None
     image_size: Count | tuple[Count, Count] | None = None
     channels: Literal[1, 3] | None = None
     flip: bool = True
@@ -126,16 +127,18 @@ class Objective(_Section):
     """The loss.
 
     - `weighting`: "likelihood" (g^2), "variance" (sigma^2) or "mixed" (see `mixed`).
-    - `times`: "importance" (log-SNR uniform) or "uniform".
+    - `times`: "importance" (log-SNR uniform, the loss an integral over time), "uniform", or
+      "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as "uniform",
+      for RVE the same as for the VE that it is in another clock).
     - `stratified`: one time in each of batch-size many equal cells.
-    - `average`: divide the integral by T - tau (uniform times only).
+    - `average`: divide the integral by the length of its range (not with importance times).
     - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the same
       loss in expectation, the paper's ablation.
     - `reduction`: "mean" or "sum" over the dimensions.
     """
 
     weighting: Literal["likelihood", "variance", "mixed"] = "likelihood"
-    times: Literal["importance", "uniform"] = "importance"
+    times: Literal["importance", "uniform", "log_snr"] = "importance"
     stratified: bool = True
     average: bool = False
     expected: bool = False
@@ -322,7 +325,10 @@ class Evaluation(_Section):
     - `passes`: how often every image is counted, each time with fresh noise.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
-    - `features`: "digits-mlp", or the path of a TorchScript extractor; null: no distance.
+    - `features`: "digits-mlp", "inception" (the standard network, found or fetched), or the path of
+      a TorchScript extractor; null: a distance only where one is asked for, over "inception".
+    - `resize`: how images come to the extractor's size: "legacy" (by the network itself) or "clean"
+      (Pillow, antialiased).
     - `seed`: of every draw of the evaluation.
     """
 
@@ -336,7 +342,17 @@ class Evaluation(_Section):
     samples: Count = 50_000
     batch_size: Count = 256
     features: str | None = None
+    resize: Literal["legacy", "clean"] = "legacy"
     seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Paper(_Section):
+    """What the paper reports for a recipe (its authors, where `note` says so); null: nothing."""
+
+    fid: float | None = None
+    inception_score: float | None = None
+    bits_per_dim: float | None = None
+    note: str = ""
 
 
 class Recipe(_Section):
@@ -352,3 +368,4 @@ class Recipe(_Section):
     training: Training
     sampling: Sampling = DPMSolverSampling()
     evaluation: Evaluation = Evaluation()
+    paper: Paper | None = None

@@ -24,22 +24,36 @@ from softtrunc.recipes.schema import Recipe
 from softtrunc.recipes.signals import stop_on_signal
 from softtrunc.recipes.train import train
 
-__all__ = ["train_and_measure"]
+__all__ = ["Outcome", "train_and_measure"]
+
+
+class Outcome(NamedTuple):
+    """How a set of runs ended.
+
+    - `finished`: False if a signal stopped them.
+    - `failures`: what went wrong, by the name of the run folder; the other runs were carried on.
+    """
+
+    finished: bool
+    failures: dict[str, str]
 
 
 class _Begin(NamedTuple):
+    run: str
     label: str
     total: int
     done: int
 
 
 class _Advance(NamedTuple):
+    run: str
     label: str
     n: int
     note: str
 
 
 class _End(NamedTuple):
+    run: str
     label: str
 
 
@@ -55,40 +69,47 @@ class _Failed(NamedTuple):
 
 
 class _RemoteTask:
-    def __init__(self, messages: Any, label: str) -> None:
+    def __init__(self, messages: Any, run: str, label: str) -> None:
         self._messages = messages
+        self._run = run
         self._label = label
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """Send the step to the parent."""
-        self._messages.put(_Advance(self._label, n, note))
+        self._messages.put(_Advance(self._run, self._label, n, note))
 
 
 class _RemoteProgress:
     """Progress in a child: messages to the parent, which draws."""
 
-    def __init__(self, messages: Any) -> None:
+    def __init__(self, messages: Any, run: str) -> None:
         self._messages = messages
+        self._run = run
 
     @contextmanager
     def task(self, label: str, total: int, done: int = 0) -> Iterator[Task]:
         """A bar of the parent's."""
-        self._messages.put(_Begin(label, total, done))
-        yield _RemoteTask(self._messages, label)
-        self._messages.put(_End(label))
+        self._messages.put(_Begin(self._run, label, total, done))
+        yield _RemoteTask(self._messages, self._run, label)
+        self._messages.put(_End(self._run, label))
 
     def say(self, line: str) -> None:
         """Children have nothing to say."""
 
 
-def _work(recipe: Recipe, out: Path, resume: bool, threads: int, messages: Any) -> None:
-    """The life of a child."""
+def _work(
+    recipe: Recipe, out: Path, resume: bool, threads: int, gpu: str | None, messages: Any
+) -> None:
+    """The life of a child; it sees one graphics card at most."""
     torch.set_num_threads(threads)
-    progress = _RemoteProgress(messages)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when CUDA is first used
+    progress = _RemoteProgress(messages, out.name)
     try:
         outcome = train(recipe, out, resume=resume, progress=progress)
         if not outcome.interrupted:
-            measure(out, progress=progress)
+            # Bits per dimension of a model that never saw the grey levels' cells mean nothing.
+            measure(out, density=recipe.data.dequantize, progress=progress)
         messages.put(_Finished(out.name, outcome.interrupted))
     except UserError as error:
         messages.put(_Failed(out.name, str(error), users_mistake=True))
@@ -98,42 +119,71 @@ def _work(recipe: Recipe, out: Path, resume: bool, threads: int, messages: Any) 
         messages.put(_Finished(out.name, interrupted=True))
 
 
-def train_and_measure(recipes: Mapping[Path, Recipe], *, resume: bool, progress: Progress) -> bool:
-    """Train and measure each recipe into its run folder, as many at a time as there are cores.
+def _places() -> list[str | None]:
+    """Where runs can go at the same time: one on each graphics card, else one on each core."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if torch.cuda.is_available() and not on_cpu:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return list(visible.split(",")) if visible else list(map(str, range(_cards())))
+    if torch.backends.mps.is_available() and not on_cpu:
+        return [None]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [None] * (cores or 1)
 
-    SIGINT and SIGTERM stop all of them, with checkpoints.
+
+def _cards() -> int:
+    return int(torch.cuda.device_count())
+
+
+def train_and_measure(
+    recipes: Mapping[Path, Recipe], *, resume: bool, progress: Progress, label: str | None = None
+) -> Outcome:
+    """Train and measure each recipe into its run folder, as many at a time as there is room for.
+
+    That is one process and one thread a core, or one process a graphics card. SIGINT and SIGTERM
+    stop all of them, with checkpoints. A run that fails does not stop the others.
 
     Args:
-        recipes: by run folder.
+        recipes: by run folder; the folders' names differ.
         resume: go on from checkpoints, and start what has not begun.
         progress: where the bars go.
-
-    Returns:
-        Whether all were finished; False if a signal stopped them.
+        label: of a bar over the runs; None: no such bar.
 
     Raises:
         UserError: what `train` or `measure` found wrong with the input.
-        RunFailedError: if a run failed or its process died.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    at_once = max(1, min(len(recipes), cores or 1))
-    threads = max(1, (cores or 1) // at_once)
+    places = _places()
+    at_once = max(1, min(len(recipes), len(places)))
+    cores = os.cpu_count() or 1 if places[0] is not None else len(places)
+    threads = max(1, cores // at_once)
     context = multiprocessing.get_context("spawn")
     waiting = list(recipes.items())
-    finished = True
+    finished, failures = True, dict[str, str]()
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signal())
         messages = context.Queue()
         running: dict[str, BaseProcess] = {}
+        gpus: dict[str, str | None] = {}
         stack.callback(_terminate, running)
+        whole = stack.enter_context(progress.task(label, len(recipes))) if label else None
         bars = _Bars(progress)
         stack.callback(bars.close)
+
+        def leave(name: str) -> None:
+            running.pop(name).join()
+            del gpus[name]
+            bars.close_of(name)
+            if whole is not None:
+                whole.advance(1)
+
         while waiting or running:
             while waiting and len(running) < at_once and stop.signal is None:
                 out, recipe = waiting.pop(0)
-                child = context.Process(target=_work, args=(recipe, out, resume, threads, messages))
+                gpu = next((place for place in places if place not in gpus.values()), None)
+                arguments = (recipe, out, resume, threads, gpu, messages)
+                child = context.Process(target=_work, args=arguments)
                 child.start()
-                running[out.name] = child
+                running[out.name], gpus[out.name] = child, gpu
             if stop.signal is not None:
                 waiting.clear()
                 finished = False
@@ -146,22 +196,25 @@ def train_and_measure(recipes: Mapping[Path, Recipe], *, resume: bool, progress:
             except queue.Empty:
                 for name, process in list(running.items()):
                     if not process.is_alive() and messages.empty():
-                        del running[name]
+                        leave(name)
                         if stop.signal is None:
-                            raise RunFailedError(
+                            failures[name] = (
                                 f"{name}: its process died (exit code {process.exitcode}): out of "
                                 "memory? The same command goes on"
-                            ) from None
+                            )
                 continue
             match message:
                 case _Finished(name, interrupted):
-                    running.pop(name).join()
                     finished &= not interrupted
-                case _Failed(_, text, users_mistake):
-                    raise UserError(text) if users_mistake else RunFailedError(text)
+                    leave(name)
+                case _Failed(_, text, users_mistake=True):
+                    raise UserError(text)
+                case _Failed(name, text):
+                    failures[name] = text
+                    leave(name)
                 case _:
                     bars.show(message)
-    return finished
+    return Outcome(finished, failures)
 
 
 def _terminate(running: Mapping[str, BaseProcess]) -> None:
@@ -174,24 +227,28 @@ class _Bars:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._open: dict[str, tuple[ExitStack, Task]] = {}
+        self._open: dict[tuple[str, str], tuple[ExitStack, Task]] = {}
 
     def show(self, message: _Begin | _Advance | _End) -> None:
         """Draw what a child says."""
         match message:
-            case _Begin(label, total, done):
+            case _Begin(run, label, total, done):
                 stack = ExitStack()
-                self._open[label] = (
+                self._open[run, label] = (
                     stack,
                     stack.enter_context(self._progress.task(label, total, done)),
                 )
-            case _Advance(label, n, note):
-                self._open[label][1].advance(n, note)
-            case _End(label):
-                self._open.pop(label)[0].close()
+            case _Advance(run, label, n, note):
+                self._open[run, label][1].advance(n, note)
+            case _End(run, label):
+                self._open.pop((run, label))[0].close()
+
+    def close_of(self, run: str) -> None:
+        """End the bars that a child left open when it failed."""
+        for key in [key for key in self._open if key[0] == run]:
+            self._open.pop(key)[0].close()
 
     def close(self) -> None:
         """End every bar."""
-        for stack, _ in self._open.values():
-            stack.close()
-        self._open.clear()
+        for run in {run for run, _ in self._open}:
+            self.close_of(run)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 __all__ = [
+    "Encoding",
     "Picture",
     "Point",
     "RunStyle",
@@ -76,6 +77,10 @@ _PAGE_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', A
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _LARGEST_SIDE = 1200
 _MOST_POINTS = 300
+_PNG_DPI = 200
+
+Encoding = Literal["svg", "png"]
+"""Drawings that scale, or pixels for places that take no drawings."""
 
 
 class RunStyle(NamedTuple):
@@ -210,7 +215,9 @@ def _binned(
 # Pictures
 
 
-def trade_off(points: Sequence[Point], x_label: str, y_label: str) -> Picture:
+def trade_off(
+    points: Sequence[Point], x_label: str, y_label: str, *, encoding: Encoding = "svg"
+) -> Picture:
     """Density against sample quality, lower is better on both axes, one labelled point per run."""
     with _drawing((5.2, 3.6)) as (figure, axes):
         for point in points:
@@ -240,7 +247,7 @@ def trade_off(points: Sequence[Point], x_label: str, y_label: str) -> Picture:
         )
         axes.text(0.115, 0.125, "better", transform=axes.transAxes, color=_FAINT, style="italic")
         _place_labels(figure, axes, points)
-        return _svg(figure)
+        return _svg(figure) if encoding == "svg" else _png(figure)
 
 
 def curves(
@@ -442,6 +449,13 @@ def _svg(figure: Figure) -> Picture:
     figure.savefig(buffer, format="svg", dpi=200, metadata=nothing)
     text = buffer.getvalue().replace(_MEASURED_FONT, _PAGE_FONTS)
     return Picture("image/svg+xml", text.encode("utf-8"))
+
+
+def _png(figure: Figure) -> Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+    width, height = (round(side * _PNG_DPI) for side in figure.get_size_inches())
+    return Picture("image/png", buffer.getvalue(), width, height)
 
 
 def _frame_points(axes: Axes, points: Sequence[Point]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from softtrunc.report import figures
 from softtrunc.report.figures import Picture, Point, RunStyle, Series
 from softtrunc.report.runs import Measurement, RunSummary, read_run, run_labels
+from softtrunc.report.study import StudySummary, trade_off_picture
 from softtrunc.report.summary import (
     DENSITY_FIGURES,
     figure_names,
@@ -59,7 +60,13 @@ class _Shared:
     extra: tuple[str, ...] = ()
 
 
-def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    title: str | None = None,
+    study: StudySummary | None = None,
+) -> Path:
     """Write one HTML page, pictures and styles inside, that compares the runs.
 
     The same folders give the same bytes. The page is written beside `out` and renamed, so that a
@@ -69,6 +76,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
         runs: run folders, at least one; a folder given twice counts once.
         out: the file to write, usually ending in .html; its folder is made.
         title: heading of the page; by default the names of the runs.
+        study: of which `runs` are a part: its table and picture come first.
 
     Returns:
         `out`.
@@ -83,7 +91,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
         raise ValueError(f"{out}: is a folder; write a file name, e.g. {out / 'report.html'}")
     folders = {Path(path).resolve(): Path(path) for path in reversed(list(runs))}
     summaries = [read_run(path) for path in reversed(list(folders.values()))]
-    html = _render(summaries, title)
+    html = _render(summaries, title, study)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -94,7 +102,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     return out
 
 
-def _render(summaries: Sequence[RunSummary], title: str | None) -> str:
+def _render(summaries: Sequence[RunSummary], title: str | None, study: StudySummary | None) -> str:
     from jinja2 import Environment, StrictUndefined
 
     runs = [
@@ -114,6 +122,9 @@ def _render(summaries: Sequence[RunSummary], title: str | None) -> str:
         runs=runs,
         differences=_differences(runs),
         table=table,
+        study=study,
+        study_picture=None if study is None else _study_picture(study),
+        style_of=figures.run_style,
         notes=_notes(runs),
         trade_off=_trade_off(runs),
         samples=_samples(runs),
@@ -226,6 +237,18 @@ def _fingerprint(run: RunSummary) -> str:
 
 # ---------------------------------------------------------------------------------------------
 # Pictures
+
+
+def _study_picture(study: StudySummary) -> _Card | None:
+    picture = trade_off_picture(study)
+    if picture is None:
+        return None
+    return _Card(
+        picture,
+        "Scatter plot of sample quality against density, one point per setting",
+        "Each point is one setting, averaged over its seeds; bars are one standard error of that "
+        "mean. The lower left corner is best at both.",
+    )
 
 
 def _trade_off(runs: Sequence[_Run]) -> _Card | None:

@@ -1,0 +1,88 @@
+"""`softtrunc study`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["study"]
+
+
+def study(
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", help="Recipes; several are compared.")
+    ],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,...",
+            help="A key and its values: --vary truncation.k=0.9,1,inf. Given twice: every "
+            "combination. --vary 'objective={...},{...}' changes several keys at once.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds of every setting.")] = 3,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Compare with the setting that has this value; unless given, the first value of "
+            "the last --vary.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The images: a folder, archive or prepared data set.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the study; runs/study-RECIPE unless given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of every run.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of all runs."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print which runs there would be; do nothing.")
+    ] = False,
+) -> None:
+    """Train, measure and compare every combination of settings, over several seeds.
+
+    Runs go side by side, one a core (or one a graphics card). Killed or stopped by Ctrl-C, the
+    same command does the rest; more values or seeds add to what is there.
+    """
+    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.options import data_override
+    from softtrunc.cli.table import study_tables
+    from softtrunc.recipes.errors import RunFailedError
+    from softtrunc.recipes.study import plan_study, run_study
+
+    changes = list(overrides or [])
+    if data is not None:
+        changes.append(data_override(data))
+    if steps is not None:
+        changes.append(f"training.steps={steps}")
+    cells = plan_study(recipes, vary or [], seeds=seeds, baseline=baseline, overrides=changes)
+    if dry_run:
+        for cell in cells:
+            for seed in cell.recipes:
+                typer.echo(cell.folder(seed))
+        return
+    first = next(iter(cells[0].recipes.values()))
+    progress = ConsoleProgress()
+    found = run_study(
+        cells, out or Path("runs") / f"study-{first.name}", title="Study", progress=progress
+    )
+    for table in study_tables(found):
+        stdout().print(table)
+        typer.echo("")
+    for caution in found.summary.cautions:
+        progress.say(caution)
+    typer.echo(f"table: {found.table}, {found.records}")
+    if found.picture is not None:
+        typer.echo(f"plot: {found.picture}")
+    typer.echo(f"report: {found.page}")
+    if not found.finished:
+        progress.say("stopped; the same command does the rest")
+    if found.failures:
+        raise RunFailedError("; ".join(found.failures.values()))
