@@ -270,9 +270,10 @@ def train_dequantizer(
                 x = dequantize(levels, dequantizer.levels, value_range, noise=drawn.noise)
                 bound = _differentiable_bound(model, x, eps, generator) + drawn.log_prob
                 loss = bound.mean() / (x[0].numel() * math.log(2.0))
-            if not bool(loss.isfinite()):
+            value = float(loss.detach())
+            if not math.isfinite(value):
                 raise ArithmeticError(
-                    f"the dequantizer's loss is {float(loss)} after {int(dequantizer.steps)} "
+                    f"the dequantizer's loss is {value} after {int(dequantizer.steps)} "
                     "steps: lower its learning rate"
                 )
             optimizer.zero_grad()
@@ -281,7 +282,7 @@ def train_dequantizer(
             optimizer.step()
             schedule.step()
             dequantizer.steps += 1
-            yield float(loss)
+            yield value
     finally:
         for p, was in zip(parameters, wanted, strict=True):
             p.requires_grad_(was)
