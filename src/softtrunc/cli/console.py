@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -28,8 +29,12 @@ _SECONDS_WORTH_A_LINE = 2.0
 
 
 def stdout() -> Console:
-    """Where results go: as wide as the terminal, wide enough for a table elsewhere."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    """Where results go: as wide as the terminal, wide enough for a table elsewhere.
+
+    Of several processes that share the work only the first one speaks.
+    """
+    quiet = os.environ.get("RANK", "0") != "0"
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=quiet)
 
 
 class _Bar:

@@ -24,6 +24,20 @@ def evaluate(
     passes: Annotated[
         int | None, typer.Option(min=1, help="Passes over the images, each with fresh noise.")
     ] = None,
+    dequantization: Annotated[
+        str | None,
+        typer.Option(
+            help="Which bits/dim: uniform (with and without residual, NELBO), none (probability "
+            "of the levels, lossless) or learned (a dequantizer trained on the spot)."
+        ),
+    ] = None,
+    probes: Annotated[
+        int | None, typer.Option(min=1, help="Hutchinson probes of the divergence.")
+    ] = None,
+    per_image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Every image's bits/dim, to FILE.csv or FILE.parquet."),
+    ] = None,
     count: Annotated[
         int | None, typer.Option("-n", "--count", min=2, help="How many samples.")
     ] = None,
@@ -37,20 +51,26 @@ def evaluate(
 
     Without --bpd or --fid both are measured, the distance if the recipe names a feature
     extractor. Figures go to RUN/evaluation.json one by one with their whole
-    protocol; figures measured before stay unless they are measured again.
+    protocol; figures measured before stay unless they are measured again. An evaluation
+    that was stopped goes on where it was when the same command is given again.
     """
     from softtrunc.cli.console import ConsoleProgress, stdout
-    from softtrunc.cli.options import data_override, weights_of
+    from softtrunc.cli.options import data_override, figures_override, weights_of
     from softtrunc.cli.table import figure_table
     from softtrunc.recipes.measure import measure
 
     changes = list(overrides or [])
     if passes is not None:
         changes.insert(0, f"evaluation.passes={passes}")
+    if probes is not None:
+        changes.insert(0, f"evaluation.probes={probes}")
+    if dequantization is not None:
+        changes.insert(0, figures_override(dequantization))
     if count is not None:
         changes.insert(0, f"evaluation.samples={count}")
     if data is not None:
         changes.insert(0, data_override(data))
+    bpd = bpd or per_image is not None or dequantization is not None
     both = not (bpd or fid)
     evaluation = measure(
         run,
@@ -60,6 +80,7 @@ def evaluate(
         limit=limit,
         weights=weights_of(weights),
         overrides=changes,
+        per_image=per_image,
         progress=ConsoleProgress(),
     )
     stdout().print(figure_table(evaluation))

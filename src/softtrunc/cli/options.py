@@ -5,12 +5,27 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-__all__ = ["data_override", "weights_of"]
+__all__ = ["data_override", "figures_override", "weights_of"]
 
 
 def data_override(data: str) -> str:
     """`--data PATH` as a `--set`: JSON's quotes are YAML's too, whatever the path holds."""
     return f"data.source={json.dumps(data)}"
+
+
+def figures_override(dequantization: str) -> str:
+    """`--dequantization NAME` as a `--set`: the figures of that name.
+
+    Raises:
+        UserError: if there is no such dequantization.
+    """
+    from softtrunc.recipes.errors import UserError, nearest
+    from softtrunc.recipes.schema import FIGURES_BY_DEQUANTIZATION
+
+    if dequantization not in FIGURES_BY_DEQUANTIZATION:
+        known = nearest(dequantization, FIGURES_BY_DEQUANTIZATION)
+        raise UserError(f"--dequantization {dequantization}: {known}")
+    return f"evaluation.figures={json.dumps(FIGURES_BY_DEQUANTIZATION[dequantization])}"
 
 
 def weights_of(name: str) -> Literal["ema", "raw"]:

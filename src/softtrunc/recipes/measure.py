@@ -9,7 +9,8 @@ from typing import Any
 
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.errors import UserError
-from softtrunc.recipes.measure_density import check_meaningful, measure_bits
+from softtrunc.recipes.image_results import check_table_path
+from softtrunc.recipes.measure_density import check_images, check_meaningful, measure_bits
 from softtrunc.recipes.measure_samples import build_extractor, measure_samples
 from softtrunc.recipes.open_run import OpenRun, open_run
 from softtrunc.recipes.progress import Progress, Silent
@@ -42,6 +43,7 @@ def measure(
     limit: int | None = None,
     weights: Weights = "ema",
     overrides: Sequence[str] = (),
+    per_image: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a run and write its `evaluation.json`, figure by figure.
@@ -57,6 +59,7 @@ def measure(
         limit: only the first so many of them.
         weights: averaged or raw.
         overrides: `a.b=c` changes of the recipe's sampling, evaluation and data.source.
+        per_image: a `.csv` or `.parquet` file for the bits per dimension of every image.
         progress: where bars and lines go.
 
     Returns:
@@ -73,8 +76,12 @@ def measure(
             progress.say(
                 "no distance of samples: give --fid --set evaluation.features=PATH to measure one"
             )
+    if not opened.accelerator.is_main_process:
+        progress = Silent()
     if density:
         check_meaningful(opened.recipe)
+        if per_image is not None:
+            check_table_path(per_image)
     needed = {"train", split} | ({"test"} if samples else set())
     data = {name: build_data(opened.recipe, name, progress) for name in sorted(needed)}
     trained_on = data["train"].card
@@ -84,6 +91,8 @@ def measure(
             f"{opened.card.fingerprint[:12]}; given {trained_on.fingerprint[:12]}): name them "
             "with --data"
         )
+    if density:
+        check_images(opened, data[split])
     # Whatever can be refused is refused before hours are spent on figures.
     extractor = build_extractor(opened.recipe, data["train"]) if samples else None
     card = data[split].card
@@ -107,13 +116,15 @@ def measure(
     content["figures"] = _earlier(opened, content)
 
     def store(figure: Figure) -> None:
+        if not opened.accelerator.is_main_process:
+            return
         kept = [f for f in content["figures"] if f["key"] != figure.key]
         content["figures"] = [*kept, figure.to_dict()]
         text = json.dumps(content, indent=1, allow_nan=False)
         write_text(opened.run.evaluation_file, text + "\n")
 
     if density:
-        for figure in measure_bits(opened, data[split], limit, progress):
+        for figure in measure_bits(opened, data, split, limit, progress, per_image=per_image):
             store(figure)
     if extractor is not None:
         for figure in measure_samples(opened, extractor, data, progress):
