@@ -12,12 +12,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "FIGURES_BY_DEQUANTIZATION",
     "SDE",
     "VE",
     "VP",
     "AncestralSampling",
     "DPMSolverSampling",
     "Data",
+    "DensityFigure",
+    "Dequantizer",
     "EulerMaruyamaSampling",
     "Evaluation",
     "HeunSampling",
@@ -40,6 +43,21 @@ Time = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Grid = Literal["uniform", "reciprocal", "log_snr", "edm"]
 NetworkPrecision = Literal["fp32", "bf16", "fp16"]
+DensityFigure = Literal[
+    "nll_residual",
+    "nll",
+    "nelbo",
+    "nll_lossless",
+    "nelbo_lossless",
+    "nll_learned",
+    "nelbo_learned",
+]
+FIGURES_BY_DEQUANTIZATION: dict[str, tuple[DensityFigure, ...]] = {
+    "uniform": ("nll_residual", "nll", "nelbo"),
+    "none": ("nll_lossless", "nelbo_lossless"),
+    "learned": ("nll_learned", "nelbo_learned"),
+}
+"""The bits/dim of each way to make discrete levels continuous."""
 
 
 class _Section(BaseModel):
@@ -316,12 +334,30 @@ Sampling = Annotated[
 ]
 
 
+class Dequantizer(_Section):
+    """A learned dequantiser, trained after the model on the training images.
+
+    - `layers`, `width`: of its couplings.
+    - `steps`, `batch_size`, `learning_rate`: of its training.
+    """
+
+    layers: Annotated[int, Field(ge=0, strict=True)] = 4
+    width: Count = 32
+    steps: Count = 2000
+    batch_size: Count = 128
+    learning_rate: Positive = 1e-3
+
+
 class Evaluation(_Section):
     """What `softtrunc evaluate` measures unless told otherwise.
 
     - `eps`: the time down to which the model's density is followed.
-    - `solver`, `rtol`, `atol`: of the probability-flow ODE: "rk45", or "rk23", which is cheaper at
-      loose tolerances. `probes`: Hutchinson probes per example.
+    - `figures`: the bits/dim to measure; `--dequantization` names the usual groups.
+    - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
+      "rk45" and "rk23". `solver_check`: the error that the tolerance leaves is measured on so many
+      images.
+    - `divergence`: "hutchinson" with so many `probes` per example, or "exact".
+    - `dequantizer`: of the learned figures.
     - `passes`: how often every image is counted, each time with fresh noise.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
@@ -333,9 +369,14 @@ class Evaluation(_Section):
     """
 
     eps: Time = 1e-5
-    solver: Literal["rk45", "rk23"] = "rk45"
-    rtol: Positive = 1e-5
-    atol: Positive = 1e-5
+    figures: Annotated[tuple[DensityFigure, ...], Field(min_length=1)] = FIGURES_BY_DEQUANTIZATION[
+        "uniform"
+    ]
+    solver: Literal["adams", "rk45", "rk23"] = "adams"
+    rtol: Positive = 1e-3
+    atol: Positive = 1e-3
+    solver_check: Annotated[int, Field(ge=0, strict=True)] = 8
+    divergence: Literal["hutchinson", "exact"] = "hutchinson"
     probes: Count = 1
     passes: Count = 1
     nelbo_draws: Count = 32
@@ -344,6 +385,7 @@ class Evaluation(_Section):
     features: str | None = None
     resize: Literal["legacy", "clean"] = "legacy"
     seed: Annotated[int, Field(ge=0)] = 0
+    dequantizer: Dequantizer = Dequantizer()
 
 
 class Paper(_Section):
