@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from softtrunc import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
-from softtrunc.density.path import AngleVariable, Variable
+from softtrunc.density.path import AngleVariable, PowerVariable, Variable
 from softtrunc.density.probability_flow import solve_flow
 from softtrunc.density.solver import (
     BOGACKI_SHAMPINE_32,
@@ -89,23 +89,6 @@ class AsinhVariable:
 
     def rate(self, u: Tensor) -> Tensor:
         return self.scale * u.cosh()
-
-
-@dataclass(frozen=True)
-class PowerVariable:
-    """u = -(scale + rho)^(-1 / power): between the logarithm (large power) and the angle (1)."""
-
-    scale: float
-    power: float
-
-    def of_rho(self, rho: Tensor) -> Tensor:
-        return -((self.scale + rho) ** (-1.0 / self.power))
-
-    def rho(self, u: Tensor) -> Tensor:
-        return (-u) ** -self.power - self.scale
-
-    def rate(self, u: Tensor) -> Tensor:
-        return self.power * (-u) ** (-self.power - 1.0)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol, get_args, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE, expand_to, widen
+
+if TYPE_CHECKING:
+    from softtrunc.pretrained import PretrainedParts
 
 __all__ = [
     "Conditioning",
@@ -181,3 +185,124 @@ class ScoreModel(nn.Module):
         """The predicted clean example `E[x_0 | x_t = x] = (x - sigma noise) / alpha`."""
         alpha, sigma = self.sde.marginal(t)
         return (x - expand_to(sigma, x) * self.noise(x, t)) / expand_to(alpha, x)
+
+    # What follows fetches `softtrunc.pretrained` when called: that brings networks and files
+    # along, for which a program that only trains must not wait.
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        network: nn.Module | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> ScoreModel:
+        """A saved model, in evaluation mode, on the CPU.
+
+        Args:
+            pretrained_model_name_or_path: a folder that `save_pretrained` or `softtrunc export`
+                wrote, or the id of a repository of the Hugging Face Hub, `owner/name`.
+            network: to load the weights into, where it is not a `softtrunc.networks.ScoreUNet`.
+            revision: branch, tag or commit of the repository.
+            token: for private repositories; None takes the one that is logged in.
+            cache_dir: where downloads are kept.
+            force_download: download again what is in the cache.
+            local_files_only: take what is in the cache, ask nobody.
+
+        Raises:
+            FileNotFoundError: there is no such folder or repository, or it cannot be reached.
+            ValueError: the files do not describe a model, or the weights do not fit; every tensor
+                that is missing, unknown or wrongly shaped is named.
+        """
+        from softtrunc.pretrained import read_pretrained
+
+        parts = read_pretrained(
+            pretrained_model_name_or_path,
+            network=network,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        return cls(
+            parts.network,
+            parts.sde,
+            conditioning=cast(Conditioning, parts.conditioning),
+            prediction=cast(Prediction, parts.prediction),
+            value_range=parts.value_range,
+        ).eval()
+
+    def save_pretrained(self, save_directory: str | Path, *, card: str | None = None) -> None:
+        """Write `config.json`, `model.safetensors` and a model card into a folder.
+
+        Weights are saved to the bit; of a network that is no `ScoreUNet` only its type's name is
+        kept, and `from_pretrained` asks for it.
+
+        Args:
+            save_directory: the folder, made where it is missing; files of these names in it are
+                replaced, each only when the new one is complete.
+            card: text of `README.md`; None writes a short one. `softtrunc export RUN` writes one
+                with recipe, data and measured figures.
+
+        Raises:
+            ValueError: the SDE is not one of softtrunc's.
+        """
+        from softtrunc.pretrained import default_card, write_pretrained
+
+        parts = self._parts()
+        write_pretrained(parts, Path(save_directory), card or default_card(parts))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Upload a softtrunc model",
+    ) -> str:
+        """Save the model into a repository of the Hugging Face Hub, made if it is not there.
+
+        Args:
+            repo_id: `owner/name`.
+            card: see `save_pretrained`.
+            private: whether a new repository is private; None takes the owner's default.
+            token: with the right to write; None takes the one that is logged in.
+            revision: branch to commit to; None takes main.
+            create_pr: open a pull request rather than commit.
+            commit_message: first line of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: the SDE is not one of softtrunc's.
+            huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
+        """
+        from softtrunc.pretrained import default_card, push_parts
+
+        parts = self._parts()
+        return push_parts(
+            parts,
+            repo_id,
+            card or default_card(parts),
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+
+    def _parts(self) -> PretrainedParts:
+        from softtrunc.pretrained import PretrainedParts
+
+        return PretrainedParts(
+            self.network, self.sde, self.conditioning, self.prediction, self.value_range
+        )

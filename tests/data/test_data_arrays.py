@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softtrunc.data import load_array, load_idx, open_dataset, read_idx
+from softtrunc.data import load_array, load_idx, open_dataset, prepare, read_idx
 from softtrunc.data.splits import choose_rows
 
 FASHION = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
@@ -163,6 +163,8 @@ def test_idx_is_read_as_written(tmp_path, suffix):
         data = open_dataset(str(tmp_path), "train" if name == "train" else "test")
         assert np.array_equal(data.images[:, 0], images)
         assert data.labels.tolist() == labels.tolist()
+    one = open_dataset(tmp_path / f"t10k-images-idx3-ubyte{suffix}", "test")
+    assert one.card.fingerprint == open_dataset(tmp_path, "test").card.fingerprint
     assert load_idx(tmp_path, "test", image_size=3, channels=3).images.shape == (4, 3, 3, 3)
 
 
@@ -219,3 +221,15 @@ def test_fashion_mnist_is_read_whole():
     assert np.bincount(test.labels).tolist() == [1000] * 10
     assert train.card.fingerprint.startswith("1424d9f242d4692dadd7a826ea8a2b32")
     assert test.card.fingerprint.startswith("709473df969752843750b2321f0b493a")
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason=f"no {FASHION} (Debian: dataset-fashion-mnist)")
+def test_fashion_mnist_is_prepared_whole(tmp_path):
+    cards = prepare(FASHION, tmp_path / "out", preset="fashion-mnist")
+    assert {split: (card.name, card.count) for split, card in cards.items()} == {
+        "train": ("fashion-mnist", 60_000),
+        "test": ("fashion-mnist", 10_000),
+    }
+    train = open_dataset(tmp_path / "out", "train", preset="fashion-mnist")
+    assert train.card.fingerprint.startswith("1424d9f242d4692dadd7a826ea8a2b32")
+    assert np.bincount(train.labels).tolist() == [6000] * 10

@@ -16,6 +16,7 @@ from PIL import Image
 
 from softtrunc.data import load_archive, load_folder, open_dataset
 from softtrunc.data.decode import decode
+from softtrunc.data.detect import kind_of
 from softtrunc.data.files import open_files
 from softtrunc.data.folder import load_files
 from softtrunc.data.splits import choose_names, choose_rows
@@ -347,9 +348,16 @@ def test_names_that_lead_out_of_an_archive_write_nothing(tmp_path):
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         archive.addfile(link)
+        info = tarfile.TarInfo("good.png")
+        info.size = len(GOOD)
+        archive.addfile(info, io.BytesIO(GOOD))
     data = load_archive(path, "train", held_out=0.0)
-    assert len(data) == 2
-    assert [s.name for s in data.skipped] == ["link.png"]
+    assert len(data) == 1
+    assert {s.name: s.reason for s in data.skipped} == {
+        "../escaped.png": "its name leads out of the archive: refused",
+        "/absolute.png": "its name leads out of the archive: refused",
+        "link.png": "a link or device, not a file",
+    }
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["evil.tar", "in"]
 
 
@@ -417,3 +425,15 @@ def test_what_was_skipped_leaves_no_gaps(folder):
     order = sorted(good, key=lambda i: ("ab"[i % 2], i))
     assert np.array_equal(data.images, np.stack([noise(i).transpose(2, 0, 1) for i in order]))
     assert len(data.skipped) == 14
+
+
+def test_an_archive_beside_images_is_left_alone_and_alone_it_is_read(folder, tmp_path):
+    alone = tmp_path / "download"
+    alone.mkdir()
+    pack_zip(folder, alone / "photos.zip")
+    (alone / "README").write_text("fetched today")
+    expected = load_folder(folder, "train").card.fingerprint
+    assert open_dataset(str(alone), "train").card.fingerprint == expected
+    pack_zip(folder, folder / "backup.zip")
+    assert open_dataset(str(folder), "train").card.fingerprint == expected
+    assert kind_of(folder) == "folder"

@@ -67,7 +67,7 @@ def test_nothing_appears_when_anything_fails(folder, tmp_path):
     for broken in (folder / "test").iterdir():
         broken.write_bytes(b"broken")
     with pytest.raises(ValueError, match="no readable image"):
-        prepare(str(folder), tmp_path / "out")
+        prepare(str(folder), tmp_path / "out", splits=("test",))
     assert [p.name for p in tmp_path.iterdir()] == ["photos"]
 
 

@@ -11,7 +11,7 @@ from public_network import VE, checkpoint, configuration
 from softtrunc.cli import main
 from softtrunc.interop import load_score_sde_checkpoint
 from softtrunc.recipes import load_recipe
-from softtrunc.recipes.import_checkpoint import load_by_recipe, recipe_of_public_config
+from softtrunc.recipes.import_checkpoint import recipe_of_public_config
 from softtrunc.recipes.open_run import open_run
 from softtrunc.recipes.run import Run
 
@@ -86,7 +86,7 @@ def test_a_run_from_a_recipe(files):
     assert main(["import", "c.pth", "--recipe", "r.yaml", "--out", "run"]) == 0
     truth = load_score_sde_checkpoint("c.pth", "c.json")
     assert torch.equal(score(open_run(files / "run").model), score(truth))
-    assert torch.equal(score(load_by_recipe("c.pth", "r.yaml")), score(truth))
+    assert torch.equal(score(load_score_sde_checkpoint("c.pth", "r.yaml")), score(truth))
     recipe = Run(files / "run").recipe()
     assert recipe.network.conditioning == "log_sigma"
     assert recipe.model_copy(update={"network": load_recipe("r.yaml").network}) == load_recipe(

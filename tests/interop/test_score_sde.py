@@ -318,8 +318,10 @@ def test_the_configuration_comes_in_several_forms(tmp_path):
     ]
     for state in states[1:]:
         assert all(torch.equal(state[key], states[0][key]) for key in states[0])
-    with pytest.raises(ValueError, match="name of a recipe"):
-        load_score_sde_checkpoint(path, "cifar10-ddpmpp-vp-nll-st")
+    with pytest.raises(ValueError, match="recipe 'digits-vp-nl' is unknown: did you mean"):
+        load_score_sde_checkpoint(path, "digits-vp-nl")
+    with pytest.raises(ValueError, match="does not fit the network: missing"):
+        load_score_sde_checkpoint(path, "digits-vp-nll")
     with pytest.raises(ValueError, match="'ema' or 'raw'"):
         load_score_sde_checkpoint(path, config, weights="mean")
     with pytest.raises(ValueError, match="write one of time"):

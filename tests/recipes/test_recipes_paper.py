@@ -148,7 +148,7 @@ VE = {
         "ffhq256", 256, "ncsnpp-256", "rve", 1e-3, 348, 2, 1, 40, 0.075, 2000
     ),
     "bedroom256-udm-rve-st": VERow(
-        "bedroom256", 256, "ncsnpp-256", "rve", 1e-3, 378, 2, 1, 40, 0.075, 2000
+        "lsun-bedroom256", 256, "ncsnpp-256", "rve", 1e-3, 378, 2, 1, 40, 0.075, 2000
     ),
     "cifar10-ncsnpp-ve-st": VERow("cifar10", 32, "ncsnpp", "ve", 0.01, 50, 2, 1, 128, 0.16, 1000),
     "cifar10-ncsnpp-ve": VERow("cifar10", 32, "ncsnpp", "ve", 0.01, 50, INF, 1, 128, 0.16, 1000),

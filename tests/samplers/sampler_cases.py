@@ -74,6 +74,18 @@ def mixture(sde: SDE) -> Mixture:
     )
 
 
+def wide_mixture(sde: SDE, dim: int) -> Mixture:
+    """Three modes, 8 from each other in any number of dimensions >= 3."""
+    corners = 8.0 / 2**0.5 * torch.eye(3, dim, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(dim, dim, generator=generator(9), dtype=torch.float64)).Q
+    return Mixture(
+        sde,
+        (corners - corners.mean(0)) @ turn,
+        torch.tensor([0.3, 0.4, 0.2], dtype=torch.float64),
+        torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
+    )
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

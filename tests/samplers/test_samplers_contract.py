@@ -21,7 +21,7 @@ from softtrunc.samplers import (
 from softtrunc.samplers.base import Noise, tweedie
 from softtrunc.samplers.grids import point_at, schedule, step_length
 from softtrunc.score import ScoreModel
-from softtrunc.sde import VPSDE, ReciprocalVESDE
+from softtrunc.sde import VESDE, VPSDE, ReciprocalVESDE
 
 # The same methods in fewer steps: nothing here depends on how well they converge.
 SHORT = {
@@ -99,7 +99,7 @@ def test_the_final_step_is_tweedies_formula(make, sde):
     model = gaussian(sde, 4)
     kwargs = {"seeds": range(3), "dtype": torch.float64}
     noisy = make(steps=9, denoise_final=False).sample(model, (3, 4), **kwargs).x
-    clean = make(steps=10).sample(model, (3, 4), **kwargs).x
+    clean = make(steps=10, t_end=sde.t_end).sample(model, (3, 4), **kwargs).x
     end = point_at(sde, sde.t_end)
     score = model.score(noisy, torch.tensor(sde.t_end).double())
     torch.testing.assert_close(clean, tweedie(noisy, score, end), rtol=1e-9, atol=1e-9)
@@ -224,6 +224,33 @@ def test_grids_are_equally_spaced_in_their_variable(sde, grid):
     # And a long one is in proportion to the change of the variable.
     one, two = (step_length(sde, grid, points[6], points[i]) for i in (7, 8))
     assert two == pytest.approx(2 * one, rel=1e-6)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_few_steps_end_where_noise_is_as_small_as_their_error(sde):
+    start, ends = point_at(sde, sde.t_max).half_log_snr, []
+    for steps in (2, 5, 10, 20, 100, 1000):
+        times = []
+
+        def score(x, t, times=times):
+            times.append(float(t[0]))
+            return -x
+
+        DPMSolver(steps).sample(mixture(sde), (1, 2), seeds=[0], score_fn=score)
+        end = point_at(sde, times[-1])
+        ends.append(end.t)
+        h = (end.half_log_snr - start) / (steps - 1)
+        if end.t > sde.t_end * 1.001:
+            assert end.noise_ratio == pytest.approx(0.04 * h**2, rel=1e-3)
+        else:
+            assert end.noise_ratio >= 0.04 * h**2 * 0.99
+    assert ends == sorted(ends, reverse=True)
+    assert ends[-1] == pytest.approx(sde.t_end)
+    if isinstance(sde, VPSDE | VESDE):  # and not those that go down to much less noise
+        assert ends[3] == pytest.approx(sde.t_end)
+    # Who asks for a time, or for the noise that belongs to it, gets it.
+    assert DPMSolver(5, t_end=0.002)._end(sde, 4) == 0.002
+    assert DPMSolver(5, denoise_final=False)._end(sde, 5) is None
 
 
 def test_default_grid():

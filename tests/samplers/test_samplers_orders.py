@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from sampler_cases import SDES, gaussian, prior_draw
 from torch import Tensor
 
 from softtrunc.samplers import Ancestral, DPMSolver, EulerMaruyama, Heun, PredictorCorrector
-from softtrunc.samplers.base import FixedStepSampler, Noise
+from softtrunc.samplers.base import FixedStepSampler, Noise, tweedie
 from softtrunc.samplers.dpm_solver import _moments
+from softtrunc.samplers.grids import schedule
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 
 # A middle time: at the very end the error of a symmetric problem may cancel to a higher order.
@@ -179,6 +181,30 @@ def test_third_order_of_the_reverse_sde_is_second_with_a_smaller_error(name):
     )
     assert slope([50, 100], third) > 1.9
     assert all(b < 0.75 * a for a, b in zip(second, third, strict=True))
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_second_order_is_algorithm_2_of_the_paper(stochastic):
+    # Lu et al. 2022 (arXiv 2211.01095): D = (1 + 1/2r) D_i - 1/2r D_(i-1) in steps of any length.
+    sde = VPSDE()
+    truth = gaussian(sde, 4)
+    x = prior_draw(sde, 3, 4)
+    points, before = schedule(sde, "edm", 5, None), None
+    got = DPMSolver(5, 2, stochastic, denoise_final=False, grid="edm")._draw(
+        truth, x.shape, Impulses(None), x_init=x, dtype=torch.float64
+    )
+    for here, there in pairwise(points):
+        d = tweedie(x, truth.score(x, torch.tensor(here.t, dtype=torch.float64)), here)
+        h = there.half_log_snr - here.half_log_snr
+        mixed = d
+        if before is not None:
+            r = before[1] / h
+            mixed = (1 + 0.5 / r) * d - 0.5 / r * before[0]
+        rate = 2 if stochastic else 1
+        shrink = there.sigma / here.sigma * (math.exp(-h) if stochastic else 1.0)
+        x = shrink * x - there.alpha * math.expm1(-rate * h) * mixed
+        before = (d, h)
+    torch.testing.assert_close(got.x, x, rtol=1e-9, atol=1e-9)
 
 
 def test_moments_of_the_exponential():

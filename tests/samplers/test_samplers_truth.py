@@ -19,6 +19,7 @@ from sampler_cases import (
     mixture,
     prior_draw,
     sliced_wasserstein,
+    wide_mixture,
 )
 
 from softtrunc.samplers import DPMSolver, Heun, ProbabilityFlow, Sampler
@@ -70,8 +71,36 @@ def test_mixture_modes_and_shape(name, sde):
     for j in range(3):
         spread = (x[mode == j] - truth.means[j]).square().mean().sqrt() / truth.stds[j]
         assert abs(spread - 1) < 0.08 + 5 / math.sqrt(2 * 2 * n * float(truth.weights[j]))
+    # Mean and covariance, which is not diagonal; products spread by at most 0.8 here.
+    w, m = truth.weights, truth.means
+    mean = w @ m
+    within = (w * truth.stds**2).sum() * torch.eye(2)
+    covariance = (w[:, None] * (m - mean)).T @ (m - mean) + within
+    assert ((x.mean(0) - mean).abs() < 5 * (covariance.diagonal() / n).sqrt() + 0.005).all()
+    assert (torch.cov(x.T) - covariance).abs().max() < 5 * 0.8 / math.sqrt(n) + 0.03
     # Two exact draws of this size are 0.02 to 0.04 apart.
     assert sliced_wasserstein(x, truth.sample(n, generator=generator(3))) < 0.07
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_mixture_in_64_dimensions(name, sde):
+    n, dim = 500, 64
+    truth = wide_mixture(sde, dim)
+    x = SAMPLERS[name].sample(truth, (n, dim), generator=generator(4)).x.double()
+    distance = torch.cdist(x, truth.means)
+    mode = distance.argmin(1)
+    # Modes are 8 apart and at most 3.2 wide: which is meant is never in doubt.
+    assert (distance.sort(1).values[:, 1] - distance.min(1).values).min() > 1.0
+    weight = torch.bincount(mode, minlength=3) / n
+    assert (weight - truth.weights).abs().max() < 5 * math.sqrt(0.25 / n)
+    for j in range(3):
+        z = (x[mode == j] - truth.means[j]) / truth.stds[j]
+        m = len(z)
+        assert z.mean(0).abs().max() < 5.5 / math.sqrt(m) + 0.02
+        assert abs(z.square().mean().sqrt() - 1) < BIAS[name] + 5 / math.sqrt(2 * m * dim)
+        covariance = torch.cov(z.T) - torch.eye(dim).double()
+        assert covariance.abs().max() < 3 * BIAS[name] + 6 * math.sqrt(2 / m)
 
 
 DETERMINISTIC: dict[str, tuple[Sampler, float]] = {

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
+from softtrunc.cli.data import data
 from softtrunc.cli.demo import demo
+from softtrunc.cli.edit import edit
 from softtrunc.cli.evaluate import evaluate
+from softtrunc.cli.export import export
 from softtrunc.cli.import_ import import_
 from softtrunc.cli.recipes import recipes
 from softtrunc.cli.report import report
@@ -36,7 +39,10 @@ app.command()(evaluate)
 app.command()(report)
 app.command()(study)
 app.command("import")(import_)
+app.command()(export)
 app.add_typer(recipes, name="recipes")
+app.add_typer(data, name="data")
+app.add_typer(edit, name="edit")
 
 
 def _version(wanted: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -28,8 +29,12 @@ _SECONDS_WORTH_A_LINE = 2.0
 
 
 def stdout(width: int = 120) -> Console:
-    """Where results go: as wide as the terminal, `width` for a table elsewhere."""
-    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
+    """Where results go: as wide as the terminal, `width` for a table elsewhere.
+
+    Of several processes that share the work only the first one speaks.
+    """
+    quiet = os.environ.get("RANK", "0") != "0"
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False, quiet=quiet)
 
 
 class _Bar:

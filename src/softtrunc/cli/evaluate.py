@@ -60,6 +60,20 @@ def evaluate(
     passes: Annotated[
         int | None, typer.Option(min=1, help="Passes over the images, each with fresh noise.")
     ] = None,
+    dequantization: Annotated[
+        str | None,
+        typer.Option(
+            help="Which bits/dim: uniform (with and without residual, NELBO), none (probability "
+            "of the levels, lossless) or learned (a dequantizer trained on the spot)."
+        ),
+    ] = None,
+    probes: Annotated[
+        int | None, typer.Option(min=1, help="Hutchinson probes of the divergence.")
+    ] = None,
+    per_image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Every image's bits/dim, to FILE.csv or FILE.parquet."),
+    ] = None,
     count: Annotated[
         int | None, typer.Option("-n", "--n", "--count", min=2, help="How many samples.")
     ] = None,
@@ -73,11 +87,12 @@ def evaluate(
 
     Without a figure named, bits/dim are measured, and the Frechet distance if the recipe names a
     feature extractor. Figures go to RUN/evaluation.json one by one with their whole protocol;
-    figures measured before stay unless they are measured again. `accelerate launch -m softtrunc
-    evaluate ...` shares the work.
+    figures measured before stay unless they are measured again. An evaluation of bits/dim that was
+    stopped goes on where it was when the same command is given again. `accelerate launch -m
+    softtrunc evaluate ...` shares the work.
     """
     from softtrunc.cli.console import ConsoleProgress
-    from softtrunc.cli.options import data_override, quoted, weights_of
+    from softtrunc.cli.options import data_override, figures_override, quoted, weights_of
 
     named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc}
     figures = [name for name, wanted in named.items() if wanted]
@@ -94,6 +109,10 @@ def evaluate(
     changes = list(overrides or [])
     if passes is not None:
         changes.insert(0, f"evaluation.passes={passes}")
+    if probes is not None:
+        changes.insert(0, f"evaluation.probes={probes}")
+    if dequantization is not None:
+        changes.insert(0, figures_override(dequantization))
     if count is not None:
         changes.insert(0, f"evaluation.samples={count}")
     if mode is not None:
@@ -102,6 +121,7 @@ def evaluate(
         changes.insert(0, f"evaluation.features={quoted(features)}")
     if data is not None:
         changes.insert(0, data_override(data))
+    bpd = bpd or per_image is not None or dequantization is not None
     evaluation = measure(
         run,
         density=bpd or not figures,
@@ -110,6 +130,7 @@ def evaluate(
         limit=limit,
         weights=weights_of(weights),
         overrides=changes,
+        per_image=per_image,
         progress=ConsoleProgress(),
     )
     kind = f"{evaluation['weights']} weights"
@@ -152,11 +173,7 @@ def _evaluate_files(
 
 
 def _print(title: str, figures: list[dict[str, Any]]) -> None:
-    """The table, once where several processes worked."""
-    from accelerate import PartialState
-
     from softtrunc.cli.console import stdout
     from softtrunc.cli.table import figure_table
 
-    if PartialState().is_main_process:
-        stdout().print(figure_table(title, figures))
+    stdout().print(figure_table(title, figures))

@@ -10,9 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from softtrunc.recipes.edit import RoundTrip
     from softtrunc.recipes.study import StudyOutcome
 
-__all__ = ["comparison_table", "figure_table", "study_tables"]
+__all__ = ["comparison_table", "figure_table", "round_trip_table", "study_tables"]
 
 
 def comparison_table(runs: Sequence[Path]) -> Table:
@@ -54,6 +55,19 @@ def figure_table(title: str, figures: Sequence[Mapping[str, Any]]) -> Table:
             "" if nfe is None else f"{nfe['mean']:.1f} / {nfe['max']:.0f}",
             f"{figure['seconds']:.1f}",
         )
+    return table
+
+
+def round_trip_table(trips: Sequence[RoundTrip]) -> Table:
+    """What became of images on their way to the latent and back; differences in 256 levels."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("image")
+    for column in ("RMS error", "largest", "every pixel the same", "latent / expected norm"):
+        table.add_column(column, justify="right")
+    for trip in trips:
+        same = "yes" if trip.exact else "no"
+        row = (f"{trip.rms:.2g}", f"{trip.worst:.2g}", same, f"{trip.radius:.3f}")
+        table.add_row(trip.name, *row)
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -10,13 +11,13 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from softtrunc.data.dataset import ImageDataset
-from softtrunc.data.decode import describe_fit, fit, pair
+from softtrunc.data.decode import decode
+from softtrunc.data.fit import Fit, describe_fit, fit_to
 from softtrunc.data.splits import HELD_OUT, check_split, choose_rows
 
-__all__ = ["conform", "load_array", "to_nchw"]
+__all__ = ["Npz", "conform", "is_array", "load_array", "to_nchw"]
 
 # Names under which people keep images and labels, by split.
 _IMAGE_KEYS = {
@@ -111,53 +112,63 @@ def to_nchw(array: np.ndarray, where: str) -> UInt8[np.ndarray, "n c h w"]:
 
 
 def conform(
-    images: UInt8[np.ndarray, "n c h w"],
-    size: tuple[int, int] | None,
-    channels: int | None,
+    images: UInt8[np.ndarray, "n c h w"], fit: Fit | None, channels: int | None
 ) -> UInt8[np.ndarray, "n c2 h2 w2"]:
     """Bring 8-bit images to a size and number of channels, as `decode` does with files."""
-    same_size = size is None or size == images.shape[2:]
+    same_size = fit is None or fit.size == images.shape[2:]
     if same_size and channels in (None, images.shape[1]):
         return images
-    height, width = size or images.shape[2:]
-    out = np.empty((len(images), channels or images.shape[1], height, width), dtype=np.uint8)
-    mode = "L" if out.shape[1] == 1 else "RGB"
+    size = images.shape[2:] if fit is None else fit.size
+    out = np.empty((len(images), channels or images.shape[1], *size), dtype=np.uint8)
     for target, source in zip(out, images, strict=True):
-        pixels = np.ascontiguousarray(source.transpose(1, 2, 0))
-        image = Image.fromarray(pixels[..., 0] if len(source) == 1 else pixels).convert(mode)
-        image = fit(image, (height, width))
-        target[:] = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
+        target[:] = decode(source.transpose(1, 2, 0), fit, channels).pixels.transpose(2, 0, 1)
     return out
 
 
-class _Npz:
-    """The arrays of an .npz, each read whole after its header was checked."""
+class Npz:
+    """The arrays of an .npz, each read whole after its header was checked.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: where it is, for messages too.
+        stream: its content, where that is no file of its own.
+    """
+
+    def __init__(self, path: Path, stream: io.BytesIO | None = None) -> None:
         self.path = path
+        self._file = path if stream is None else stream
         self.headers: dict[str, _Header] = {}
         with self._open() as archive:
             for info in archive.infolist():
                 if info.filename.endswith(".npy"):
                     where = f"{path}: {info.filename}"
                     try:
-                        stream = archive.open(info)
+                        member = archive.open(info)
                     except (RuntimeError, zipfile.BadZipFile) as error:
                         raise ValueError(f"{where}: cannot be unpacked: {error}") from error
-                    with stream:
-                        header = _read_header(stream, where)
+                    with member:
+                        header = _read_header(member, where)
                     _check_header(header, info.file_size, where)
                     self.headers[info.filename.removesuffix(".npy")] = header
 
     def _open(self) -> zipfile.ZipFile:
         try:
-            return zipfile.ZipFile(self.path)
+            return zipfile.ZipFile(self._file)
         except (zipfile.BadZipFile, EOFError, OSError) as error:
             raise ValueError(f"{self.path}: not a readable .npz: {error}") from error
 
+    def _rewound(self) -> Path | io.BytesIO:
+        if not isinstance(self._file, Path):
+            self._file.seek(0)
+        return self._file
+
     def read(self, key: str) -> np.ndarray:
+        """One array.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with np.load(self._rewound(), allow_pickle=False) as arrays:
                 array: np.ndarray = arrays[key]
         except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as error:
             raise ValueError(f"{self.path}: {key}: cannot be read: {error}") from error
@@ -171,7 +182,7 @@ def _first(keys: tuple[str, ...], present: Mapping[str, object]) -> str | None:
 def _load_npz(
     path: Path, split: str, held_out: float
 ) -> tuple[UInt8[np.ndarray, "n c h w"], np.ndarray | None]:
-    npz = _Npz(path)
+    npz = Npz(path)
     key = _first(_IMAGE_KEYS[split], npz.headers)
     if key is not None:
         label_key = _first(_LABEL_KEYS[split], npz.headers)
@@ -204,6 +215,21 @@ def _load_npy(path: Path, split: str, held_out: float) -> UInt8[np.ndarray, "n c
     return chosen
 
 
+def is_array(path: Path) -> bool:
+    """Whether a file is a .npy or .npz, by its content or, broken as it may be, by its name."""
+    if path.suffix.lower() in (".npy", ".npz"):
+        return True
+    with path.open("rb") as stream:
+        if stream.read(6) == b"\x93NUMPY":
+            return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
 def load_array(
     path: Path,
     split: str,
@@ -233,17 +259,17 @@ def load_array(
     check_split(split, path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    size = pair(image_size)
+    fit = fit_to(image_size)
     labels: np.ndarray | None = None
-    if path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
         images, labels = _load_npz(path, split, held_out)
     else:
         images = _load_npy(path, split, held_out)
     return ImageDataset.create(
-        conform(images, size, channels),
+        conform(images, fit, channels),
         name=path.stem,
         split=split,
         source=str(path),
-        preprocessing=describe_fit(size),
+        preprocessing=describe_fit(fit),
         labels=None if labels is None else labels.reshape(-1),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -74,12 +74,14 @@ class ImageDataset:
     - `card`: what they are.
     - `labels`: int64 (N,), or None where there are none.
     - `skipped`: files that could not be read.
+    - `converted`: how many images were changed how, beside cropping and resizing.
     """
 
     images: UInt8[np.ndarray, "n c h w"]
     card: DataCard
     labels: Int64[np.ndarray, " n"] | None = None
     skipped: tuple[Skipped, ...] = ()
+    converted: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def create(
@@ -93,6 +95,8 @@ class ImageDataset:
         preprocessing: str = "none",
         labels: np.ndarray | None = None,
         skipped: Sequence[Skipped] = (),
+        converted: Mapping[str, int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> ImageDataset:
         """Wrap images and write their card.
 
@@ -105,6 +109,8 @@ class ImageDataset:
             preprocessing: what was done to them.
             labels: integers, one per image.
             skipped: files left out.
+            converted: how many images were changed how.
+            progress: called with the number of images looked through and their total.
 
         Raises:
             ValueError: if the images are not what they must be.
@@ -118,7 +124,7 @@ class ImageDataset:
             raise ValueError(f"{source}: no image in the {split} split (shape {images.shape})")
         if labels is not None and labels.shape != images.shape[:1]:
             raise ValueError(f"{source}: {len(images)} images but labels of shape {labels.shape}")
-        highest, fingerprint = _scan(images, levels)
+        highest, fingerprint = _scan(images, levels, progress)
         if not 2 <= levels <= 256 or highest >= levels:
             raise ValueError(
                 f"{source}: levels={levels}: need 2 to 256 and values below it; the largest value "
@@ -137,7 +143,7 @@ class ImageDataset:
             fingerprint=fingerprint,
         )
         numbers = None if labels is None else labels.astype(np.int64)
-        return cls(images, card, numbers, tuple(skipped))
+        return cls(images, card, numbers, tuple(skipped), dict(converted or {}))
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -160,7 +166,9 @@ class ImageDataset:
             )
 
 
-def _scan(images: np.ndarray, levels: int) -> tuple[int, str]:
+def _scan(
+    images: np.ndarray, levels: int, progress: Callable[[int, int], None] | None = None
+) -> tuple[int, str]:
     """Largest value and SHA-256 over shape, levels and pixels, in one pass over the data."""
     digest = hashlib.sha256(f"{images.shape} {levels}".encode())
     highest = 0
@@ -169,4 +177,6 @@ def _scan(images: np.ndarray, levels: int) -> tuple[int, str]:
         part = np.ascontiguousarray(images[first : first + rows])
         highest = max(highest, int(part.max()))
         digest.update(part.data)
+        if progress is not None:
+            progress(first + len(part), len(images))
     return highest, digest.hexdigest()

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-__all__ = ["MAX_FILE_BYTES", "Decoded", "decode", "describe_fit", "fit", "is_image_name", "pair"]
+from softtrunc.data.fit import Fit
+
+__all__ = ["MAX_FILE_BYTES", "Decoded", "decode", "is_grey", "is_image_name"]
 
 # Larger files and larger images are taken for decompression bombs. The second bound lies below
 # the one at which Pillow itself begins to warn.
@@ -26,11 +28,29 @@ _PACKED_16 = {"BGR;16", "RGB;16"}
 
 
 class Decoded(NamedTuple):
-    """Pixels (H, W, C) of an image, and what its file held: size (width, height) and mode."""
+    """An image and what its file held.
+
+    - `pixels`: (H, W, C). `size`: (width, height) and `mode` as stored, in Pillow's words.
+    - `lossy`: whether its format throws information away (JPEG).
+    - `converted`: what was done to its pixels beside cropping and resizing; "" for nothing.
+    """
 
     pixels: UInt8[np.ndarray, "h w c"]
     size: tuple[int, int]
     mode: str
+    lossy: bool = False
+    converted: str = ""
+
+
+_LOSSY_FORMATS = {"JPEG", "MPO"}
+_GREY_MODES = {"1", "L", "LA", "La"}
+# Others, such as LAB, mean nothing without a profile.
+_KNOWN_MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+
+
+def is_grey(mode: str) -> bool:
+    """Whether a mode, in Pillow's words, is without colour."""
+    return mode in _GREY_MODES
 
 
 # What most files are; Pillow tries formats in the order given.
@@ -51,44 +71,6 @@ def is_image_name(name: str) -> bool:
     return not path.name.startswith(".") and kind in Image.OPEN and kind not in _REFUSED_FORMATS
 
 
-def pair(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """(height, width) from a side or a pair.
-
-    Raises:
-        ValueError: if a side is smaller than 1.
-    """
-    if image_size is None:
-        return None
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(size) < 1:
-        raise ValueError(f"image_size={image_size}: sides must be at least 1, e.g. 64 or (48, 64)")
-    return size
-
-
-def describe_fit(size: tuple[int, int] | None) -> str:
-    """What `fit` does, for a data card."""
-    if size is None:
-        return "none"
-    return f"centre crop, Pillow bicubic (antialiased) to {size[0]}x{size[1]} (height x width)"
-
-
-def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Centre crop to the aspect of `size` (height, width), then antialiased bicubic resize.
-
-    Pillow's bicubic filter grows with the reduction, so it does not alias, and rounds to 8 bits.
-    """
-    height, width = size
-    if image.size == (width, height):
-        return image
-    # Cropped first and to whole pixels, so that the filter sees nothing of what is cut off.
-    scale = min(image.width / width, image.height / height)
-    crop_width = max(1, min(image.width, round(width * scale)))
-    crop_height = max(1, min(image.height, round(height * scale)))
-    left, top = (image.width - crop_width) // 2, (image.height - crop_height) // 2
-    cropped = image.crop((left, top, left + crop_width, top + crop_height))
-    return cropped.resize((width, height), Image.Resampling.BICUBIC)
-
-
 def _refuse_deep(image: Image.Image) -> None:
     """Refuse more than 8 bits a channel: Pillow would drop or clip half of them in silence."""
     tiles = getattr(image, "tile", [])
@@ -100,22 +82,36 @@ def _refuse_deep(image: Image.Image) -> None:
         )
 
 
-def _to_8_bit(image: Image.Image, channels: int | None) -> Image.Image:
-    """8-bit grey ("L") or "RGB": palettes looked up, transparency laid on white."""
-    grey = image.mode in ("1", "L", "LA", "La")
+def _to_8_bit(image: Image.Image, channels: int | None) -> tuple[Image.Image, str]:
+    """8-bit grey ("L") or "RGB", and how it came to that."""
+    mode, converted = image.mode, ""
+    if mode not in _KNOWN_MODES:
+        raise ValueError(f"mode {mode} has no plain conversion to RGB: convert it first")
     if "transparency" in image.info or image.has_transparency_data:
         rgba = image.convert("RGBA")
+        # What nothing shines through is the same on any ground.
+        if rgba.getchannel("A").getextrema() != (255, 255):
+            converted = "transparency laid on white"
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    target = ("L" if grey else "RGB") if channels is None else ("L" if channels == 1 else "RGB")
-    return image if image.mode == target else image.convert(target)
+    elif mode in ("P", "PA"):
+        converted = "palette looked up"
+    elif mode == "CMYK":
+        converted = "CMYK to RGB without colour profiles"
+    grey = is_grey(mode)
+    target = "L" if channels == 1 or (channels is None and grey) else "RGB"
+    if grey and target == "RGB":
+        converted = converted or "grey replicated to RGB"
+    elif not grey and target == "L":
+        converted = converted or "colour to grey (ITU-R 601 luma)"
+    return (image if image.mode == target else image.convert(target)), converted
 
 
-def decode(source: Path | bytes, size: tuple[int, int] | None, channels: int | None) -> Decoded:
+def decode(source: Path | bytes | np.ndarray, fit: Fit | None, channels: int | None) -> Decoded:
     """Read the first frame of an image file, upright (EXIF orientation applied).
 
     Args:
-        source: a file, or its content.
-        size: (height, width) to crop and resize to; None: as it is.
+        source: a file, its content, or pixels uint8 (H, W, 1 or 3).
+        fit: what size to bring it to; None: as it is.
         channels: 1 (ITU-R 601 luma), 3 (CMYK and others converted, grey replicated); None: 1
             for grey images, else 3.
 
@@ -123,6 +119,8 @@ def decode(source: Path | bytes, size: tuple[int, int] | None, channels: int | N
         ValueError: for images with more than 8 bits a channel or too many pixels.
         Exception: whatever Pillow's decoders raise on broken files.
     """
+    if isinstance(source, np.ndarray):
+        return _from_pixels(source, fit, channels)
     # The formats are named, so content disguised by its file name reaches no refused decoder.
     stream = source if isinstance(source, Path) else io.BytesIO(source)
     with Image.open(stream, formats=_formats()) as image:
@@ -131,9 +129,28 @@ def decode(source: Path | bytes, size: tuple[int, int] | None, channels: int | N
                 f"{image.width}x{image.height} pixels are more than {_MAX_PIXELS:,}: refused as a "
                 "decompression bomb"
             )
-        original, mode = image.size, image.mode
+        original, mode, lossy = image.size, image.mode, image.format in _LOSSY_FORMATS
         _refuse_deep(image)
+        animated = getattr(image, "is_animated", False)
         image.load()
-        plain = _to_8_bit(ImageOps.exif_transpose(image), channels)
-        pixels = np.asarray(plain if size is None else fit(plain, size))
-    return Decoded(pixels.reshape(*pixels.shape[:2], -1), original, mode)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        upright = ImageOps.exif_transpose(image)
+        plain, converted = _to_8_bit(upright, channels)
+        more = {"turned upright (EXIF)": turned, "first frame of several": animated}
+        converted = "; ".join(filter(None, [converted, *(what for what in more if more[what])]))
+        pixels = np.asarray(plain) if fit is None else fit(plain)
+    return Decoded(pixels.reshape(*pixels.shape[:2], -1), original, mode, lossy, converted)
+
+
+def _from_pixels(
+    pixels: UInt8[np.ndarray, "h w c"], fit: Fit | None, channels: int | None
+) -> Decoded:
+    height, width, depth = pixels.shape
+    mode = "L" if depth == 1 else "RGB"
+    as_they_are = fit is None or (fit.size == (height, width) and fit.crop is None)
+    if as_they_are and channels in (None, depth):
+        return Decoded(pixels, (width, height), mode)
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if depth == 1 else pixels))
+    plain, converted = _to_8_bit(image, channels)
+    out = np.asarray(plain) if fit is None else fit(plain)
+    return Decoded(out.reshape(*out.shape[:2], -1), (width, height), mode, converted=converted)

@@ -4,56 +4,40 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import IO
 
 from softtrunc.data.dataset import Skipped
 from softtrunc.data.decode import MAX_FILE_BYTES, is_image_name
+from softtrunc.data.source import Encoded, ImageFiles
 from softtrunc.data.splits import split_of_folder
 
-__all__ = ["Encoded", "FolderFiles", "ImageFiles", "TarFiles", "ZipFiles", "open_files"]
+__all__ = ["ArchiveFiles", "FolderFiles", "TarFiles", "ZipFiles", "open_archive", "open_files"]
 
 # An archive of images that unpacks to more than this many times its size is no such thing.
 _MAX_RATIO = 1000
 
-
-class Encoded(NamedTuple):
-    """An image file: its name, and a path or content still to decode, or why there is none."""
-
-    name: str
-    content: Path | bytes | None
-    reason: str = ""
-
-
-@runtime_checkable
-class ImageFiles(Protocol):
-    """Named image files.
-
-    - `location`: the folder or archive. `names`: POSIX names relative to it, sorted.
-    - `skipped`: what looked like an image but is none, by name.
-    """
-
-    location: Path
-    names: Sequence[str]
-    skipped: Sequence[Skipped]
-
-    def read(self, names: Collection[str]) -> Iterator[Encoded]:
-        """The files with these names, in whatever order reading them is cheapest."""
+_LINK = "a link or device, not a file"
+_LEADS_OUT = "its name leads out of the archive: refused"
 
 
 class FolderFiles:
     """Every image file below a folder, hidden files and folders left out.
 
-    Links to files are followed, links to folders are not.
+    Where no name ends like an image's, files without an ending are taken for images. Links to
+    files are followed, links to folders are not.
     """
 
     def __init__(self, location: Path) -> None:
         self.location = location
         names: list[str] = []
+        bare: list[str] = []
         skipped: list[Skipped] = []
 
         def unreadable(error: OSError) -> None:
@@ -64,7 +48,9 @@ class FolderFiles:
             folders[:] = [name for name in folders if not name.startswith(".")]
             inside = Path(folder).relative_to(location)
             names += [(inside / name).as_posix() for name in files if is_image_name(name)]
-        self.names: Sequence[str] = sorted(names)
+            bare += [(inside / name).as_posix() for name in files if _is_bare(name)]
+        self.names: Sequence[str] = sorted(names or bare)
+        self.bare = not names
         self.skipped: Sequence[Skipped] = skipped
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
@@ -99,14 +85,37 @@ class ZipFiles:
         except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
             raise ValueError(f"{location}: not a readable zip: {error}") from error
         _refuse_bomb(location, sum(info.file_size for info in infos))
-        renamed = _without_common_folder([i.filename for i in infos if not i.is_dir()])
-        self._members = {
-            renamed[info.filename]: info
-            for info in infos
-            if not info.is_dir() and _is_member_image(info.filename)
+        plain = {info.filename: info for info in infos if not info.is_dir()}
+        skipped = {
+            name: _LINK if stat.S_ISLNK(info.external_attr >> 16) else _LEADS_OUT
+            for name, info in plain.items()
+            if stat.S_ISLNK(info.external_attr >> 16) or _leads_out(name)
         }
-        self.names: Sequence[str] = sorted(self._members)
-        self.skipped: Sequence[Skipped] = ()
+        renamed = _without_common_folder([name for name in plain if name not in skipped])
+        self._members = {new: plain[name] for name, new in renamed.items()}
+        self.members: Sequence[str] = sorted(self._members)
+        self.names: Sequence[str] = _images_among(self.members)
+        self.skipped: Sequence[Skipped] = _skipped_images(skipped)
+
+    def size(self, member: str) -> int:
+        """Number of bytes of one of `members`."""
+        return self._members[member].file_size
+
+    @contextmanager
+    def stream(self, member: str) -> Iterator[IO[bytes]]:
+        """One of `members`, open for reading.
+
+        Raises:
+            ValueError: if it cannot be unpacked, at the latest when it is read.
+        """
+        try:
+            with (
+                zipfile.ZipFile(self.location) as archive,
+                archive.open(self._members[member]) as stream,
+            ):
+                yield stream
+        except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ValueError(f"{self.location}: {member}: cannot be unpacked: {error}") from error
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the names."""
@@ -139,24 +148,26 @@ class TarFiles:
 
     def __init__(self, location: Path) -> None:
         self.location = location
-        members: list[str] = []
-        links: list[str] = []
+        members: dict[str, int] = {}
+        skipped: dict[str, str] = {}
         unpacked = 0
         with _OpenTar(self.location) as archive:
             for member in archive:
                 # Before the next header is looked for, for that unpacks what lies between.
                 unpacked += member.size
                 _refuse_bomb(location, unpacked)
-                if member.isreg():
-                    members.append(member.name)
-                elif _is_member_image(member.name) and not member.isdir():
-                    links.append(member.name)
+                if _leads_out(member.name):
+                    skipped[member.name] = _LEADS_OUT
+                elif member.isreg():
+                    members.setdefault(member.name, member.size)
+                elif not member.isdir():
+                    skipped[member.name] = _LINK
             _refuse_cut(archive)
-        self._renamed = _without_common_folder(members)
-        images = {self._renamed[name] for name in members if _is_member_image(name)}
-        self.names: Sequence[str] = sorted(images)
-        reason = "a link or device, not a file"
-        self.skipped: Sequence[Skipped] = [Skipped(name, reason) for name in links]
+        self._renamed = _without_common_folder(list(members))
+        self._sizes = {self._renamed[name]: size for name, size in members.items()}
+        self.members: Sequence[str] = sorted(self._sizes)
+        self.names: Sequence[str] = _images_among(self.members)
+        self.skipped: Sequence[Skipped] = _skipped_images(skipped)
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the archive: going back would unpack it again."""
@@ -173,6 +184,26 @@ class TarFiles:
                 stream = archive.extractfile(member)
                 assert stream is not None  # a regular file has content
                 yield Encoded(name, stream.read())
+
+    def size(self, member: str) -> int:
+        """Number of bytes of one of `members`."""
+        return self._sizes[member]
+
+    @contextmanager
+    def stream(self, member: str) -> Iterator[IO[bytes]]:
+        """One of `members`, open for reading.
+
+        Raises:
+            ValueError: if the archive is broken.
+        """
+        with _OpenTar(self.location) as archive:
+            for info in archive:
+                if info.isreg() and self._renamed.get(info.name) == member:
+                    stream = archive.extractfile(info)
+                    assert stream is not None  # a regular file has content
+                    with stream:
+                        yield stream
+                    return
 
 
 class _OpenTar:
@@ -208,8 +239,26 @@ def _refuse_cut(archive: tarfile.TarFile) -> None:
 
 
 def _is_member_image(name: str) -> bool:
-    parts = name.split("/")
-    return "__MACOSX" not in parts and is_image_name(name)
+    return "__MACOSX" not in name.split("/") and is_image_name(name)
+
+
+def _leads_out(name: str) -> bool:
+    """Whether unpacking this would write outside of the folder that it is unpacked into."""
+    return name.startswith("/") or posixpath.normpath(name).split("/")[0] == ".."
+
+
+def _skipped_images(reasons: Mapping[str, str]) -> list[Skipped]:
+    return [Skipped(name, why) for name, why in reasons.items() if _is_member_image(name)]
+
+
+def _is_bare(name: str) -> bool:
+    """Whether a name has no ending (and is not hidden): an image's is then in its content."""
+    return "." not in posixpath.basename(name)
+
+
+def _images_among(members: Sequence[str]) -> list[str]:
+    images = [name for name in members if _is_member_image(name)]
+    return images or [name for name in members if _is_bare(name)]
 
 
 def _too_large(size: int) -> str:
@@ -237,12 +286,22 @@ def _without_common_folder(members: Sequence[str]) -> dict[str, str]:
     return tidy
 
 
+ArchiveFiles = ZipFiles | TarFiles
+
+
+def open_archive(location: Path) -> ArchiveFiles:
+    """The image files of a zip or tar.
+
+    Raises:
+        ValueError: if it is neither, or broken.
+    """
+    return ZipFiles(location) if zipfile.is_zipfile(location) else TarFiles(location)
+
+
 def open_files(location: Path) -> ImageFiles:
     """The image files of a folder, zip or tar.
 
     Raises:
         ValueError: if it is none of these, or broken.
     """
-    if location.is_dir():
-        return FolderFiles(location)
-    return ZipFiles(location) if zipfile.is_zipfile(location) else TarFiles(location)
+    return FolderFiles(location) if location.is_dir() else open_archive(location)

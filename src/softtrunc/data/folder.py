@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
-from softtrunc.data.collect import Allocate, Progress, collect, in_memory
+from softtrunc.data.collect import Progress
 from softtrunc.data.dataset import ImageDataset
-from softtrunc.data.decode import describe_fit, pair
-from softtrunc.data.files import ImageFiles, open_files
+from softtrunc.data.files import open_files
+from softtrunc.data.fit import fit_to
+from softtrunc.data.load import How, load_part
+from softtrunc.data.source import ImageFiles, Part, Source
 from softtrunc.data.splits import HELD_OUT, check_split, choose_names
 
-__all__ = ["load_archive", "load_files", "load_folder"]
+__all__ = ["files_source", "load_archive", "load_files", "load_folder"]
+
+
+def files_source(
+    files: ImageFiles, kind: str, held_out: float = HELD_OUT, *, name: str | None = None
+) -> Source:
+    """Image files as a data set: the splits are folders, or drawn by a hash of the names."""
+    chosen = {split: choose_names(files.names, split, held_out) for split in ("train", "test")}
+    used = {n for names in chosen.values() for n in names}
+    unused = [n for n in files.names if n not in used]
+    if unused:
+        chosen["unused"] = unused
+
+    if not files.names:
+        more = f" ({files.skipped[0].name}: {files.skipped[0].reason})" if files.skipped else ""
+        raise ValueError(
+            f"no readable image under {files.location}{more}: put PNG, JPEG, WebP, ... files there"
+        )
+    return Source(
+        name=name or Path(files.location).resolve().name.split(".")[0],
+        kind=kind,
+        location=str(files.location),
+        parts={s: functools.partial(Part, files, names) for s, names in chosen.items() if names},
+        advice=f"none of its {len(files.names)} images falls into the SPLIT split: put those for "
+        "it in a folder SPLIT/ of its own",
+    )
 
 
 def load_files(
@@ -20,10 +48,9 @@ def load_files(
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     held_out: float = HELD_OUT,
-    allocate: Allocate = in_memory,
     progress: Progress | None = None,
 ) -> ImageDataset:
-    """What `load_folder` does, for any source of named image files.
+    """What `load_folder` does, for any collection of named image files.
 
     Args:
         files: where the images lie.
@@ -32,7 +59,6 @@ def load_files(
         channels: likewise.
         held_out: likewise.
         progress: likewise.
-        allocate: where the pixels go.
 
     Raises:
         ValueError: as `load_folder`.
@@ -43,29 +69,8 @@ def load_files(
         raise ValueError(f"{where}: channels={channels}: write 1 (grey), 3 (RGB) or nothing")
     if not 0.0 <= held_out < 1.0:
         raise ValueError(f"{where}: held_out={held_out}: need a share in [0, 1), e.g. 0.1")
-    size = pair(image_size)
-    if not files.names:
-        more = f" ({files.skipped[0].name}: {files.skipped[0].reason})" if files.skipped else ""
-        raise ValueError(
-            f"no readable image under {where}{more}: put PNG, JPEG, WebP, ... files there"
-        )
-    names = choose_names(files.names, split, held_out)
-    if not names:
-        raise ValueError(
-            f"{where}: none of its {len(files.names)} images falls into the {split} split: put "
-            f"those for it in a folder {split}/ of its own"
-        )
-    images, skipped = collect(
-        files, names, size=size, channels=channels, allocate=allocate, progress=progress
-    )
-    return ImageDataset.create(
-        images,
-        name=where.resolve().name.split(".")[0],
-        split=split,
-        source=str(where),
-        preprocessing=describe_fit(size),
-        skipped=[*files.skipped, *skipped],
-    )
+    how = How(fit_to(image_size), channels)
+    return load_part(files_source(files, "folder", held_out), split, how, progress=progress)
 
 
 def load_folder(
@@ -82,8 +87,9 @@ def load_folder(
     Folders `train` and `test` (also `training`; `testing`, `val`, `valid`, `validation`) inside
     are the splits. Without them a share of the files, chosen by a hash of their names, is the
     test split. Images stand upright (EXIF), transparency is laid on white, CMYK and palettes
-    become RGB, of animations the first frame is taken. Files that cannot be read, or that have
-    16 bits a channel, are left out and listed in `skipped`; they never end the reading.
+    become RGB, of animations the first frame is taken; `converted` counts what was changed. Files
+    that cannot be read, or that have 16 bits a channel, are left out and listed in `skipped`; they
+    never end the reading.
 
     Args:
         path: the folder.

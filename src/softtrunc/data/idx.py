@@ -14,13 +14,14 @@ from jaxtyping import UInt8
 
 from softtrunc.data.arrays import conform
 from softtrunc.data.dataset import ImageDataset
-from softtrunc.data.decode import describe_fit, pair
+from softtrunc.data.fit import describe_fit, fit_to
 from softtrunc.data.splits import check_split
 
-__all__ = ["find_idx", "load_idx", "read_idx"]
+__all__ = ["find_idx", "idx_folder", "is_idx_name", "load_idx", "read_idx"]
 
 _UINT8 = 0x08
 _TYPES = {0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
+_BELOW = ("raw", "MNIST/raw", "FashionMNIST/raw")
 # What deflate can do at best: a header that promises more than this is wrong.
 _MAX_DEFLATE_RATIO = 1032
 _NAME = re.compile(r"(?P<family>.*?)(?P<split>train|t10k|test)-images[-.]idx3-ubyte(?P<gz>\.gz)?$")
@@ -76,6 +77,11 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "*shape"]:
         raise ValueError(f"{path}: broken gzip: {error}: fetch it again") from error
 
 
+def is_idx_name(path: Path) -> bool:
+    """Whether a file is called like the images of the MNIST family."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def find_idx(folder: Path) -> dict[str, Path]:
     """The image files of the MNIST family in a folder, by split ("train", "test"); else empty.
 
@@ -96,6 +102,18 @@ def find_idx(folder: Path) -> dict[str, Path]:
             "into a folder of its own"
         )
     return found
+
+
+def idx_folder(folder: Path) -> Path | None:
+    """Where IDX files lie: in a folder, or in one below it as in torchvision's `MNIST/raw`.
+
+    Raises:
+        ValueError: if there are those of several families.
+    """
+    for place in (folder, *(folder / below for below in _BELOW)):
+        if place.is_dir() and find_idx(place):
+            return place
+    return None
 
 
 def load_idx(
@@ -120,7 +138,7 @@ def load_idx(
         ValueError: if a file is broken, or labels and images do not agree.
     """
     check_split(split, folder)
-    size = pair(image_size)
+    fit = fit_to(image_size)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     path = find_idx(folder).get(split)
@@ -135,10 +153,10 @@ def load_idx(
     )
     labels = read_idx(beside) if beside.is_file() else None
     return ImageDataset.create(
-        conform(images[:, None], size, channels),
+        conform(images[:, None], fit, channels),
         name=folder.resolve().name,
         split=split,
         source=str(folder),
-        preprocessing=describe_fit(size),
+        preprocessing=describe_fit(fit),
         labels=labels,
     )

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
-from softtrunc.data.arrays import conform
 from softtrunc.data.collect import Progress, collect, decode_each
-from softtrunc.data.dataset import ImageDataset, Skipped
-from softtrunc.data.decode import Decoded, pair
-from softtrunc.data.files import ImageFiles, open_files
-from softtrunc.data.open import Kind, kind_of, open_dataset
-from softtrunc.data.splits import choose_names
+from softtrunc.data.dataset import Skipped
+from softtrunc.data.decode import Decoded, is_grey
+from softtrunc.data.detect import Kind, open_source
+from softtrunc.data.fit import Fit, pair
+from softtrunc.data.pixels import stretch_levels
+from softtrunc.data.source import Part, Source
 
 __all__ = ["Inspection", "SigmaMax", "inspect", "largest_distance"]
 
@@ -57,7 +58,8 @@ class ModeCount:
     count: int
 
 
-@dataclass(frozen=True)
+# eq=False: arrays give no single answer.
+@dataclass(frozen=True, eq=False)
 class Inspection:
     """What `inspect` found.
 
@@ -65,9 +67,12 @@ class Inspection:
     - `count`, `train`, `test`: readable images, in all and by split.
     - `sizes`, `modes`: as stored, the most frequent first.
     - `lowest`, `highest`, `levels`: range of the 8-bit values, and how many different ones occur.
+    - `converted`: how many images are changed how, beside cropping and resizing, to be 8-bit grey
+      or RGB.
     - `duplicates`: images that repeat an earlier one pixel for pixel.
     - `sigma_max`: None with fewer than two images.
     - `unreadable`: files that will be left out, by name.
+    - `samples`: some images uint8 (N, C, H, W), evenly spaced, values 0 ... 255.
     """
 
     source: str
@@ -77,30 +82,53 @@ class Inspection:
     test: int
     sizes: tuple[SizeCount, ...]
     modes: tuple[ModeCount, ...]
+    converted: Mapping[str, int]
     lowest: int
     highest: int
     levels: int
     duplicates: int
     sigma_max: SigmaMax | None
     unreadable: tuple[Skipped, ...]
+    samples: UInt8[np.ndarray, "n c h w"]
+
+
+class _Tally:
+    """What is counted while images go by; nothing of an image is kept but 16 bytes."""
+
+    def __init__(self) -> None:
+        self.by_split: Counter[str] = Counter()
+        self.sizes: Counter[tuple[int, int]] = Counter()
+        self.modes: Counter[str] = Counter()
+        self.converted: Counter[str] = Counter()
+        self.used = np.zeros(256, dtype=bool)
+        self.digests: set[bytes] = set()
+        self.unreadable: set[Skipped] = set()
+
+    def add(self, split: str, record: _Record) -> None:
+        self.by_split[split] += 1
+        self.sizes[record.size] += 1
+        self.modes[record.mode] += 1
+        if record.converted:
+            self.converted[record.converted] += 1
+        self.used |= np.unpackbits(np.frombuffer(record.used, dtype=np.uint8)).astype(bool)
+        self.digests.add(record.digest)
 
 
 class _Record(NamedTuple):
     size: tuple[int, int]
     mode: str
+    converted: str
     digest: bytes
     used: bytes  # one bit per value that occurs
 
 
-def _record(pixels: np.ndarray, size: tuple[int, int], mode: str) -> _Record:
+def _record(decoded: Decoded) -> _Record:
+    pixels = decoded.pixels
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     used = np.bincount(pixels.reshape(-1), minlength=256) > 0
-    return _Record(size, mode, digest.digest(), np.packbits(used).tobytes())
-
-
-def _record_decoded(decoded: Decoded) -> _Record:
-    return _record(decoded.pixels, decoded.size, decoded.mode)
+    packed = np.packbits(used).tobytes()
+    return _Record(decoded.size, decoded.mode, decoded.converted, digest.digest()[:16], packed)
 
 
 def largest_distance(images: UInt8[np.ndarray, "n c h w"], levels: int = 256) -> float:
@@ -128,121 +156,11 @@ def _spread(count: int, wanted: int) -> list[int]:
     )
 
 
-def _summary(
-    source: str,
-    kind: Kind,
-    records: Iterable[_Record],
-    train: int,
-    test: int,
-    sigma_max: SigmaMax | None,
-    unreadable: Iterable[Skipped],
-) -> Inspection:
-    records = list(records)
-    sizes = Counter(r.size for r in records).most_common()
-    modes = Counter(r.mode for r in records).most_common()
-    used = np.zeros(256, dtype=bool)
-    for record in records:
-        used |= np.unpackbits(np.frombuffer(record.used, dtype=np.uint8)).astype(bool)
-    values = np.flatnonzero(used)
-    return Inspection(
-        source=source,
-        kind=kind,
-        count=len(records),
-        train=train,
-        test=test,
-        sizes=tuple(SizeCount(w, h, n) for (w, h), n in sizes),
-        modes=tuple(ModeCount(mode, n) for mode, n in modes),
-        lowest=int(values[0]),
-        highest=int(values[-1]),
-        levels=len(values),
-        duplicates=len(records) - len({r.digest for r in records}),
-        sigma_max=sigma_max,
-        unreadable=tuple(unreadable),
-    )
-
-
-def _inspect_files(
-    files: ImageFiles, kind: Kind, size: tuple[int, int] | None, progress: Progress | None
-) -> Inspection:
-    records: dict[str, _Record] = {}
-    unreadable = list(files.skipped)
-    results = decode_each(files.read(files.names), _record_decoded, size=None, channels=None)
-    for done, (name, result) in enumerate(results, start=1):
-        if isinstance(result, Skipped):
-            unreadable.append(result)
-        else:
-            records[name] = result
-        if progress is not None:
-            progress(done, len(files.names))
-    if not records:
-        reason = f"; the first, {unreadable[0].name}: {unreadable[0].reason}" if unreadable else ""
-        raise ValueError(f"no readable image under {files.location}{reason}")
-    names = sorted(records)
-    if size is None:
-        (width, height), _ = Counter(r.size for r in records.values()).most_common(1)[0]
-        size = (height, width)
-    grey = all(r.mode in ("1", "L", "LA", "La") for r in records.values())
-    sigma_max = None
-    if len(names) > 1:
-        rows = _spread(len(names), _subset_size((1 if grey else 3, *size)))
-        images = collect(files, [names[i] for i in rows], size=size, channels=None).images
-        sigma_max = SigmaMax(largest_distance(images), len(images), *size)
-    return _summary(
-        str(files.location),
-        kind,
-        records.values(),
-        len(set(choose_names(files.names, "train")) & records.keys()),
-        len(set(choose_names(files.names, "test")) & records.keys()),
-        sigma_max,
-        sorted(unreadable),
-    )
-
-
-def _inspect_arrays(
-    source: str, kind: Kind, size: tuple[int, int] | None, progress: Progress | None
-) -> Inspection:
-    splits: dict[str, ImageDataset] = {}
-    for split in ("train", "test"):
-        # A set with one split only is no mistake here.
-        try:
-            splits[split] = open_dataset(source, split)
-        except FileNotFoundError:
-            continue
-    if not splits:
-        raise ValueError(f"{source}: neither a train nor a test split")
-    total = sum(len(data) for data in splits.values())
-    records: list[_Record] = []
-    subset: list[np.ndarray] = []
-    for data in splits.values():
-        card = data.card
-        share = max(2, _subset_size(data.images.shape[1:]) * len(data) // total)
-        subset.append(np.stack([data.images[i] for i in _spread(len(data), share)]))
-        for image in data.images:
-            mode = "L" if card.channels == 1 else "RGB"
-            records.append(_record(image.transpose(1, 2, 0), (card.width, card.height), mode))
-            if progress is not None:
-                progress(len(records), total)
-    sigma_max = None
-    levels = next(iter(splits.values())).card.levels
-    if total > 1:
-        images = np.concatenate([conform(part, size, None) for part in subset])
-        height, width = images.shape[2:]
-        sigma_max = SigmaMax(largest_distance(images, levels), len(images), height, width)
-    return _summary(
-        source,
-        kind,
-        records,
-        len(splits.get("train", ())),
-        len(splits.get("test", ())),
-        sigma_max,
-        sorted(s for data in splits.values() for s in data.skipped),
-    )
-
-
 def inspect(
     source: str | Path,
     *,
     image_size: int | tuple[int, int] | None = None,
+    samples: int = 64,
     progress: Progress | None = None,
 ) -> Inspection:
     """Look through a data set of any kind that `open_dataset` reads.
@@ -251,13 +169,81 @@ def inspect(
         source: as in `open_dataset`.
         image_size: side, or (height, width), at which sigma_max is estimated; None: the most
             frequent size.
+        samples: how many images to show.
         progress: called with (done, total).
 
     Raises:
         FileNotFoundError: if there are no such data.
         ValueError: if none of it can be read.
     """
-    size, kind = pair(image_size), kind_of(source)
-    if kind in ("folder", "archive"):
-        return _inspect_files(open_files(Path(source)), kind, size, progress)
-    return _inspect_arrays(str(source), kind, size, progress)
+    size, opened = pair(image_size), open_source(source)
+    parts = {split: part for split in opened.parts if (part := _open(opened, split)) is not None}
+    total, done = sum(len(part.names) for part in parts.values()), 0
+    tally = _Tally()
+    for split, part in parts.items():
+        tally.unreadable.update(part.files.skipped)
+        encoded = part.files.read(part.names)
+        for _, result in decode_each(encoded, _record, fit=None, channels=None):
+            done += 1
+            if isinstance(result, Skipped):
+                tally.unreadable.add(result)
+            else:
+                tally.add(split, result)
+            if progress is not None:
+                progress(done, total)
+    unreadable = sorted(tally.unreadable)
+    if not tally.sizes:
+        reason = f"; the first, {unreadable[0].name}: {unreadable[0].reason}" if unreadable else ""
+        raise ValueError(f"no readable image under {opened.location}{reason}")
+    if size is None:
+        (width, height), _ = tally.sizes.most_common(1)[0]
+        size = height, width
+    subset = _subset(parts, Fit(size), 1 if all(map(is_grey, tally.modes)) else 3)
+    count, values = tally.by_split.total(), np.flatnonzero(tally.used)
+    distance = largest_distance(subset, opened.levels) if len(subset) > 1 else 0.0
+    return Inspection(
+        source=str(source),
+        kind=opened.kind,
+        count=count,
+        train=tally.by_split["train"],
+        test=tally.by_split["test"],
+        sizes=tuple(SizeCount(w, h, n) for (w, h), n in tally.sizes.most_common()),
+        modes=tuple(ModeCount(mode, n) for mode, n in tally.modes.most_common()),
+        converted=dict(tally.converted.most_common()),
+        lowest=int(values[0]),
+        highest=int(values[-1]),
+        levels=len(values),
+        duplicates=count - len(tally.digests),
+        sigma_max=SigmaMax(distance, len(subset), *size) if len(subset) > 1 else None,
+        unreadable=tuple(unreadable),
+        samples=_stretch(subset[_spread(len(subset), samples)], opened.levels),
+    )
+
+
+def _open(source: Source, split: str) -> Part | None:
+    # A set with one split only is no mistake here.
+    try:
+        return source.part(split)
+    except FileNotFoundError:
+        return None
+
+
+def _subset(parts: Mapping[str, Part], fit: Fit, channels: int) -> UInt8[np.ndarray, "n c h w"]:
+    """Evenly spaced images of every split, at one size."""
+    total = sum(len(part.names) for part in parts.values())
+    wanted = _subset_size((channels, *fit.size))
+    found = []
+    for part in parts.values():
+        share = max(2, wanted * len(part.names) // total)
+        names = [part.names[i] for i in _spread(len(part.names), share)]
+        # A small share of a split may hold nothing but broken files.
+        try:
+            found.append(collect(part.files, names, fit=fit, channels=channels).images)
+        except ValueError:
+            continue
+    return np.concatenate(found) if found else np.zeros((0, channels, *fit.size), np.uint8)
+
+
+def _stretch(images: UInt8[np.ndarray, "n c h w"], levels: int) -> UInt8[np.ndarray, "n c h w"]:
+    """Levels spread over 0 ... 255, to be looked at."""
+    return stretch_levels(torch.from_numpy(images), levels).numpy()

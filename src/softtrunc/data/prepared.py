@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from softtrunc.data.collect import Allocate
 from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
 from softtrunc.data.splits import check_split
 
-__all__ = ["is_prepared", "open_prepared", "write_prepared"]
+__all__ = ["is_prepared", "open_prepared", "write_split"]
 
 _FORMAT = 1
 
@@ -27,92 +24,38 @@ def is_prepared(folder: Path) -> bool:
     return any((folder / f"{split}.json").is_file() for split in ("train", "test"))
 
 
-class _ArrayFile:
-    """A .npy of uint8 images that grows to what is asked for and shrinks to what came."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._map: np.memmap | None = None
-
-    def allocate(self, shape: tuple[int, int, int, int]) -> np.ndarray:
-        # Asked a second time, the first array is still read from: it lives on without a name.
-        self._path.unlink(missing_ok=True)
-        self._map = np.lib.format.open_memmap(self._path, "w+", dtype=np.uint8, shape=shape)
-        return self._map
-
-    def keep(self, images: np.ndarray) -> None:
-        """Make the file hold exactly these images, in part or whole already in it or not."""
-        if self._map is None or not np.may_share_memory(images, self._map):
-            for first, rows in _in_pieces(images, self.allocate(images.shape)):
-                first[:] = rows
-        assert self._map is not None  # allocated above at the latest
-        self._map.flush()
-        offset, row = self._map.offset, self._map[0].nbytes
-        # NumPy pads headers so that the number of rows may change in place.
-        with self._path.open("r+b") as stream:
-            np.lib.format.write_array_header_1_0(
-                stream,
-                {"descr": "|u1", "fortran_order": False, "shape": images.shape},
-            )
-            if stream.tell() != offset:
-                raise RuntimeError(f"{self._path}: header moved from {offset} to {stream.tell()}")
-            stream.truncate(offset + len(images) * row)
-            os.fsync(stream.fileno())
-
-
-def _in_pieces(
-    source: np.ndarray, target: np.ndarray, rows: int = 1024
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(target[i : i + rows], source[i : i + rows]) for i in range(0, len(source), rows)]
-
-
-def write_prepared(
-    out: Path,
-    splits: Sequence[str],
-    read: Callable[[str, Allocate], ImageDataset],
-) -> dict[str, DataCard]:
-    """Write splits into a new folder that appears whole or not at all.
+def write_split(folder: Path, data: ImageDataset, extra: Mapping[str, Any]) -> None:
+    """Write labels and card beside the array of a split, which is there already.
 
     Args:
-        out: the folder to make; it may exist if it is empty.
-        splits: which ones.
-        read: gives a split's data; it may write the pixels straight into what its second
-            argument allocates, so they need not fit in memory.
-
-    Returns:
-        The cards by split.
-
-    Raises:
-        ValueError: if `out` exists and is not an empty folder.
+        folder: where `SPLIT.npy` lies.
+        data: the split.
+        extra: what else the card's file tells.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out}: exists: choose another folder, or delete it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir()
-    cards = {}
-    try:
-        for split in splits:
-            file = _ArrayFile(partial / f"{split}.npy")
-            data = read(split, file.allocate)
-            file.keep(data.images)
-            if data.labels is not None:
-                np.save(partial / f"{split}-labels.npy", data.labels, allow_pickle=False)
-            content = {
-                "format": _FORMAT,
-                "card": dataclasses.asdict(data.card),
-                "labels": data.labels is not None,
-                "skipped": [list(s) for s in data.skipped],
-            }
-            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-            (partial / f"{split}.json").write_text(text, encoding="utf-8", errors="replace")
-            cards[split] = data.card
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return cards
+    split = data.card.split
+    labels = data.labels
+    if labels is not None:
+        _write(folder / f"{split}-labels.npy", lambda s: np.save(s, labels, allow_pickle=False))
+    content = {
+        "format": _FORMAT,
+        "card": dataclasses.asdict(data.card),
+        "labels": data.labels is not None,
+        "converted": dict(sorted(data.converted.items())),
+        **extra,
+        "skipped": [list(s) for s in data.skipped],
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    _write(folder / f"{split}.json", lambda s: s.write(text.encode("utf-8", errors="replace")))
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write beside and rename, so that what is there is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
 
 
 def _read_card(path: Path) -> tuple[DataCard, Mapping[str, Any]]:
@@ -153,7 +96,8 @@ def open_prepared(folder: Path, split: str, *, verify: bool = False) -> ImageDat
     if labels is not None and (labels.dtype != np.int64 or labels.shape != shape[:1]):
         raise ValueError(f"{folder}: {split}-labels.npy does not match the images")
     skipped = tuple(Skipped(str(name), str(why)) for name, why in content.get("skipped", ()))
-    data = ImageDataset(images, card, labels, skipped)
+    converted = {str(what): int(count) for what, count in content.get("converted", {}).items()}
+    data = ImageDataset(images, card, labels, skipped, converted)
     if verify:
         data.verify()
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,9 @@ _FOLDERS = {
     "validation": "test",
 }
 
+# The downsampled ImageNet comes as train_32x32 and valid_32x32.
+_SIZE = re.compile(r"_\d+x\d+$")
+
 
 def check_split(split: str, source: object) -> None:
     """Refuse anything but "train" and "test".
@@ -35,8 +39,12 @@ def check_split(split: str, source: object) -> None:
 
 
 def split_of_folder(folder: str) -> str | None:
-    """The split that a folder's name stands for, if any."""
-    return _FOLDERS.get(folder.lower())
+    """The split that a folder's name stands for, if any: "valid" and "valid_32x32" are "test"."""
+    return _FOLDERS.get(_without_size(folder))
+
+
+def _without_size(folder: str) -> str:
+    return _SIZE.sub("", folder.lower())
 
 
 def _is_held_out(key: str, share: float) -> bool:
@@ -53,7 +61,7 @@ def choose_names(names: Sequence[str], split: str, held_out: float = HELD_OUT) -
     or `training`, or all that are in no folder with a split's name. Otherwise the share
     `held_out`, chosen by SHA-256 of the names, is the test split.
     """
-    folders = [name.split("/")[0].lower() if "/" in name else "" for name in names]
+    folders = [_without_size(name.split("/")[0]) if "/" in name else "" for name in names]
     train = [n for n, f in zip(names, folders, strict=True) if _FOLDERS.get(f) == "train"]
     held = {f for f in folders if _FOLDERS.get(f) == "test"}
     if held:

@@ -1,20 +1,30 @@
 """Density: nats and bits per dimension of data under a score model."""
 
-from softtrunc.density.bits import Density, Mean, bits_per_dim, check_on_grid, mean_with_error
+from softtrunc.density.bits import (
+    Density,
+    Mean,
+    bits_per_dim,
+    check_levels,
+    check_on_grid,
+    mean_with_error,
+)
 from softtrunc.density.bound import nelbo
 from softtrunc.density.dequantize import bin_centers, bin_index, dequantize
-from softtrunc.density.probability_flow import Divergence, probability_flow_nll
+from softtrunc.density.learned import Dequantizer, DrawnNoise, train_dequantizer
+from softtrunc.density.probability_flow import Divergence, Method, probability_flow_nll
 from softtrunc.density.residual import (
     Reconstruction,
     discrete_log_prob,
     gaussian_residual,
     lossless_residual,
 )
-from softtrunc.density.solver import Method, StepUnderflowError
+from softtrunc.density.solver import StepUnderflowError
 
 __all__ = [
     "Density",
+    "Dequantizer",
     "Divergence",
+    "DrawnNoise",
     "Mean",
     "Method",
     "Reconstruction",
@@ -22,6 +32,7 @@ __all__ = [
     "bin_centers",
     "bin_index",
     "bits_per_dim",
+    "check_levels",
     "check_on_grid",
     "dequantize",
     "discrete_log_prob",
@@ -30,4 +41,5 @@ __all__ = [
     "mean_with_error",
     "nelbo",
     "probability_flow_nll",
+    "train_dequantizer",
 ]

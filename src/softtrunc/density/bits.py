@@ -15,6 +15,7 @@ __all__ = [
     "Density",
     "Mean",
     "bits_per_dim",
+    "check_levels",
     "check_on_grid",
     "mean_with_error",
 ]
@@ -210,3 +211,42 @@ def check_on_grid(
         "point, or already dequantised): a bits-per-dimension figure of them means nothing; round "
         f"them to {levels} levels after resizing, store them as integers and dequantise those once"
     )
+
+
+def check_levels(x: Int[Tensor, "*shape"], levels: int = 256) -> None:
+    """Refuse integer data that plainly have another number of levels than stated.
+
+    Bits per dimension of such data would count levels that cannot occur. Small samples pass: only
+    what a hundred values or more leave no doubt about is refused.
+
+    Args:
+        x: data as they are stored.
+        levels: number of values a dimension is said to take.
+
+    Raises:
+        ValueError: if a value is out of range, all are the same, or a few levels stand far apart
+            (fewer levels spread over the range) or close to 0 (normalised before they were
+            stored). The message says which and what to do.
+    """
+    used = torch.unique(check_on_grid(x, levels))
+    if x.numel() < 100:
+        return
+    span = int(used[-1] - used[0]) + 1
+    if span == 1:
+        raise ValueError(
+            f"every value of the data is {int(used[0])}: there is nothing to measure; look at how "
+            "they were made"
+        )
+    if levels >= 16 and span <= 2:
+        raise ValueError(
+            f"the data hold the levels {int(used[0])} and {int(used[-1])} alone of {levels}: they "
+            "are black and white, or were normalised before they were stored; store the levels "
+            "0 ... 255 themselves"
+        )
+    # A quarter of the range in use would be found complete by so many values.
+    if x.numel() >= 20 * span and len(used) <= span // 2:
+        raise ValueError(
+            f"the data use {len(used)} of the {span} levels from {int(used[0])} to "
+            f"{int(used[-1])}: they hold fewer levels than the {levels} stated, spread over the "
+            f"range; number them 0 ... {len(used) - 1}, state levels={len(used)} and train on those"
+        )

@@ -24,10 +24,10 @@ from softtrunc.score import ScoreFunction
 from softtrunc.sde import expand_to, wide_dtype
 from softtrunc.times import ImportanceTimes
 
-__all__ = ["nelbo"]
+__all__ = ["expected_prior", "nelbo"]
 
 
-def _expected_prior(model: ScoreFunction, x: Tensor) -> Tensor:
+def expected_prior(model: ScoreFunction, x: Tensor) -> Tensor:
     """`E[-log pi(x_T) | x_0]` in closed form, (B,)."""
     sde, flat = model.sde, x.to(wide_dtype(x.device)).flatten(1)
     alpha, sigma = sde.marginal(torch.tensor(sde.t_max, dtype=flat.dtype, device=x.device))
@@ -126,7 +126,7 @@ def nelbo(
         integrand += ((n * (n - 2.0 * z)).sum(1) + (1.0 - share) * excess) / draws
 
     log_snr_range = sde.log_snr(low) - sde.log_snr(high)
-    prior = _expected_prior(model, x)
+    prior = expected_prior(model, x)
     drift = (sde.marginal(high).alpha / alpha).log()
     flow = 0.5 * log_snr_range * integrand - dim * drift
     return Density(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softtrunc.sde import SDE
 
-__all__ = ["AngleVariable", "PathPoint", "Variable", "path_point", "state_scale"]
+__all__ = ["AngleVariable", "PathPoint", "PowerVariable", "Variable", "path_point", "state_scale"]
 
 
 @runtime_checkable
@@ -50,6 +50,26 @@ class AngleVariable:
     def rate(self, u: Tensor) -> Tensor:
         """`d rho / du`."""
         return self.scale / u.cos().square()
+
+
+@dataclass(frozen=True)
+class PowerVariable:
+    """`u = -(scale + rho)^(-1 / power)`: between the angle (power 1) and the logarithm (large)."""
+
+    scale: float
+    power: float = 3.0
+
+    def of_rho(self, rho: Tensor) -> Tensor:
+        """`u(rho)` < 0."""
+        return -((self.scale + rho) ** (-1.0 / self.power))
+
+    def rho(self, u: Tensor) -> Tensor:
+        """`rho(u)`."""
+        return (-u) ** -self.power - self.scale
+
+    def rate(self, u: Tensor) -> Tensor:
+        """`d rho / du`."""
+        return self.power * (-u) ** (-self.power - 1.0)
 
 
 class PathPoint(NamedTuple):

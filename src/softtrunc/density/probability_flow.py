@@ -17,7 +17,14 @@ from torch import Tensor
 
 from softtrunc.density.bits import Density
 from softtrunc.density.chunks import in_chunks
-from softtrunc.density.path import AngleVariable, Variable, path_point, state_scale
+from softtrunc.density.multistep import integrate_adams
+from softtrunc.density.path import (
+    AngleVariable,
+    PowerVariable,
+    Variable,
+    path_point,
+    state_scale,
+)
 from softtrunc.density.residual import (
     Reconstruction,
     check_reconstruction,
@@ -25,19 +32,21 @@ from softtrunc.density.residual import (
     lossless_residual,
 )
 from softtrunc.density.solver import (
+    BOGACKI_SHAMPINE_32,
     DORMAND_PRINCE_54,
-    Method,
     Slope,
     Solution,
     Tableau,
     integrate,
-    tableau_of,
 )
 from softtrunc.density.streams import ExampleStreams
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import expand_to, wide_dtype
 
-__all__ = ["Divergence", "check_inputs", "probability_flow_nll", "solve_flow"]
+__all__ = ["Divergence", "Method", "check_inputs", "probability_flow_nll", "solve_flow"]
+
+Method = Literal["adams", "rk45", "rk23"]
+"""Adams' method of order 4, Dormand-Prince 5(4), Bogacki-Shampine 3(2)."""
 
 Divergence = Literal["hutchinson", "exact"]
 """How the divergence is found: by random probes, or from every column of the Jacobian."""
@@ -123,6 +132,17 @@ def check_inputs(model: ScoreFunction, x: Tensor, eps: float) -> None:
             raise ValueError("the model still drops units at random: call model.eval() first")
 
 
+def _scheme(method: Method, data_std: float) -> tuple[Tableau | None, Variable]:
+    """Coefficients of a Runge-Kutta method (None: Adams') and the variable that suits it."""
+    if method not in get_args(Method):
+        allowed = " or ".join(f'"{name}"' for name in get_args(Method))
+        raise ValueError(f"method {method!r} is unknown: write {allowed}")
+    if method == "adams":
+        return None, PowerVariable(0.5 * data_std)
+    pair = DORMAND_PRINCE_54 if method == "rk45" else BOGACKI_SHAMPINE_32
+    return pair, AngleVariable(data_std)
+
+
 class FlowSolution(NamedTuple):
     """The flow of a batch from eps to T, and what the model said at its start."""
 
@@ -142,7 +162,7 @@ def solve_flow(
     atol: float,
     variable: Variable,
     data_std: float,
-    tableau: Tableau = DORMAND_PRINCE_54,
+    tableau: Tableau | None,
 ) -> FlowSolution:
     """Carry `x` from eps to T.
 
@@ -155,7 +175,7 @@ def solve_flow(
         atol: see `probability_flow_nll`.
         variable: in which the ODE is integrated.
         data_std: of which the state is scaled, see `state_scale`.
-        tableau: the Runge-Kutta pair.
+        tableau: the Runge-Kutta pair; None: Adams' method.
     """
     sde, dim = model.sde, x[0].numel()
     wide = wide_dtype(x.device)
@@ -178,17 +198,19 @@ def solve_flow(
     z = x / first.to(x)
     rows = torch.arange(len(x), device=x.device)
     seen, slope = evaluate(z, ends[0].expand(len(x)), rows)
-    solution: Solution = integrate(
-        lambda z, u, rows: evaluate(z, u, rows)[1],
-        z,
-        ends[0],
-        ends[1],
-        slope=slope,
-        rtol=rtol,
-        atol=atol,
-        tableau=tableau,
-        describe=time_of,
-    )
+
+    def field(z: Tensor, u: Tensor, rows: Tensor) -> Slope:
+        return evaluate(z, u, rows)[1]
+
+    solution: Solution
+    if tableau is None:
+        solution = integrate_adams(
+            field, z, *ends, slope=slope, rtol=rtol, atol=atol, describe=time_of
+        )
+    else:
+        solution = integrate(
+            field, z, *ends, slope=slope, rtol=rtol, atol=atol, tableau=tableau, describe=time_of
+        )
     flow = -solution.log_volume - dim * (last.to(wide) / first.to(wide)).log()
     return FlowSolution(solution.state * last.to(x), flow, seen.noise, solution.nfe)
 
@@ -200,7 +222,7 @@ def probability_flow_nll(
     eps: float = 1e-5,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    method: Method = "rk45",
+    method: Method = "adams",
     divergence: Divergence = "hutchinson",
     probes: int = 1,
     residual: bool = True,
@@ -269,7 +291,7 @@ def probability_flow_nll(
         raise ValueError(f"rtol={rtol}, atol={atol}: need rtol >= 0 and atol > 0, e.g. 1e-5")
     if not data_std > 0.0:
         raise ValueError(f"data_std={data_std}: need a number > 0, e.g. 0.5 for data in [-1, 1]")
-    tableau = tableau_of(method)
+    tableau, variable = _scheme(method, data_std)
     discrete = reconstruction == "discrete"
     if discrete and not residual:
         raise ValueError(
@@ -293,7 +315,7 @@ def probability_flow_nll(
             eps=eps,
             rtol=rtol,
             atol=atol,
-            variable=AngleVariable(data_std),
+            variable=variable,
             data_std=data_std,
             tableau=tableau,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,13 +21,13 @@ __all__ = [
     "BOGACKI_SHAMPINE_32",
     "DORMAND_PRINCE_54",
     "Field",
-    "Method",
     "Slope",
     "Solution",
     "StepUnderflowError",
     "Tableau",
+    "check_steps",
+    "error_norm",
     "integrate",
-    "tableau_of",
 ]
 
 _SAFETY = 0.9
@@ -108,23 +108,6 @@ DORMAND_PRINCE_54 = Tableau(
 """Dormand & Prince 1980, "A family of embedded Runge-Kutta formulae": six evaluations a step."""
 
 
-Method = Literal["rk45", "rk23"]
-"""Names of the pairs: Dormand-Prince 5(4) and Bogacki-Shampine 3(2)."""
-
-
-def tableau_of(method: Method) -> Tableau:
-    """The coefficients of a method.
-
-    Raises:
-        ValueError: if there is no such method.
-    """
-    if method == "rk45":
-        return DORMAND_PRINCE_54
-    if method == "rk23":
-        return BOGACKI_SHAMPINE_32
-    raise ValueError(f'method {method!r} is unknown: write "rk45" or "rk23"')
-
-
 def _combine(weights: tuple[float, ...], slopes: list[Slope]) -> Slope:
     pairs = [(w, k) for w, k in zip(weights, slopes, strict=True) if w != 0.0]
     (w0, k0), *rest = pairs
@@ -135,7 +118,7 @@ def _combine(weights: tuple[float, ...], slopes: list[Slope]) -> Slope:
     return Slope(state, log_volume)
 
 
-def _error_norm(
+def error_norm(
     error: Slope, before: Tensor, after: Tensor, h: Tensor, *, rtol: float, atol: float
 ) -> Tensor:
     """Estimated error of a step in units of what is allowed, (n,); infinite if not finite."""
@@ -145,6 +128,45 @@ def _error_norm(
     dim = before[0].numel()
     volume = h * error.log_volume.abs() / (dim * atol)
     return torch.maximum(state, volume).nan_to_num(nan=torch.inf)
+
+
+def check_steps(
+    h: Tensor,
+    span: Tensor,
+    u: Tensor,
+    rows: Tensor,
+    slope: Slope,
+    norm: Tensor,
+    describe: Callable[[float], str],
+) -> None:
+    """Give up on an example whose step has become too short to be felt.
+
+    Args:
+        h: the next steps, (n,).
+        span: length of the interval.
+        u: positions, (n,).
+        rows: the examples' places in the batch, (n,).
+        slope: at `u`.
+        norm: of the last steps' errors, (n,).
+        describe: names a position.
+
+    Raises:
+        StepUnderflowError: naming the first such example and where it stands.
+    """
+    stuck = h < _SHORTEST * span
+    if not (rows.numel() and bool(stuck.any())):
+        return
+    i = int(stuck.nonzero()[0])
+    finite = bool(slope.state[i].isfinite().all()) and bool(norm[i].isfinite())
+    cause = (
+        "the score is too rough there for this precision: raise rtol and atol or eps, "
+        "or pass x in float64"
+        if finite
+        else "the score is not finite there: raise eps, or evaluate the network in float32"
+    )
+    raise StepUnderflowError(
+        f"step underflow at {describe(float(u[i]))} (example {int(rows[i])}): {cause}"
+    )
 
 
 def integrate(
@@ -207,7 +229,7 @@ def integrate(
             slopes.append(field(state + step * change.state, u + node * h, rows))
         after = state + step * change.state
         spent = spent + len(tableau.nodes)
-        norm = _error_norm(_combine(tableau.error, slopes), state, after, h, rtol=rtol, atol=atol)
+        norm = error_norm(_combine(tableau.error, slopes), state, after, h, rtol=rtol, atol=atol)
 
         accept = norm <= 1.0
         arrived = accept & (h >= left)
@@ -232,19 +254,7 @@ def integrate(
             nfe[gone] = spent[arrived]
             stay = ~arrived
             rows, u, h, total, spent = rows[stay], u[stay], h[stay], total[stay], spent[stay]
-            rejected, state = rejected[stay], state[stay]
+            rejected, state, norm = rejected[stay], state[stay], norm[stay]
             slope = Slope(slope.state[stay], slope.log_volume[stay])
-        stuck = h < _SHORTEST * span
-        if rows.numel() and bool(stuck.any()):
-            i = int(stuck.nonzero()[0])
-            finite = bool(slope.state[i].isfinite().all()) and bool(norm.isfinite().all())
-            cause = (
-                "the score is too rough there for this precision: raise rtol and atol or eps, "
-                "or pass x in float64"
-                if finite
-                else "the score is not finite there: raise eps, or evaluate the network in float32"
-            )
-            raise StepUnderflowError(
-                f"step underflow at {describe(float(u[i]))} (example {int(rows[i])}): {cause}"
-            )
+        check_steps(h, span, u, rows, slope, norm, describe)
     return Solution(final, log_volume, nfe)

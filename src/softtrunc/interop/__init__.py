@@ -1,6 +1,7 @@
 """Checkpoints of other projects in, models out to other libraries."""
 
 from softtrunc.interop.conditioning import ConditioningChoice, choose_conditioning
+from softtrunc.interop.diffusers_unet import DiffusersOutput, DiffusersUNet
 from softtrunc.interop.public_config import (
     ModelDescription,
     describe_public_config,
@@ -15,6 +16,8 @@ from softtrunc.interop.score_sde import (
 
 __all__ = [
     "ConditioningChoice",
+    "DiffusersOutput",
+    "DiffusersUNet",
     "ModelDescription",
     "PublicTensor",
     "ScoreSDECheckpoint",

@@ -11,6 +11,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -45,6 +46,9 @@ _SIGMA_TOLERANCE = 1e-4
 
 _PROBES = 32
 
+# The entry point that turns the name of a recipe into a description.
+_DESCRIBERS = "softtrunc.models"
+
 
 def load_score_sde_checkpoint(
     path: str | Path,
@@ -60,7 +64,7 @@ def load_score_sde_checkpoint(
     Args:
         path: the checkpoint.
         config: its configuration in the public layout, as a mapping or the path of a JSON file;
-            or a description of the model.
+            or the name of a recipe (or its YAML file); or a description of the model.
         weights: the averaged ("ema") or the last ("raw") weights.
         conditioning: what the network is told of the noise; None takes what the configuration
             intends, "auto" what denoises `images` better. The public code did not always train
@@ -105,18 +109,26 @@ def describe_model(config: Mapping[str, Any] | str | Path | ModelDescription) ->
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the configuration is not supported, or a string names no JSON file.
+        ValueError: the configuration is not supported, or a string names neither a JSON file nor
+            a recipe.
     """
     if isinstance(config, ModelDescription):
         return config
     if isinstance(config, Mapping):
         return describe_public_config(config)
-    if Path(config).suffix != ".json" and not Path(config).is_file():
-        raise ValueError(
-            f"configuration {str(config)!r}: give the path of a JSON file or a mapping; for the "
-            "name of a recipe use softtrunc.recipes.import_checkpoint.load_by_recipe"
-        )
+    suffix = Path(config).suffix
+    if suffix in (".yaml", ".yml") or (suffix != ".json" and not Path(config).is_file()):
+        return _describe_by_name(str(config))
     return describe_public_config(read_public_config(config), where=f"configuration {config}")
+
+
+def _describe_by_name(name: str) -> ModelDescription:
+    """Ask the recipes, which know this package and are not known to it."""
+    found = tuple(entry_points(group=_DESCRIBERS, name="recipe"))
+    if not found:
+        raise ValueError(f"configuration {name!r}: give the path of a JSON file or a mapping")
+    description: ModelDescription = found[0].load()(name)
+    return description
 
 
 @dataclass(frozen=True, eq=False)

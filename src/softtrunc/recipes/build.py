@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from typing import assert_never
 
 import torch
 
-from softtrunc.data import ImageDataset, open_dataset
+from softtrunc.data import ImageDataset, find_preset, open_dataset
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
-from softtrunc.recipes.data_sets import DATA_SETS
-from softtrunc.recipes.errors import UserError, user_errors
+from softtrunc.recipes.errors import UserError, missing_packages, user_errors
 from softtrunc.recipes.progress import Progress, Task
 from softtrunc.samplers import (
     Ancestral,
@@ -22,6 +22,8 @@ from softtrunc.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
     Sampler,
+    ScoreHook,
+    autocast_score,
 )
 from softtrunc.score import ScoreModel
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
@@ -37,9 +39,14 @@ __all__ = [
     "build_objective",
     "build_prior",
     "build_sampler",
+    "build_score",
     "build_sde",
     "build_training",
+    "what_to_give",
 ]
+
+# Image files that decode to more bytes than this are to be prepared once, not at every start.
+_LARGEST_UNPREPARED = 4 << 30
 
 
 def build_sde(recipe: schema.Recipe) -> SDE:
@@ -147,14 +154,15 @@ def build_sampler(spec: schema.Sampling) -> Sampler:
                     predictor=spec.predictor,
                     t_end=spec.t_end,
                     denoise_final=spec.denoise_final,
+                    grid=spec.grid,
                 )
-            case schema.EulerMaruyamaSampling():
-                return EulerMaruyama(
-                    steps=spec.steps, t_end=spec.t_end, denoise_final=spec.denoise_final
-                )
-            case schema.AncestralSampling():
-                return Ancestral(
-                    steps=spec.steps, t_end=spec.t_end, denoise_final=spec.denoise_final
+            case schema.EulerMaruyamaSampling() | schema.AncestralSampling():
+                method = EulerMaruyama if spec.sampler == "euler_maruyama" else Ancestral
+                return method(
+                    steps=spec.steps,
+                    t_end=spec.t_end,
+                    denoise_final=spec.denoise_final,
+                    grid=spec.grid,
                 )
             case schema.ODESampling():
                 return ProbabilityFlow(
@@ -162,9 +170,19 @@ def build_sampler(spec: schema.Sampling) -> Sampler:
                     atol=spec.atol,
                     t_end=spec.t_end,
                     denoise_final=spec.denoise_final,
+                    max_steps=spec.max_steps,
                 )
             case schema.HeunSampling():
-                return Heun(steps=spec.steps, t_end=spec.t_end, denoise_final=spec.denoise_final)
+                low, high = spec.churn_range
+                return Heun(
+                    steps=spec.steps,
+                    t_end=spec.t_end,
+                    denoise_final=spec.denoise_final,
+                    grid=spec.grid,
+                    churn=spec.churn,
+                    churn_range=(low, math.inf if high is None else high),
+                    churn_noise=spec.churn_noise,
+                )
             case schema.DPMSolverSampling():
                 return DPMSolver(
                     steps=spec.steps,
@@ -172,9 +190,17 @@ def build_sampler(spec: schema.Sampling) -> Sampler:
                     stochastic=spec.stochastic,
                     t_end=spec.t_end,
                     denoise_final=spec.denoise_final,
+                    grid=spec.grid,
                 )
             case _ as unreachable:
                 assert_never(unreachable)
+
+
+def build_score(spec: schema.Sampling, model: ScoreModel) -> ScoreHook:
+    """The model's score in the precision of a recipe's `sampling` section."""
+    if spec.precision == "fp32":
+        return model.score
+    return autocast_score(model, {"bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision])
 
 
 def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = None) -> ImageDataset:
@@ -185,22 +211,33 @@ def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = No
     """
     spec = recipe.data
     if spec.source is None:
-        raise UserError(f"recipe {recipe.name}: {_what_to_give(spec)}")
-    with ExitStack() as stack, user_errors("data"):
+        raise UserError(f"recipe {recipe.name}: {what_to_give(spec)}")
+    with ExitStack() as stack, user_errors("data"), missing_packages():
         return open_dataset(
             spec.source,
             split,
             image_size=spec.image_size,
             channels=spec.channels,
+            preset=spec.preset,
+            largest=_LARGEST_UNPREPARED,
             progress=_ReadingBar(progress, f"read {split} images", stack) if progress else None,
         )
 
 
-def _what_to_give(spec: schema.Data) -> str:
+def what_to_give(spec: schema.Data) -> str:
+    """What a recipe without data asks for.
+
+    Raises:
+        UserError: if its `data.preset` is unknown.
+    """
     if spec.preset is None:
         return "it is for your own images: add --data PATH (a folder of images)"
-    known = DATA_SETS[spec.preset]
-    return f"it is for {known.title}: add --data PATH ({known.give})"
+    with user_errors("data"):
+        known = find_preset(spec.preset)
+    return (
+        f"it is for {known.title}: add --data PATH (the data as released, or what `softtrunc data "
+        f"prepare PATH --preset {known.name} --out DIR` wrote)"
+    )
 
 
 class _ReadingBar:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["RunFailedError", "UserError", "nearest", "user_errors"]
+__all__ = ["RunFailedError", "UserError", "missing_packages", "nearest", "user_errors"]
 
 
 class UserError(Exception):
@@ -36,3 +36,15 @@ def user_errors(where: str = "") -> Iterator[None]:
     except (ValueError, OSError) as error:
         text = " ".join(str(error).split())
         raise UserError(f"{where}: {text}" if where else text) from error
+
+
+@contextmanager
+def missing_packages() -> Iterator[None]:
+    """Within the block, the lack of an optional package becomes a `UserError`.
+
+    Only around what says itself which extra to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(str(error)) from error

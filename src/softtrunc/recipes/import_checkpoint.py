@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 
@@ -17,7 +17,6 @@ from softtrunc.interop import (
     ScoreSDECheckpoint,
     choose_conditioning,
     describe_public_config,
-    load_score_sde_checkpoint,
     read_public_config,
 )
 from softtrunc.interop.conditioning import candidate_conditionings, random_images
@@ -31,7 +30,7 @@ from softtrunc.score import Conditioning, ScoreModel
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 from softtrunc.training import TrainState, Weights, save_checkpoint
 
-__all__ = ["Imported", "import_checkpoint", "load_by_recipe", "recipe_of_public_config"]
+__all__ = ["Imported", "describe_recipe", "import_checkpoint", "recipe_of_public_config"]
 
 # Images on which candidate conditionings are compared.
 _PROBES = 64
@@ -51,41 +50,33 @@ class Imported:
     errors: dict[Conditioning, float]
 
 
-def load_by_recipe(
-    path: str | Path,
-    recipe: str,
-    *,
-    weights: Weights = "ema",
-    conditioning: Conditioning | Literal["auto"] | None = None,
-    overrides: Sequence[str] = (),
-) -> ScoreModel:
-    """`load_score_sde_checkpoint` with the model that a recipe describes.
+def describe_recipe(recipe: str) -> ModelDescription:
+    """The model that a recipe describes; what `softtrunc.interop` makes of a recipe's name.
 
     Args:
-        path: the checkpoint.
         recipe: name of a recipe, or a YAML file.
-        weights, conditioning: as there.
-        overrides: `a.b=c` changes of the recipe.
 
     Raises:
-        UserError: if the recipe or the checkpoint is not usable, or they do not fit.
+        ValueError: if there is no such recipe, it is not usable, or it does not say how large its
+            images are.
     """
-    resolved = load_recipe(recipe, overrides)
-    card = _card(resolved, None if resolved.data.source is None else build_data(resolved, "train"))
-    size = (card.height, card.width)
-    with torch.device("meta"):
-        model = build_model(resolved, channels=card.channels, image_size=size)
-    description = ModelDescription(
-        network=build_network_config(resolved, channels=card.channels, image_size=size),
+    try:
+        resolved = load_recipe(recipe)
+        data = None if resolved.data.source is None else build_data(resolved, "train")
+        card = _card(resolved, data)
+        size = (card.height, card.width)
+        with torch.device("meta"):
+            model = build_model(resolved, channels=card.channels, image_size=size)
+        network = build_network_config(resolved, channels=card.channels, image_size=size)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return ModelDescription(
+        network=network,
         sde=model.sde,
         conditioning=model.conditioning,
         prediction=model.prediction,
         value_range=model.value_range,
     )
-    with user_errors():
-        return load_score_sde_checkpoint(
-            path, description, weights=weights, conditioning=conditioning
-        )
 
 
 def import_checkpoint(

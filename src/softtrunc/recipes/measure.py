@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.errors import UserError
+from softtrunc.recipes.image_results import check_table_path
 from softtrunc.recipes.judge import check_sample_figures
-from softtrunc.recipes.measure_density import check_meaningful, measure_bits
+from softtrunc.recipes.measure_density import check_images, check_meaningful, measure_bits
 from softtrunc.recipes.measure_samples import (
     build_extractor,
     measure_samples,
@@ -50,6 +51,7 @@ def measure(
     limit: int | None = None,
     weights: Weights = "ema",
     overrides: Sequence[str] = (),
+    per_image: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a run and write its `evaluation.json`, figure by figure.
@@ -67,6 +69,7 @@ def measure(
         limit: only the first so many of them.
         weights: averaged or raw.
         overrides: `a.b=c` changes of the recipe's sampling, evaluation and data.source.
+        per_image: a `.csv` or `.parquet` file for the bits per dimension of every image.
         progress: where bars and lines go.
 
     Returns:
@@ -88,6 +91,8 @@ def measure(
     split = split or "test"
     if density:
         check_meaningful(opened.recipe)
+        if per_image is not None:
+            check_table_path(per_image)
     needed = {"train"} | ({split} if density else set()) | set(references if wanted else ())
     data = {name: build_data(opened.recipe, name, progress) for name in sorted(needed)}
     trained_on = data["train"].card
@@ -97,6 +102,8 @@ def measure(
             f"{opened.card.fingerprint[:12]}; given {trained_on.fingerprint[:12]}): name them "
             "with --data"
         )
+    if density:
+        check_images(opened, data[split])
     # Whatever can be refused is refused before hours are spent on figures.
     extractor = None
     if wanted:
@@ -123,15 +130,15 @@ def measure(
     content["figures"] = _earlier(opened, content)
 
     def store(figure: Figure) -> None:
-        kept = [f for f in content["figures"] if f["key"] != figure.key]
-        content["figures"] = [*kept, figure.to_dict()]
         if not opened.accelerator.is_main_process:
             return
+        kept = [f for f in content["figures"] if f["key"] != figure.key]
+        content["figures"] = [*kept, figure.to_dict()]
         text = json.dumps(content, indent=1, allow_nan=False)
         write_text(opened.run.evaluation_file, text + "\n")
 
     if density:
-        for figure in measure_bits(opened, data[split], limit, progress):
+        for figure in measure_bits(opened, data, split, limit, progress, per_image=per_image):
             store(figure)
     if extractor is not None:
         compared = {name: data[name] for name in references}

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import get_args
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from softtrunc.data import ImageDataset
-from softtrunc.recipes.errors import UserError
+from softtrunc.density import Dequantizer, check_levels
+from softtrunc.recipes.dequantizer import obtain_dequantizer
+from softtrunc.recipes.errors import UserError, user_errors
+from softtrunc.recipes.image_results import ResultFiles, TableRows, write_table
 from softtrunc.recipes.open_run import OpenRun
 from softtrunc.recipes.progress import Progress
-from softtrunc.recipes.schema import Recipe
-from softtrunc.report.density import DensityFigure, DensityProtocol, measure_density
+from softtrunc.recipes.run import package_versions
+from softtrunc.recipes.schema import Evaluation, Recipe
+from softtrunc.report.density import (
+    LEARNED_FIGURES,
+    LOSSLESS_FIGURES,
+    DensityFigure,
+    DensityProtocol,
+    ImageResults,
+    density_figure,
+    measure_chunks,
+    running_note,
+    solver_error,
+)
 from softtrunc.report.figure import Figure
 
-__all__ = ["check_meaningful", "measure_bits"]
+__all__ = ["check_images", "check_meaningful", "measure_bits"]
+
+_LOOKED_AT = 1000
+"""Images whose levels are counted."""
 
 
 def check_meaningful(recipe: Recipe) -> None:
@@ -22,39 +43,154 @@ def check_meaningful(recipe: Recipe) -> None:
     Raises:
         UserError: saying why, and what to do.
     """
-    if not recipe.data.dequantize:
+    uniform = [key for key in recipe.evaluation.figures if key not in LOSSLESS_FIGURES]
+    if not recipe.data.dequantize and uniform:
         raise UserError(
             f"recipe {recipe.name}: data.dequantize is false: the model never saw the "
             "cells of the grey levels and its bits/dim mean nothing; train with "
-            "--set data.dequantize=true, or measure --fid alone"
+            "--set data.dequantize=true, measure the probability of the levels "
+            "themselves with --dequantization none, or measure --fid alone"
         )
 
 
-def measure_bits(
-    opened: OpenRun, data: ImageDataset, limit: int | None, progress: Progress
-) -> Iterator[Figure]:
-    """Measure bits per dimension in every form; figures come one by one.
+def check_images(opened: OpenRun, data: ImageDataset) -> None:
+    """Refuse images of which no bits per dimension can be told under this model.
 
-    Args:
-        opened: the run.
-        data: the images.
-        limit: only the first so many of them.
-        progress: where bars go.
+    Raises:
+        UserError: if they have another number of levels than those the model was trained on, or
+            not the number that they are said to have.
     """
-    spec = opened.recipe.evaluation
-    protocol = DensityProtocol(
+    if data.card.levels != opened.card.levels:
+        raise UserError(
+            f"{data.card.name}: {data.card.levels} levels, but the model was trained on "
+            f"{opened.card.levels}: their bits/dim would compare nothing; give images of "
+            f"{opened.card.levels} levels with --data"
+        )
+    with user_errors(f"{data.card.name} ({data.card.split})"):
+        check_levels(data.batch(torch.arange(min(len(data), _LOOKED_AT))), data.card.levels)
+
+
+def _protocol(spec: Evaluation, limit: int | None) -> DensityProtocol:
+    return DensityProtocol(
         eps=spec.eps,
         solver=spec.solver,
         rtol=spec.rtol,
         atol=spec.atol,
+        divergence=spec.divergence,
         probes=spec.probes,
         nelbo_draws=spec.nelbo_draws,
         passes=spec.passes,
         batch_size=spec.batch_size,
         limit=limit,
         seed=spec.seed,
+        solver_check=spec.solver_check,
     )
-    for key in get_args(DensityFigure):
-        total = spec.passes * min(len(data), limit or len(data))
-        with progress.task(f"{key} {opened.run.path.name}", total) as bar:
-            yield measure_density(key, opened.model, data, protocol, advance=bar.advance)
+
+
+def _digest(module: torch.nn.Module) -> str:
+    """SHA-256 over names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def measure_bits(
+    opened: OpenRun,
+    data: Mapping[str, ImageDataset],
+    split: str,
+    limit: int | None,
+    progress: Progress,
+    *,
+    per_image: Path | None = None,
+) -> Iterator[Figure]:
+    """Measure bits per dimension in the forms that the recipe's evaluation names.
+
+    Figures come one by one, on the main process alone. What was measured before a kill is not
+    measured again; several processes share the batches.
+
+    Args:
+        opened: the run.
+        data: the images of `split`, and those the model was trained on under "train".
+        split: which images.
+        limit: only the first so many of them.
+        progress: where bars go.
+        per_image: a `.csv` or `.parquet` file for every image's result in every pass.
+
+    Raises:
+        UserError: if a learned dequantiser cannot be trained.
+    """
+    accelerator, spec = opened.accelerator, opened.recipe.evaluation
+    images, protocol = data[split], _protocol(spec, limit)
+    folder = opened.run.path / "evaluation.partial"
+    weights = _digest(opened.model)
+    learned: Dequantizer | None = None
+    if any(key in LEARNED_FIGURES for key in spec.figures):
+        learned = obtain_dequantizer(opened, data["train"], weights, progress)
+    rows: list[TableRows] = []
+    for key in dict.fromkeys(spec.figures):
+        dequantizer = learned if key in LEARNED_FIGURES else None
+        identity: dict[str, Any] = {
+            "figure": key,
+            "protocol": protocol.decisive(),
+            "weights": weights,
+            "images": images.card.fingerprint,
+            "versions": package_versions(),
+            "dequantizer": None if dequantizer is None else _digest(dequantizer),
+        }
+        results = _measure(opened, key, images, protocol, dequantizer, folder, identity, progress)
+        if not accelerator.is_main_process:
+            continue
+        figure = density_figure(
+            key,
+            images,
+            protocol,
+            results,
+            value_range=opened.model.value_range,
+            dequantizer=dequantizer,
+            error=solver_error(
+                key, opened.model, images, protocol, results, dequantizer=dequantizer
+            ),
+        )
+        rows.append(TableRows(key, figure.protocol, results))
+        yield figure
+    if accelerator.is_main_process:
+        if per_image is not None:
+            with user_errors(f"--per-image {per_image}"):
+                write_table(per_image, rows)
+        ResultFiles.remove(folder)
+
+
+def _measure(
+    opened: OpenRun,
+    key: DensityFigure,
+    images: ImageDataset,
+    protocol: DensityProtocol,
+    dequantizer: Dequantizer | None,
+    folder: Path,
+    identity: Mapping[str, Any],
+    progress: Progress,
+) -> ImageResults:
+    """This process's share; on the main process everything."""
+    accelerator = opened.accelerator
+    files = ResultFiles(folder, key, identity)
+    results = ImageResults(protocol.passes, protocol.images(images))
+    done = files.gather(results)
+    if done and accelerator.is_main_process:
+        progress.say(f"{key}: {done} results of an interrupted evaluation are used")
+    with progress.task(f"{key} {opened.run.path.name}", results.seen.size, done) as bar:
+        for chunk in measure_chunks(
+            key,
+            opened.model,
+            images,
+            protocol,
+            seen=results.seen,
+            share=(accelerator.process_index, accelerator.num_processes),
+            dequantizer=dequantizer,
+        ):
+            files.write(chunk)
+            bar.advance(files.gather(results), running_note(results))
+        if accelerator.is_main_process:
+            files.wait_for_others(results, lambda n: bar.advance(n, running_note(results)))
+    return results

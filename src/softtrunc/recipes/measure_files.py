@@ -14,9 +14,9 @@ from torch import Tensor
 
 from softtrunc.data import ImageDataset, open_dataset
 from softtrunc.data.arrays import load_array
+from softtrunc.data.detect import kind_of
 from softtrunc.data.files import open_files
 from softtrunc.data.folder import load_files
-from softtrunc.data.open import kind_of
 from softtrunc.recipes.errors import UserError, user_errors
 from softtrunc.recipes.judge import Judge, Samples, check_sample_figures
 from softtrunc.recipes.measure_samples import build_extractor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from softtrunc.data import find_preset
 from softtrunc.networks import estimate_activation_bytes, flops_per_image, parameter_count
 from softtrunc.recipes.build import (
     build_data,
@@ -13,7 +14,6 @@ from softtrunc.recipes.build import (
     build_sampler,
     build_training,
 )
-from softtrunc.recipes.data_sets import DATA_SETS
 from softtrunc.recipes.errors import UserError, user_errors
 from softtrunc.recipes.load import dump_recipe
 from softtrunc.recipes.schema import Recipe
@@ -166,8 +166,9 @@ def _shape(recipe: Recipe) -> _Shape:
     words = f"images of {channels} x {height} x {width}"
     if spec.preset is None:
         return _Shape(channels, height, width, None, f"your {words}{absent}")
-    known = DATA_SETS[spec.preset]
-    absent = absent or f"; not given: {known.give}"
+    with user_errors("data"):
+        known = find_preset(spec.preset)
+    absent = absent or "; not given"
     count = f"{known.title}, {known.train:,} {words}"
     return _Shape(channels, height, width, known.train, f"{count}{absent}")
 

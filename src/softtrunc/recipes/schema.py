@@ -12,12 +12,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "FIGURES_BY_DEQUANTIZATION",
     "SDE",
     "VE",
     "VP",
     "AncestralSampling",
     "DPMSolverSampling",
     "Data",
+    "DensityFigure",
+    "Dequantizer",
     "EulerMaruyamaSampling",
     "Evaluation",
     "HeunSampling",
@@ -38,38 +41,43 @@ __all__ = [
 Positive = Annotated[float, Field(gt=0.0)]
 Time = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+Grid = Literal["uniform", "reciprocal", "log_snr", "edm"]
+NetworkPrecision = Literal["fp32", "bf16", "fp16"]
+DensityFigure = Literal[
+    "nll_residual",
+    "nll",
+    "nelbo",
+    "nll_lossless",
+    "nelbo_lossless",
+    "nll_learned",
+    "nelbo_learned",
+]
+FIGURES_BY_DEQUANTIZATION: dict[str, tuple[DensityFigure, ...]] = {
+    "uniform": ("nll_residual", "nll", "nelbo"),
+    "none": ("nll_lossless", "nelbo_lossless"),
+    "learned": ("nll_learned", "nelbo_learned"),
+}
+"""The bits/dim of each way to make discrete levels continuous."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-DataName = Literal[
-    "cifar10",
-    "imagenet32",
-    "celeba64",
-    "stl10",
-    "celebahq256",
-    "ffhq256",
-    "bedroom256",
-    "fashion-mnist",
-]
-"""Data sets of the field, prepared by the papers' protocol."""
-
-
 class Data(_Section):
     """Where the images come from and how they reach the model.
 
-    - `preset`: the data set that the recipe is for, where `source` leaves it to the command line.
-    - `source`: "digits", or the path of an image folder, archive or prepared data set; null:
-      must be given on the command line.
+    - `preset`: the data set that the recipe is for and the protocol that the data must follow, one
+      of `softtrunc data presets`; null: any images.
+    - `source`: "digits", hf://OWNER/NAME, or the path of an image folder, archive, released or
+      prepared data set; null: must be given on the command line.
     - `image_size`: side (or [height, width]) to bring images to; null: as they are.
     - `channels`: 1 or 3; null: as they are.
     - `flip`: mirror left-right at random while training.
     - `dequantize`: uniform noise fills each grey level's cell; needed for bits/dim.
     """
 
-    preset: DataName | None = None
+    preset: str | None = None
     source: str | None = None
     image_size: Count | tuple[Count, Count] | None = None
     channels: Literal[1, 3] | None = None
@@ -214,8 +222,22 @@ class Training(_Section):
     tracker: Literal["tensorboard", "wandb"] | None = None
 
 
+# What all sections of sampling say alike:
+# - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
+# - `denoise_final`: end with Tweedie's formula at `t_end`.
+# - `grid`: what is equally spaced: "uniform" (t), "reciprocal" (1/t), "log_snr" or "edm"
+#   ((sigma / alpha)^(1/7)); null: t, for RVE 1/t.
+# - `precision`: of the network "fp32", or "bf16" or "fp16" under autocast; the state stays
+#   in float32.
+
+
 class PCSampling(_Section):
-    """Predictor-corrector (Song et al. 2021)."""
+    """Predictor-corrector (Song et al. 2021).
+
+    - `steps`: network evaluations divided by `1 + corrector_steps`.
+    - `snr`: signal-to-noise ratio of the Langevin steps.
+    - `predictor`: how the reverse SDE is discretised.
+    """
 
     sampler: Literal["pc"] = "pc"
     steps: Count = 1000
@@ -224,6 +246,8 @@ class PCSampling(_Section):
     predictor: Literal["reverse_diffusion", "ancestral", "euler_maruyama"] = "reverse_diffusion"
     t_end: Time | None = None
     denoise_final: bool = True
+    grid: Grid | None = None
+    precision: NetworkPrecision = "fp32"
 
 
 class EulerMaruyamaSampling(_Section):
@@ -233,6 +257,8 @@ class EulerMaruyamaSampling(_Section):
     steps: Count = 1000
     t_end: Time | None = None
     denoise_final: bool = True
+    grid: Grid | None = None
+    precision: NetworkPrecision = "fp32"
 
 
 class AncestralSampling(_Section):
@@ -242,29 +268,50 @@ class AncestralSampling(_Section):
     steps: Count = 1000
     t_end: Time | None = None
     denoise_final: bool = True
+    grid: Grid | None = None
+    precision: NetworkPrecision = "fp32"
 
 
 class ODESampling(_Section):
-    """Probability-flow ODE with an adaptive Runge-Kutta method."""
+    """Probability-flow ODE with an adaptive Runge-Kutta method.
+
+    - `rtol`, `atol`: tolerances of a step. `max_steps`: attempted steps after which to give up.
+    """
 
     sampler: Literal["ode"] = "ode"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
     t_end: Time | None = None
     denoise_final: bool = True
+    max_steps: Count = 10_000
+    precision: NetworkPrecision = "fp32"
 
 
 class HeunSampling(_Section):
-    """Heun's method on the EDM grid."""
+    """Heun's method on the EDM grid.
+
+    - `churn`: noise put in along the way (S_churn); 0: deterministic.
+    - `churn_range`: the values of sigma / alpha between which it is put in; null: no upper bound.
+    - `churn_noise`: its standard deviation relative to what the schedule loses (S_noise).
+    """
 
     sampler: Literal["heun"] = "heun"
     steps: Count = 18
+    churn: Annotated[float, Field(ge=0.0)] = 0.0
+    churn_range: tuple[Annotated[float, Field(ge=0.0)], Positive | None] = (0.0, None)
+    churn_noise: Positive = 1.0
     t_end: Time | None = None
     denoise_final: bool = True
+    grid: Grid | None = "edm"
+    precision: NetworkPrecision = "fp32"
 
 
 class DPMSolverSampling(_Section):
-    """DPM-Solver++ in log-SNR."""
+    """DPM-Solver++ in log-SNR.
+
+    - `order`: 1 (DDIM), 2 ("2M") or 3 ("3M").
+    - `stochastic`: solve the reverse SDE instead of the probability flow.
+    """
 
     sampler: Literal["dpm_solver"] = "dpm_solver"
     steps: Count = 20
@@ -272,6 +319,8 @@ class DPMSolverSampling(_Section):
     stochastic: bool = False
     t_end: Time | None = None
     denoise_final: bool = True
+    grid: Grid | None = "log_snr"
+    precision: NetworkPrecision = "fp32"
 
 
 Sampling = Annotated[
@@ -285,12 +334,30 @@ Sampling = Annotated[
 ]
 
 
+class Dequantizer(_Section):
+    """A learned dequantiser, trained after the model on the training images.
+
+    - `layers`, `width`: of its couplings.
+    - `steps`, `batch_size`, `learning_rate`: of its training.
+    """
+
+    layers: Annotated[int, Field(ge=0, strict=True)] = 4
+    width: Count = 32
+    steps: Count = 2000
+    batch_size: Count = 128
+    learning_rate: Positive = 1e-3
+
+
 class Evaluation(_Section):
     """What `softtrunc evaluate` measures unless told otherwise.
 
     - `eps`: the time down to which the model's density is followed.
-    - `solver`, `rtol`, `atol`: of the probability-flow ODE: "rk45", or "rk23", which is cheaper at
-      loose tolerances. `probes`: Hutchinson probes per example.
+    - `figures`: the bits/dim to measure; `--dequantization` names the usual groups.
+    - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
+      "rk45" and "rk23". `solver_check`: the error that the tolerance leaves is measured on so many
+      images.
+    - `divergence`: "hutchinson" with so many `probes` per example, or "exact".
+    - `dequantizer`: of the learned figures.
     - `passes`: how often every image is counted, each time with fresh noise.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
@@ -302,9 +369,14 @@ class Evaluation(_Section):
     """
 
     eps: Time = 1e-5
-    solver: Literal["rk45", "rk23"] = "rk45"
-    rtol: Positive = 1e-5
-    atol: Positive = 1e-5
+    figures: Annotated[tuple[DensityFigure, ...], Field(min_length=1)] = FIGURES_BY_DEQUANTIZATION[
+        "uniform"
+    ]
+    solver: Literal["adams", "rk45", "rk23"] = "adams"
+    rtol: Positive = 1e-3
+    atol: Positive = 1e-3
+    solver_check: Annotated[int, Field(ge=0, strict=True)] = 8
+    divergence: Literal["hutchinson", "exact"] = "hutchinson"
     probes: Count = 1
     passes: Count = 1
     nelbo_draws: Count = 32
@@ -313,6 +385,7 @@ class Evaluation(_Section):
     features: str | None = None
     resize: Literal["legacy", "clean"] = "legacy"
     seed: Annotated[int, Field(ge=0)] = 0
+    dequantizer: Dequantizer = Dequantizer()
 
 
 class Paper(_Section):

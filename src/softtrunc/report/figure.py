@@ -16,6 +16,8 @@ class Figure:
     - `value`, `standard_error` (None: not known), `unit` ("" if it has none).
     - `better`: "lower" or "higher".
     - `seconds`: what measuring took. `nfe`: network evaluations per example, mean and max.
+    - `solver_error`: of an ODE, measured on a few images against a far tighter tolerance: mean and
+      root mean square of the difference per image.
     - `protocol`: split, counts, solver, tolerances: all that another must know to repeat it.
     """
 
@@ -28,6 +30,7 @@ class Figure:
     seconds: float
     protocol: dict[str, Any]
     nfe: dict[str, float] | None = field(default=None)
+    solver_error: dict[str, float] | None = field(default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

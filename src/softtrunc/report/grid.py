@@ -1,4 +1,4 @@
-"""Grids of images as PNG."""
+"""Grids of images as PNG, and sequences of them as GIF."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["save_grid", "save_png", "to_pillow"]
+__all__ = ["save_gif", "save_grid", "save_png", "to_pillow"]
 
 # Small images are enlarged to about this many pixels a side, so that a person can see them.
 _VISIBLE_SIDE = 64
@@ -28,13 +28,9 @@ def save_png(image: Image.Image, path: Path) -> None:
     partial.replace(path)
 
 
-def save_grid(images: UInt8[Tensor, "n c h w"], path: Path) -> None:
-    """Write images with values 0 ... 255 as one near-square PNG, row by row.
-
-    Written beside its place and renamed.
-    """
+def _sheet(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Image.Image:
     n, channels, height, width = images.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = math.ceil(math.sqrt(n)) if columns is None else columns
     rows = math.ceil(n / columns)
     scale = max(1, _VISIBLE_SIDE // max(height, width))
     gap = 2
@@ -44,5 +40,30 @@ def save_grid(images: UInt8[Tensor, "n c h w"], path: Path) -> None:
     for i, image in enumerate(images.cpu()):
         tile = to_pillow(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         sheet.paste(tile, (gap + i % columns * cell_w, gap + i // columns * cell_h))
+    return sheet
+
+
+def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, columns: int | None = None) -> None:
+    """Write images with values 0 ... 255 as one PNG, row by row; near-square unless told.
+
+    Written beside its place and renamed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(sheet, path)
+    save_png(_sheet(images, columns), path)
+
+
+def save_gif(
+    frames: UInt8[Tensor, "frames n c h w"], path: Path, columns: int | None = None
+) -> None:
+    """Write a GIF whose frames are grids; it lasts about four seconds, stays, and begins again.
+
+    Written beside its place and renamed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *rest = (_sheet(images, columns) for images in frames)
+    # Viewers slow down what is shown for less than 20 ms.
+    each = max(20, 4000 // len(frames))
+    partial = path.with_name(f".{path.name}.partial")
+    durations = [each] * len(rest) + [2000]
+    first.save(partial, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    partial.replace(path)

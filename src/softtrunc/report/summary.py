@@ -26,6 +26,10 @@ DENSITY_FIGURES = {
     "nll_residual": "bits/dim with residual",
     "nll": "bits/dim without",
     "nelbo": "NELBO",
+    "nll_lossless": "bits/dim lossless",
+    "nelbo_lossless": "NELBO lossless",
+    "nll_learned": "bits/dim, learned dequantiser",
+    "nelbo_learned": "NELBO, learned dequantiser",
 }
 """The figures in bits/dim, in the order of the table, and their column titles."""
 
@@ -136,7 +140,8 @@ def figure_names(runs: Sequence[RunSummary]) -> list[tuple[str, str | None]]:
 def protocol_differences(runs: Sequence[RunSummary], key: str, name: str | None) -> list[str]:
     """The entries of a figure's protocol (and of its data) that are not the same for all runs.
 
-    Seeds are left out: two figures from different seeds are comparable.
+    Seeds are left out, and the range that the model's data are mapped to: figures that differ in
+    these alone are comparable.
     """
     seen: dict[str, set[str]] = {}
     protocols = [
@@ -148,7 +153,8 @@ def protocol_differences(runs: Sequence[RunSummary], key: str, name: str | None)
         for protocol in protocols:
             value = json.dumps(protocol.get(entry), sort_keys=True, default=str)
             seen.setdefault(entry, set()).add(value)
-    return [e for e, values in seen.items() if len(values) > 1 and not e.startswith("seed")]
+    harmless = ("seed", "value_range")
+    return [e for e, values in seen.items() if len(values) > 1 and not e.startswith(harmless)]
 
 
 def format_truncation(run: RunSummary, *, show_eps: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 The paper's (`PredictorCorrector`, `ProbabilityFlow`), their parts (`EulerMaruyama`, `Ancestral`)
 and fast ones (`Heun`, `DPMSolver`), for every SDE; `encode` and `decode` along the flow; `inpaint`
-and `colorize` with an unconditional model.
+and `colorize` with an unconditional model; `Trajectory` keeps the way a sample went.
 """
 
 from softtrunc.samplers.base import (
@@ -18,6 +18,7 @@ from softtrunc.samplers.dpm_solver import DPMSolver
 from softtrunc.samplers.grids import Grid
 from softtrunc.samplers.heun import Heun
 from softtrunc.samplers.latent import decode, encode, slerp
+from softtrunc.samplers.precision import autocast_score
 from softtrunc.samplers.predictor_corrector import (
     Ancestral,
     EulerMaruyama,
@@ -25,6 +26,7 @@ from softtrunc.samplers.predictor_corrector import (
     PredictorCorrector,
 )
 from softtrunc.samplers.probability_flow import ProbabilityFlow
+from softtrunc.samplers.trajectory import Trajectory
 
 __all__ = [
     "Ancestral",
@@ -41,6 +43,8 @@ __all__ = [
     "Sampler",
     "Samples",
     "ScoreHook",
+    "Trajectory",
+    "autocast_score",
     "colorize",
     "decode",
     "encode",

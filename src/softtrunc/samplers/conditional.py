@@ -13,7 +13,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from softtrunc.samplers.base import Callback, Constraint, FixedStepSampler, Noise, Samples
+from softtrunc.samplers.base import (
+    Callback,
+    Constraint,
+    FixedStepSampler,
+    Noise,
+    Samples,
+    ScoreHook,
+)
 from softtrunc.samplers.grids import Point
 from softtrunc.score import ScoreFunction
 
@@ -28,6 +35,7 @@ def inpaint(
     *,
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
+    score_fn: ScoreHook | None = None,
     callback: Callback | None = None,
 ) -> Samples:
     """Fill in what is missing.
@@ -41,6 +49,7 @@ def inpaint(
         mask: True where `known` is known; broadcastable to `known`.
         seeds: see `Sampler.sample`.
         generator: see `Sampler.sample`.
+        score_fn: see `Sampler.sample`.
         callback: see `Sampler.sample`.
 
     Raises:
@@ -61,7 +70,7 @@ def inpaint(
             target = where.alpha * target + where.sigma * noise.like(x)
         return torch.where(mask, target, x)
 
-    return _conditioned(sampler, model, known, hold, seeds, generator, callback)
+    return _conditioned(sampler, model, known, hold, seeds, generator, score_fn, callback)
 
 
 def colorize(
@@ -72,6 +81,7 @@ def colorize(
     channels: int = 3,
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
+    score_fn: ScoreHook | None = None,
     callback: Callback | None = None,
 ) -> Samples:
     """Find colours whose mean over the channels is `gray`.
@@ -87,6 +97,7 @@ def colorize(
         channels: how many channels the model has, >= 2.
         seeds: see `Sampler.sample`.
         generator: see `Sampler.sample`.
+        score_fn: see `Sampler.sample`.
         callback: see `Sampler.sample`.
 
     Raises:
@@ -105,7 +116,7 @@ def colorize(
         return x + (target - x.mean(1, keepdim=True))
 
     full = gray.expand(gray.shape[0], channels, *gray.shape[2:])
-    return _conditioned(sampler, model, full, hold, seeds, generator, callback)
+    return _conditioned(sampler, model, full, hold, seeds, generator, score_fn, callback)
 
 
 def _conditioned(
@@ -115,6 +126,7 @@ def _conditioned(
     hold: Constraint,
     seeds: Sequence[int] | None,
     generator: torch.Generator | None,
+    score_fn: ScoreHook | None,
     callback: Callback | None,
 ) -> Samples:
     if not isinstance(sampler, FixedStepSampler):
@@ -128,6 +140,7 @@ def _conditioned(
         Noise(like.shape[0], seeds, generator),
         device=like.device,
         dtype=torch.promote_types(like.dtype, torch.float32),
+        score_fn=score_fn,
         callback=callback,
         constraint=hold,
     )

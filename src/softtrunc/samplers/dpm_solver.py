@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from softtrunc.samplers.base import FixedStepSampler, Run, State
-from softtrunc.samplers.grids import Grid, Point
+from softtrunc.samplers.grids import Grid, Point, early_end
+from softtrunc.sde import SDE
 
 __all__ = ["DPMSolver"]
 
@@ -21,7 +22,8 @@ class DPMSolver(FixedStepSampler):
     In `lambda = log(alpha / sigma)` the flow from s to t has the solution
     `x_t = (sigma_t / sigma_s) x_s + sigma_t int e^lambda D dlambda`, and the reverse SDE the same
     with the decay doubled and noise of variance `sigma_t^2 (1 - e^(-2h))`. D is replaced by the
-    polynomial through its last `order` values. One network call a step: `steps` in all.
+    polynomial through its last `order` values ("2M": its slope integrated by the midpoint rule,
+    algorithm 2 of the source). One network call a step: `steps` in all.
     Order 1 is DDIM, its stochastic form ancestral sampling. Source: Lu et al. 2022
     (arXiv 2211.01095), sections 4 and 5.
 
@@ -29,7 +31,9 @@ class DPMSolver(FixedStepSampler):
         steps: number of steps, >= 1, the final denoising included.
         order: 1, 2 ("2M") or 3 ("3M").
         stochastic: solve the reverse SDE instead of the probability flow.
-        t_end: see `FixedStepSampler`.
+        t_end: see `FixedStepSampler`; None ends earlier than the SDE's own time where the steps
+            are so few that noise would be followed below their own error (`early_end`), unless
+            `denoise_final` is False.
         denoise_final: see `FixedStepSampler`; default True.
         grid: spacing of the times; default "log_snr".
 
@@ -48,6 +52,11 @@ class DPMSolver(FixedStepSampler):
         if self.order not in (1, 2, 3):
             raise ValueError(f"DPMSolver: order={self.order}: write 1, 2 or 3")
 
+    def _end(self, sde: SDE, moves: int) -> float | None:
+        if self.t_end is None and self.denoise_final and moves > 0:
+            return early_end(sde, moves)
+        return self.t_end
+
     def _step(self, run: Run, state: State, here: Point, there: Point) -> State:
         x, past = state.x, state.history
         denoised = run.denoise(x, here)
@@ -59,7 +68,7 @@ class DPMSolver(FixedStepSampler):
         rate = 2.0 if self.stochastic else 1.0
         h = there.half_log_snr - here.half_log_snr
         x = (there.alpha / here.alpha) * math.exp(-rate * h) * x
-        x = x + there.alpha * _integral(past, h, rate)
+        x = x + there.alpha * _integral(past, h, rate, damped=self.order == 2)
         if self.stochastic:
             x = x + there.sigma * math.sqrt(-math.expm1(-2.0 * h)) * run.noise.like(x)
         return State(x, denoised, past)
@@ -84,12 +93,18 @@ def _moments(z: float, n: int) -> list[float]:
     return moments
 
 
-def _integral(past: tuple[tuple[Point, Tensor], ...], h: float, rate: float) -> Tensor:
+def _integral(
+    past: tuple[tuple[Point, Tensor], ...], h: float, rate: float, *, damped: bool
+) -> Tensor:
     """`rate int_0^h e^(-rate (h - v)) P(v) dv`, P the polynomial through the estimates in `past`.
 
-    The newest lies at v = 0. Lagrange's form gives one host scalar per estimate.
+    The newest lies at v = 0. Lagrange's form gives one host scalar per estimate. `damped` takes the
+    first moment as half of the zeroth, as "2M" does: the same to the order of the method, and half
+    as much extrapolation where steps are long.
     """
     moments = _moments(rate * h, len(past))
+    if damped and len(moments) == 2:
+        moments[1] = 0.5 * moments[0]
     origin = past[0][0].half_log_snr
     nodes = [(point.half_log_snr - origin) / h for point, _ in past]
     total = torch.zeros_like(past[0][1])

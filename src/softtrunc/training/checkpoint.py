@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from softtrunc.pretrained import load_exactly
 from softtrunc.training.state import TrainState
 
 __all__ = [
@@ -226,17 +227,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _fit_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    own = module.state_dict()
-    problems = [f"missing {n}" for n in own if n not in tensors]
-    problems += [f"unknown {n}" for n in tensors if n not in own]
-    problems += [
-        f"{n} has shape {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}"
-        for n in own
-        if n in tensors and own[n].shape != tensors[n].shape
-    ]
-    if problems:
-        raise CheckpointError(f"{path}: does not fit the network: {'; '.join(problems)}")
-    module.load_state_dict(dict(tensors))
+    try:
+        load_exactly(module, tensors, str(path))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def load_weights(path: Path, model: nn.Module, weights: Weights = "ema") -> CheckpointInfo:

@@ -1,0 +1,105 @@
+"""`softtrunc data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["data"]
+
+data = typer.Typer(
+    help="Look through images, and prepare them for training.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help="A folder, archive, array or released data set; hf://OWNER/NAME; or digits.",
+    ),
+]
+
+
+@data.command("inspect")
+def inspect(
+    source: Source,
+    grid: Annotated[Path | None, typer.Option(help="Also write some images as one PNG.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side at which sigma_max is estimated.")
+    ] = None,
+) -> None:
+    """Count and check every image: sizes, modes, values, duplicates, unreadable files.
+
+    Also estimates sigma_max of the variance-exploding SDEs. Changes nothing.
+    """
+    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.data_tables import inspection_table
+    from softtrunc.recipes.data import inspect_data
+
+    found = inspect_data(source, size=size, grid=grid, progress=ConsoleProgress())
+    stdout().print(inspection_table(found))
+    # Every one, for this is the command that finds them.
+    for name, reason in found.unreadable:
+        typer.echo(f"unreadable: {name}: {reason}")
+    if grid is not None:
+        typer.echo(str(grid))
+
+
+@data.command("prepare")
+def prepare(
+    source: Source,
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    preset: Annotated[
+        str | None, typer.Option(help="Protocol of a known data set: see softtrunc data presets.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side to crop and resize to, without a preset.")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, max=3, help="1 (grey) or 3 (RGB), without a preset.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="train or test; both unless given.")
+    ] = None,
+    allow_count: Annotated[
+        bool,
+        typer.Option("--allow-count", help="Take other numbers of images than the preset's."),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one for each core unless given.")
+    ] = None,
+) -> None:
+    """Decode images once into memory-mapped uint8 arrays, with a card that says what they are.
+
+    A command that was stopped or killed goes on where it was. Then train with --data DIR.
+    """
+    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.data_tables import card_table
+    from softtrunc.recipes.data import prepare_data
+
+    cards = prepare_data(
+        source,
+        out,
+        preset=preset,
+        size=size,
+        channels=channels,
+        splits=split,
+        allow_count=allow_count,
+        workers=workers,
+        progress=ConsoleProgress(),
+    )
+    stdout().print(card_table(cards))
+    typer.echo(str(out))
+
+
+@data.command("presets")
+def presets() -> None:
+    """List the data sets whose protocol is known."""
+    from softtrunc.cli.console import stdout
+    from softtrunc.cli.data_tables import preset_table
+
+    stdout().print(preset_table())

@@ -1,0 +1,81 @@
+"""Tables about data for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+__all__ = ["card_table", "inspection_table", "preset_table"]
+
+# Rarer ones are summed up.
+_ROWS = 8
+
+
+def _table(columns: Sequence[str], numbers: Sequence[str] = ()) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    return table
+
+
+def _counted(pairs: Sequence[tuple[str, int]]) -> str:
+    """The most frequent of several things, with how often each occurs."""
+    shown = [f"{what} ({count:,})" for what, count in pairs[:_ROWS]]
+    rest = sum(count for _, count in pairs[_ROWS:])
+    return ", ".join(shown + ([f"{len(pairs) - _ROWS:,} others ({rest:,})"] if rest else []))
+
+
+def inspection_table(found: Any) -> Table:
+    """What `inspect` found, one line a fact."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    rest = found.count - found.train - found.test
+    splits = f"{found.train:,} train, {found.test:,} test" + (f", {rest:,} neither" if rest else "")
+    rows = {
+        "source": f"{found.source} ({found.kind})",
+        "images": f"{found.count:,}: {splits}",
+        "sizes": _counted([(f"{s.width}x{s.height}", s.count) for s in found.sizes]),
+        "modes": _counted([(m.mode, m.count) for m in found.modes]),
+        "converted": _counted(list(found.converted.items())) or "nothing",
+        "values": f"{found.lowest} ... {found.highest}, {found.levels} different ones",
+        "duplicates": f"{found.duplicates:,}",
+        "unreadable": f"{len(found.unreadable):,}",
+    }
+    if (sigma := found.sigma_max) is not None:
+        whole = sigma.images >= found.count
+        of = "all images" if whole else f"a sample of {sigma.images:,} images (a lower bound)"
+        rows["sigma_max (VE)"] = (
+            f"{sigma.value:.1f}: the largest distance among {of} at {sigma.width}x{sigma.height}"
+        )
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def card_table(cards: Mapping[str, Any]) -> Table:
+    """Cards of prepared splits."""
+    table = _table(("data", "split", "images", "shape", "preprocessing", "SHA-256"), ("images",))
+    for split, card in cards.items():
+        table.add_row(
+            card.name,
+            split,
+            f"{card.count:,}",
+            f"{card.channels} x {card.height} x {card.width}",
+            card.preprocessing,
+            card.fingerprint[:16],
+        )
+    return table
+
+
+def preset_table() -> Table:
+    """The known protocols."""
+    from softtrunc.recipes.data import describe_preset, presets
+
+    table = _table(("preset", "train", "test", "preprocessing", "data set"), ("train", "test"))
+    for preset in presets():
+        test = "none" if preset.test is None else f"{preset.test:,}"
+        table.add_row(preset.name, f"{preset.train:,}", test, describe_preset(preset), preset.title)
+    return table

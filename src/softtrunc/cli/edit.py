@@ -1,0 +1,156 @@
+"""`softtrunc edit encode | interpolate | inpaint | colorize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from softtrunc.recipes.edit import Editor
+
+__all__ = ["edit"]
+
+edit = typer.Typer(
+    no_args_is_help=True,
+    help="Edit images with a trained run: encode, interpolate, inpaint, colorize.",
+)
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
+Images = Annotated[
+    list[Path] | None, typer.Argument(help="Image files; held-out images of the run's data if none")
+]
+Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many held-out images.")]
+Data = Annotated[
+    str | None, typer.Option(help="The data, where they are not where training read them.")
+]
+Sampler = Annotated[str | None, typer.Option(help="Instead of the recipe's own: pc, heun, ...")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the sampler.")]
+Precision = Annotated[str | None, typer.Option(help="Of the network: fp32, bf16 or fp16.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set sampling.order=3"),
+]
+WeightsName = Annotated[str, typer.Option("--weights", help="ema or raw.")]
+Variants = Annotated[int, typer.Option(min=1, help="Results for each image.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the first result.")]
+
+
+def _open(
+    run: Path,
+    data: str | None,
+    sampler: str | None,
+    steps: int | None,
+    precision: str | None,
+    overrides: list[str] | None,
+    weights: str,
+) -> Editor:
+    from softtrunc.cli.console import ConsoleProgress
+    from softtrunc.cli.options import data_override, sampling_overrides, weights_of
+    from softtrunc.recipes.edit import Editor
+
+    changes = sampling_overrides(sampler, steps, precision, overrides)
+    if data is not None:
+        changes.insert(0, data_override(data))
+    return Editor.open(
+        run, weights=weights_of(weights), overrides=changes, progress=ConsoleProgress()
+    )
+
+
+@edit.command()
+def encode(
+    run: RunFolder,
+    images: Images = None,
+    out: Annotated[
+        Path, typer.Option(help="An .npz of images and latents, or a .png of both ends.")
+    ] = Path("latents.npz"),
+    count: Count = 8,
+    data: Data = None,
+    precision: Precision = None,
+    overrides: Overrides = None,
+    weights: WeightsName = "ema",
+) -> None:
+    """Carry images to their latents and back along the probability flow; tell the error."""
+    from softtrunc.cli.console import stdout
+    from softtrunc.cli.table import round_trip_table
+
+    editor = _open(run, data, None, None, precision, overrides, weights)
+    trips, nfe = editor.encode(images or [], count, out)
+    stdout().print(round_trip_table(trips))
+    editor.progress.say(f"{nfe} network evaluations there and back; {out}")
+
+
+@edit.command()
+def interpolate(
+    run: RunFolder,
+    images: Images = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="A seed in place of an image; give it twice.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=2, help="Pictures from one end to the next.")] = 9,
+    out: Annotated[Path, typer.Option(help="A .gif, or a .png with one row.")] = Path(
+        "interpolation.png"
+    ),
+    sampler: Sampler = None,
+    steps: Steps = None,
+    precision: Precision = None,
+    overrides: Overrides = None,
+    weights: WeightsName = "ema",
+) -> None:
+    """Show the way between images, or between the samples of seeds."""
+    editor = _open(run, None, sampler, steps, precision, overrides, weights)
+    drawn = editor.interpolate(images or [], seed or [], frames, out)
+    editor.progress.say(f"{len(drawn.x)} pictures in {drawn.nfe} network evaluations: {out}")
+
+
+@edit.command()
+def inpaint(
+    run: RunFolder,
+    images: Images = None,
+    mask: Annotated[
+        str,
+        typer.Option(
+            help="What to fill in: left, right, top, bottom, center, or an image, white there."
+        ),
+    ] = "right",
+    out: Annotated[Path, typer.Option(help="A .png with a row for each image.")] = Path(
+        "inpainted.png"
+    ),
+    count: Count = 8,
+    variants: Variants = 4,
+    data: Data = None,
+    sampler: Sampler = None,
+    steps: Steps = None,
+    precision: Precision = None,
+    overrides: Overrides = None,
+    weights: WeightsName = "ema",
+    seed: Seed = 0,
+) -> None:
+    """Fill in part of images with the unconditional model."""
+    editor = _open(run, data, sampler, steps, precision, overrides, weights)
+    drawn = editor.inpaint(images or [], count, mask, out, variants=variants, seed=seed)
+    editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")
+
+
+@edit.command()
+def colorize(
+    run: RunFolder,
+    images: Images = None,
+    out: Annotated[Path, typer.Option(help="A .png with a row for each image.")] = Path(
+        "colorized.png"
+    ),
+    count: Count = 8,
+    variants: Variants = 4,
+    data: Data = None,
+    sampler: Sampler = None,
+    steps: Steps = None,
+    precision: Precision = None,
+    overrides: Overrides = None,
+    weights: WeightsName = "ema",
+    seed: Seed = 0,
+) -> None:
+    """Find colours for grey images with the unconditional model."""
+    editor = _open(run, data, sampler, steps, precision, overrides, weights)
+    drawn = editor.colorize(images or [], count, out, variants=variants, seed=seed)
+    editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")

@@ -1,0 +1,37 @@
+"""`softtrunc export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["export"]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; RUN/export unless given.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hub.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="A new repository is a private one.")
+    ] = False,
+) -> None:
+    """Write a run's model for ScoreModel.from_pretrained, diffusers and the Hugging Face Hub.
+
+    The folder holds safetensors and JSON, a model card with recipe, data and measured figures, and
+    settings for the schedulers of diffusers.
+    """
+    from softtrunc.cli.options import weights_of
+    from softtrunc.recipes.export import export_run, push_export
+
+    folder = export_run(run, out or run / "export", weights=weights_of(weights))
+    typer.echo(str(folder))
+    if push is not None:
+        typer.echo(push_export(folder, push, private=private or None))

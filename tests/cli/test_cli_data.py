@@ -1,0 +1,182 @@
+"""`softtrunc data`: what a person sees, and what one line says when it cannot be done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import TINY, environment
+from PIL import Image
+
+from softtrunc.cli import main
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def noise(seed: int, side: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    root = tmp_path / "photos"
+    for i in range(24):
+        path = root / ("test" if i % 4 == 3 else "train") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(i)).save(path)
+    (root / "train" / "00.png").write_bytes(b"broken")
+    Image.fromarray(noise(1)).quantize(200).save(root / "train" / "02.png")
+    return root
+
+
+def refused(capsys, *arguments: object) -> str:
+    assert main([str(a) for a in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0].removeprefix("softtrunc: ")
+
+
+def test_inspect_tells_all_and_changes_nothing(folder, tmp_path, capsys):
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    assert main(["data", "inspect", str(folder), "--grid", str(tmp_path / "grid.png")]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "(folder)",
+        "23: 17 train, 6 test",
+        "8x8 (23)",
+        "RGB (22), P (1)",
+        "palette looked up (1)",
+        "0 ... 255, 256 different ones",
+        "unreadable: train/00.png: not an image in a format that is read",
+        "the largest distance among all images at 8x8",
+        "grid.png",
+    ):
+        assert words in text, words
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size[0] > 8 * 4
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_a_large_set_says_that_sigma_max_is_of_a_sample(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (3000, 4, 4), np.uint8))
+    assert main(["data", "inspect", str(tmp_path / "a.npy")]) == 0
+    assert "images (a lower bound) at 4x4" in capsys.readouterr().out
+
+
+def test_prepare_then_train_on_what_was_prepared(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "prepare", str(folder), "--out", "ready", "--workers", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "photos  test " in captured.out
+    assert captured.out.rstrip().endswith("ready")
+    assert "train: left out train/00.png: not an image" in captured.err
+    assert "train: 1 images: palette looked up" in captured.err
+    run = ["train", "digits-vp-nll-st", "--data", "ready", "--out", "run", *TINY]
+    assert main([*run, "--set", "training.steps=2"]) == 0
+    resolved = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert json.loads((tmp_path / "ready" / "train.json").read_text())["card"]["fingerprint"] in (
+        resolved
+    )
+
+
+def test_a_recipe_may_name_the_protocol_of_its_data(folder, tmp_path, capsys):
+    command = ["train", "folder-32", "--data", folder, "--out", tmp_path / "run"]
+    line = refused(capsys, *command, "--set", "data.preset=cifar10", "--set", "data.channels=3")
+    assert line.startswith(f"data: {folder}: 18 train images, CIFAR-10 has 50,000")
+    line = refused(capsys, *command, "--set", "data.preset=cifar")
+    assert line == "data: preset 'cifar' is unknown: did you mean 'cifar10'?"
+
+
+def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    line = refused(capsys, "data", "prepare", folder, "--out", out, "--preset", "celeba64")
+    assert line == (
+        f"{folder}: 18 train images, CelebA, aligned, 64x64 has 162,770 (the official split needs "
+        "list_eval_partition.txt beside the images): add --allow-count to take them under another "
+        "name"
+    )
+    line = refused(capsys, "data", "prepare", folder, "--out", folder)
+    assert line == f"{folder}: exists: choose another folder, or delete it first"
+    line = refused(capsys, "data", "prepare", folder, "--out", out, "--split", "valid")
+    assert line == f'{folder}: split \'valid\' is unknown: write "train" or "test"'
+    line = refused(capsys, "data", "prepare", folder, "--out", out, "--channels", "2")
+    assert line == f"{folder}: channels=2: write 1 (grey), 3 (RGB) or nothing"
+    line = refused(capsys, "data", "inspect", tmp_path / "absent")
+    assert line.startswith(f'{tmp_path / "absent"}: no such data: write "digits", hf://OWNER/NAME')
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "source"),
+    [("lmdb", "lsun", "a_train_lmdb"), ("datasets", "hub", "hf://some/thing")],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path, capsys, monkeypatch, package, extra, source
+):
+    (tmp_path / "a_train_lmdb").mkdir()
+    (tmp_path / "a_train_lmdb" / "data.mdb").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refused(capsys, "data", "inspect", source)
+    assert line.endswith(f"pip install 'softtrunc[{extra}]'")
+
+
+def test_presets_are_listed(capsys):
+    assert main(["data", "presets"]) == 0
+    text = capsys.readouterr().out
+    assert "162,770" in text
+    assert "lsun-bedroom256" in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_leaves_work_to_go_on_with(tmp_path):
+    for i in range(1500):
+        path = tmp_path / "photos" / ("train" if i else "test") / f"{i:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(i)).save(path)
+    command = ["data", "prepare", "photos", "--out", "out", "--split", "train"]
+    slow = [sys.executable, "-c", SLOW, *command, "--workers", "1"]
+    process = subprocess.Popen(
+        slow, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    journal = tmp_path / ".out.partial" / "train.journal"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    done = subprocess.run(
+        [sys.executable, "-m", "softtrunc", *command],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "going on from it" in done.stderr
+    images = np.load(tmp_path / "out" / "train.npy")
+    for i in (1, 700, 1499):
+        assert np.array_equal(images[i - 1].transpose(1, 2, 0), noise(i))
+
+
+# The command itself, with every chunk taking its time and written down at once.
+SLOW = """
+import sys, time
+import softtrunc.data
+import softtrunc.data.fill as filling
+real = filling.fill
+filling.fill = lambda *task: (time.sleep(0.05), real(*task))[1]
+sys.modules["softtrunc.data.prepare"]._SECONDS_BETWEEN_COMMITS = 0.0
+from softtrunc.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
