@@ -186,6 +186,14 @@ def test_statistics_are_kept_and_never_mixed(extractor, cache, tmp_path):
     (figure,) = judge(extractor, progress).measure(ours, {"train": train}, fid)
     assert figure.value == first
     assert "computed again" in progress.said[0]
+    # Of fewer images than there are, by a slip of whoever wrote it.
+    short = FeatureStatistics.load(file)
+    short.count = 29
+    short.save(file)
+    progress = Lines()
+    (figure,) = judge(extractor, progress).measure(ours, {"train": train}, fid)
+    assert figure.value == first
+    assert "of 29 images, not 30" in progress.said[0]
     file.write_bytes(file.read_bytes()[:-40])
     assert value(extractor, train, 2) == first
     assert FeatureStatistics.load(file).count == 30

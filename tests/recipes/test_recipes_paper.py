@@ -158,6 +158,9 @@ VE = {
 PAPER = [*VP, *VE]
 SMALL = [
     "cifar10-small",
+    "digits-rve-st",
+    "digits-ve",
+    "digits-ve-st",
     "digits-vp-fid",
     "digits-vp-fid-st",
     "digits-vp-nll",
