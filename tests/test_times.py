@@ -23,14 +23,14 @@ from softtrunc import (
     TimeDraw,
     UniformTimes,
 )
-from softtrunc.times import TimeLaw
+from softtrunc.times import LogSNRTimes, TimeLaw
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), ReciprocalVESDE()]
 TRUNCATIONS = [1e-5, 1e-3, 0.3]
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
 every_tau = pytest.mark.parametrize("tau", TRUNCATIONS)
-every_law = pytest.mark.parametrize("law", [UniformTimes, ImportanceTimes])
+every_law = pytest.mark.parametrize("law", [UniformTimes, ImportanceTimes, LogSNRTimes])
 
 # Tests of thousands of small draws: the signatures are checked in the others.
 unhindered = pytest.mark.usefixtures("unchecked")
@@ -225,3 +225,38 @@ def test_equal_generators_give_equal_times(law, stratified):
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator was touched"
     torch.manual_seed(7)
     assert torch.equal(first.t, times.draw(6, 0.1).t)
+
+
+@unhindered
+@every_tau
+@every_sde
+def test_log_snr_times_integrate_over_log_snr(sde, tau):
+    """The integral of h dl is that of h g^2 / sigma^2 dt, since dl/dt = -g^2 / sigma^2."""
+    draw = LogSNRTimes(sde).draw(20_000, tau, generator=seeded(9))
+    other = ImportanceTimes(sde).draw(20_000, tau, generator=seeded(9))
+    torch.testing.assert_close(draw.t, other.t, rtol=0, atol=0)
+    weight = other.weight * rate(sde, other.t)
+    torch.testing.assert_close(draw.weight, weight, rtol=1e-9, atol=0)
+    average = LogSNRTimes(sde, average=True).draw(4, tau, generator=seeded(9))
+    assert torch.equal(average.weight, torch.ones(4, dtype=torch.float64))
+
+
+@every_tau
+def test_log_snr_times_of_a_ve_are_its_uniform_times(tau):
+    ours = LogSNRTimes(VESDE(), average=True).draw(100, tau, generator=seeded(10))
+    flipped = UniformTimes(VESDE(), average=True)
+    # One counts from T, the other from tau: the same law, the same numbers backwards.
+    u = torch.rand(100, generator=seeded(10), dtype=torch.float64)
+    torch.testing.assert_close(ours.t, tau + (1 - tau) * u, rtol=1e-9, atol=1e-12)
+    assert torch.equal(ours.weight, flipped.draw(100, tau, generator=seeded(10)).weight)
+
+
+def test_log_snr_times_do_not_see_the_clock():
+    """A reciprocal VE and the VE with its end points draw the same noise levels."""
+    rve, ve = ReciprocalVESDE(1e-3, 50.0), VESDE(1e-3, 50.0)
+    slow = LogSNRTimes(rve).draw(1_000, 1e-5, generator=seeded(11))
+    # t = 1e-5 of the one is t = 0 of the other, as near as its clock goes.
+    fast = LogSNRTimes(ve).draw(1_000, 1e-12, generator=seeded(11))
+    sigmas = [sde.marginal(d.t).sigma for sde, d in ((rve, slow), (ve, fast))]
+    torch.testing.assert_close(*sigmas, rtol=1e-8, atol=0)
+    torch.testing.assert_close(slow.weight, fast.weight, rtol=1e-9, atol=0)

@@ -158,6 +158,9 @@ VE = {
 PAPER = [*VP, *VE]
 SMALL = [
     "cifar10-small",
+    "digits-rve-st",
+    "digits-ve",
+    "digits-ve-st",
     "digits-vp-fid",
     "digits-vp-fid-st",
     "digits-vp-nll",
@@ -212,7 +215,8 @@ def test_what_all_share(name):
     assert not recipe.objective.expected
     assert recipe.evaluation.samples == 50_000
     assert recipe.evaluation.resize == ("legacy" if row.data in LEGACY else "clean")
-    assert (recipe.evaluation.rtol, recipe.evaluation.atol) == (1e-5, 1e-5)
+    evaluation = recipe.evaluation
+    assert (evaluation.solver, evaluation.rtol, evaluation.atol) == ("rk45", 1e-5, 1e-5)
     assert recipe.evaluation.eps == (row.eps if isinstance(row, VPRow) else 1e-5)
     assert recipe.truncation.eps == (row.eps if isinstance(row, VPRow) else 1e-5)
     paper = recipe.paper

@@ -2,9 +2,13 @@
 
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
+from softtrunc.cli import main
 from softtrunc.recipes import UserError, dump_recipe
 from softtrunc.recipes.measure import is_measured
 from softtrunc.recipes.run import Run
@@ -130,3 +134,20 @@ def test_a_run_is_finished_when_its_last_step_is_measured_whole(tmp_path):
     assert not _is_done(run.path, other.recipes[0])
     run.evaluation_file.write_text("{")
     assert not is_measured(run, recipe)
+
+
+DOCUMENTED = re.findall(
+    r"softtrunc (study [^`\n]+)",
+    (Path(__file__).parents[2] / "docs" / "ablations.md").read_text(encoding="utf-8"),
+)
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_the_documented_ablations_are_commands(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*shlex.split(command), "--dry-run"]) == 0
+    assert len(capsys.readouterr().out.split()) >= 6
+
+
+def test_all_of_the_papers_ablations_are_documented():
+    assert len(DOCUMENTED) >= 7

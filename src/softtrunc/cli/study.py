@@ -73,6 +73,9 @@ def study(
     found = run_study(
         cells, out or Path("runs") / f"study-{first.name}", title="Study", progress=progress
     )
+    if found is None:
+        progress.say("stopped before the first run was measured; the same command does the rest")
+        return
     for table in study_tables(found):
         stdout().print(table)
         typer.echo("")

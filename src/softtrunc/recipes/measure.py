@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.errors import UserError
@@ -22,7 +22,6 @@ from softtrunc.recipes.open_run import OpenRun, open_run
 from softtrunc.recipes.progress import Progress, Silent
 from softtrunc.recipes.run import UNKNOWN_FINGERPRINT, Run, now, package_versions, write_text
 from softtrunc.recipes.schema import Recipe
-from softtrunc.report.density import DensityFigure
 from softtrunc.report.figure import Figure
 from softtrunc.training import Weights
 
@@ -150,7 +149,7 @@ def measure(
 
 def is_measured(run: Run, recipe: Recipe) -> bool:
     """Whether `evaluation.json` holds every figure of the recipe for its last step."""
-    wanted: set[str] = set(get_args(DensityFigure)) if recipe.data.dequantize else set()
+    wanted: set[str] = set(recipe.evaluation.figures) if recipe.data.dequantize else set()
     wanted |= sample_keys(recipe)
     try:
         content = json.loads(run.evaluation_file.read_text(encoding="utf-8"))

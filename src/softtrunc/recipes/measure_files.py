@@ -83,8 +83,6 @@ def measure_files(
         theirs = _whole(data, split)
     _check_alike(ours, theirs)
     count = min(len(ours), limit or len(ours))
-    if count < len(ours):
-        progress.say(f"judged are the first {count:,} of {len(ours):,} samples")
     accelerator = Accelerator()
     with accelerator.main_process_first():
         extractor = build_extractor(spec, theirs, progress)

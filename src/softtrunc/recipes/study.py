@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from softtrunc.recipes.build import build_objective, build_sampler, build_training
-from softtrunc.recipes.errors import UserError, nearest, user_errors
+from softtrunc.recipes.errors import RunFailedError, UserError, nearest, user_errors
 from softtrunc.recipes.load import load_recipe, parse_flow
 from softtrunc.recipes.measure import is_measured
 from softtrunc.recipes.progress import Progress
@@ -138,7 +138,7 @@ def plan_study(
 
 def run_study(
     cells: Sequence[Cell], out: Path, *, title: str | None = None, progress: Progress
-) -> StudyOutcome:
+) -> StudyOutcome | None:
     """Train and measure what is missing in `out`, then write the tables, the plot and the page.
 
     Finished runs stay as they are, unfinished ones go on; so the same command after a kill does
@@ -150,8 +150,12 @@ def run_study(
         title: of the page.
         progress: where bars and lines go.
 
+    Returns:
+        What was found, or None if a signal came before the first run was measured.
+
     Raises:
         UserError: if `out` holds something else or runs of other recipes, or data cannot be read.
+        RunFailedError: if every run failed.
     """
     _check_place(out)
     folders = {
@@ -171,12 +175,9 @@ def run_study(
         Setting(cell.label, cell.values, _measured_runs(cell, out), cell.baseline) for cell in cells
     ]
     if not any(setting.runs for setting in settings):
-        raise UserError(
-            next(
-                iter(failures.values()),
-                f"{out}: stopped before the first run was measured; the same command goes on",
-            )
-        )
+        if failures:
+            raise RunFailedError("; ".join(failures.values()))
+        return None
     summary = study_summary(settings)
     content = {**summary.to_dict(), "failures": failures}
     table, records = out / "study.json", out / "study.csv"

@@ -1,0 +1,93 @@
+"""A study from end to end, with few steps; after a kill the same command does the rest."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import time
+
+import pytest
+from command_line import TINY, start
+
+from softtrunc.cli import main
+
+QUICK = [
+    *TINY,
+    "--set",
+    "evaluation={samples: 40, rtol: 0.1, atol: 0.1, solver_check: 0, nelbo_draws: 2}",
+]
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_after_a_kill_and_reports(tmp_path):
+    command = ["study", "digits-vp-nll-st", "--vary", "truncation.k=inf,1", "--seeds", "2"]
+    command += ["--steps", "12", "--out", "study", *QUICK]
+    process = start(*command, cwd=tmp_path)
+    first = tmp_path / "study" / "runs" / "k=inf_seed=0" / "evaluation.json"
+    deadline = time.monotonic() + 200
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    # Some runs are measured now, some are being trained, some have not begun.
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=200)
+    assert first.exists(), err
+    process = start(*command, cwd=tmp_path)
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    folder = tmp_path / "study"
+    table = json.loads((folder / "study.json").read_text())
+    assert [setting["label"] for setting in table["settings"]] == ["k=inf", "k=1"]
+    assert table["settings"][1]["baseline"] == "k=inf"
+    figures = {figure["key"]: figure for figure in table["settings"][1]["figures"]}
+    assert figures.keys() >= {"nll_residual", "nelbo", "frechet_distance"}
+    assert figures["nll_residual"]["difference"]["seeds"] == 2
+    values = figures["nll_residual"]["by_seed"]
+    for seed in ("0", "1"):
+        run = folder / "runs" / f"k=1_seed={seed}"
+        measured = json.loads((run / "evaluation.json").read_text())["figures"]
+        assert values[seed] == next(f["value"] for f in measured if f["key"] == "nll_residual")
+    with (folder / "study.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["figure"] == "nll_residual"]
+    assert [(row["truncation.k"], row["seed"]) for row in rows] == [
+        ("inf", "0"),
+        ("inf", "1"),
+        ("1", "0"),
+        ("1", "1"),
+    ]
+    assert (folder / "trade-off.png").read_bytes().startswith(b"\x89PNG")
+    assert 'id="study"' in (folder / "report.html").read_text()
+    assert "k=inf" in out
+    # What is finished is not done again.
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/evaluation.json")}
+    process = start(*command, cwd=tmp_path)
+    _, err = process.communicate(timeout=200)
+    assert "4 of 4 runs are finished already" in err
+    assert before == {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/evaluation.json")}
+
+
+def test_a_dry_run_names_the_runs_and_writes_nothing(tmp_path, monkeypatch, capsys, unchecked):
+    monkeypatch.chdir(tmp_path)
+    command = ["study", "digits-vp-nll", "digits-vp-fid", "--vary", "truncation.k=0.9,inf"]
+    assert main([*command, "--seeds", "1", "--dry-run"]) == 0
+    assert capsys.readouterr().out.split() == [
+        "digits-vp-nll_k=0.9_seed=0",
+        "digits-vp-nll_k=inf_seed=0",
+        "digits-vp-fid_k=0.9_seed=0",
+        "digits-vp-fid_k=inf_seed=0",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_stops_no_other(tmp_path):
+    """A learning rate beyond reason in one setting: the other is measured and reported."""
+    command = ["study", "digits-vp-nll", "--vary", "training.learning_rate=1e-3,1e30"]
+    command += ["--seeds", "1", "--steps", "8", "--out", "study", *QUICK]
+    process = start(*command, "--set", "training.grad_clip=null", cwd=tmp_path)
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 1, out + err
+    assert "not finite" in err
+    table = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert list(table["failures"]) == ["learning_rate=1e30_seed=0"]
+    assert [len(setting["runs"]) for setting in table["settings"]] == [1, 0]
