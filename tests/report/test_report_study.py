@@ -86,12 +86,19 @@ def test_the_table_of_a_study(settings):
     assert hard[2].text == "1.8850 ± 0.0012"
     assert hard[2].best
     assert not soft[2].best
-    heading, change = summary.change_rows()
-    assert [cell.text for cell in change[:2]] == ["k=1", "k=inf"]
-    truth = scipy.stats.ttest_rel([0.5, 0.69, 0.6], [0.6, 0.8, 0.7]).confidence_interval()
-    assert change[2 + distance].text == f"-0.103 [{truth.low:.3f}, {truth.high:.3f}]"
-    assert change[2 + distance].best
-    assert not change[2].best
+    heading, *changes = summary.change_rows()
+    assert [cell.text for cell in heading[3:]] == ["change", "95 % interval", "p"]
+    assert [cell.text for cell in changes[0][:3]] == ["k=1", "k=inf", "bits/dim with residual"]
+    assert [cell.text for cell in changes[distance][:3]] == ["", "", "FD(digits-mlp)"]
+    truth = scipy.stats.ttest_rel([0.5, 0.69, 0.6], [0.6, 0.8, 0.7])
+    low, high = truth.confidence_interval()
+    assert [cell.text for cell in changes[distance][3:]] == [
+        "-0.103",
+        f"{low:.3g} ... {high:.3g}",
+        f"{truth.pvalue:.2g}",
+    ]
+    assert changes[distance][3].best
+    assert not changes[density][3].best
     content = summary.to_dict()["settings"][1]
     assert content["runs"] == {0: "soft-0", 1: "soft-1", 2: "soft-2"}
     assert content["figures"][distance]["difference"]["seeds"] == 3

@@ -76,7 +76,7 @@ def study_tables(outcome: StudyOutcome) -> list[Table]:
     summary = outcome.summary
     parts = {
         "mean ± standard error over training seeds; the best in bold": summary.mean_rows(),
-        "changes, paired over seeds [95 % interval]; bold: without 0": summary.change_rows(),
+        "changes, paired over seeds; bold: the interval leaves out 0": summary.change_rows(),
     }
     tables = []
     for title, rows in parts.items():
@@ -85,8 +85,9 @@ def study_tables(outcome: StudyOutcome) -> list[Table]:
         table = Table(
             title=title, title_justify="left", box=None, header_style="bold", pad_edge=False
         )
-        for i, cell in enumerate(rows[0]):
-            table.add_column(cell.text, no_wrap=i == 0, justify="left" if i == 0 else "right")
+        for cell in rows[0]:
+            words = cell.text in ("setting", "against", "figure")
+            table.add_column(cell.text, no_wrap=words, justify="left" if words else "right")
         for row in rows[1:]:
             table.add_row(
                 *(f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row)

@@ -86,11 +86,11 @@ class Difference:
     p: float | None
 
     @property
-    def text(self) -> str:
-        """ "-0.12 [-0.20, -0.04]": the mean and its confidence interval."""
+    def interval(self) -> str:
+        """ "-0.20 ... -0.04", nothing with one seed."""
         if self.low is None or self.high is None:
-            return f"{self.mean:+.3g}"
-        return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
+            return ""
+        return f"{self.low:+.3g} ... {self.high:+.3g}"
 
     @property
     def significant(self) -> bool:
@@ -162,15 +162,28 @@ class StudySummary:
         return rows
 
     def change_rows(self) -> list[list[Cell]]:
-        """Headings, then the changes of each setting that has a baseline; the sure are marked."""
-        rows = [[Cell("setting"), Cell("against"), *(Cell(c.title) for c in self.columns)]]
+        """Headings, then a row for each figure of each setting that has a baseline.
+
+        A setting's name stands in its first row alone; changes whose interval leaves out zero are
+        marked.
+        """
+        headings = ("setting", "against", "figure", "change", "95 % interval", "p")
+        rows = [[Cell(text) for text in headings]]
         for row in self.rows:
-            if row.setting.baseline is not None:
-                cells = [
-                    Cell("—") if d is None else Cell(d.text, d.mean, best=d.significant)
-                    for d in row.differences
-                ]
-                rows.append([Cell(row.setting.label), Cell(row.setting.baseline), *cells])
+            names = [Cell(row.setting.label), Cell(row.setting.baseline or "")]
+            for column, found in zip(self.columns, row.differences, strict=True):
+                if found is not None:
+                    sure = found.significant
+                    rows.append(
+                        [
+                            *names,
+                            Cell(column.title),
+                            Cell(f"{found.mean:+.3g}", found.mean, best=sure),
+                            Cell(found.interval, best=sure),
+                            Cell("" if found.p is None else f"{found.p:.2g}", found.p, best=sure),
+                        ]
+                    )
+                    names = [Cell(""), Cell("")]
         return rows
 
     def to_dict(self) -> dict[str, Any]:
