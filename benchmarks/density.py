@@ -1,12 +1,14 @@
 """Error against network evaluations of the probability-flow log-likelihood.
 
-For each variable in which the ODE can be integrated, each scaling of the state and each
-Runge-Kutta pair: the mean error in bits per dimension of an example, against the same ODE (the same
-x_eps, the same Hutchinson probe) solved to 1e-9, over a range of tolerances. The yardstick is
+For each variable in which the ODE can be integrated, each scaling of the state and each method:
+the mean error in bits per dimension of an example, against the same ODE (the same x_eps, the same
+Hutchinson probe) solved to 1e-9, over a range of tolerances. The yardstick is
 RK45 in t for the batch as a whole, by torchdiffeq's dopri5 at rtol = atol = 1e-5.
 
-    python benchmarks/density.py --sde vp --model mixture
-    python benchmarks/density.py --model network.pt       # a ScoreModel saved by torch.save
+    python -m benchmarks.density --sde vp --json mixture-vp.json
+    python -m benchmarks.density --model runs/demo/soft-k1 --batch 8 --json demo.json
+    python -m benchmarks.density --model NAME.pth --config NAME.json --batch 2
+    python -m benchmarks.density --plot density.png mixture-vp.json demo.json
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from softtrunc import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.density import dequantize
 from softtrunc.density.path import AngleVariable, PowerVariable, Variable
 from softtrunc.density.probability_flow import solve_flow
 from softtrunc.density.solver import (
@@ -29,6 +32,9 @@ from softtrunc.density.solver import (
     DORMAND_PRINCE_54,
     Tableau,
 )
+from softtrunc.interop import load_score_sde_checkpoint
+from softtrunc.recipes.build import build_data
+from softtrunc.recipes.open_run import open_run
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import expand_to
 
@@ -38,7 +44,11 @@ SDES: dict[str, SDE] = {
     "ve": VESDE(),
     "rve": ReciprocalVESDE(),
 }
-PAIRS = {
+LIBRARY = "(std/2 + rho)^(-1/3), scaled state"
+"""What `probability_flow_nll` does."""
+
+PAIRS: dict[str, Tableau | None] = {
+    "Adams": None,
     "RK23": BOGACKI_SHAMPINE_32,
     "Dormand-Prince 5(4)": DORMAND_PRINCE_54,
 }
@@ -141,7 +151,7 @@ class Row:
 
 
 def ours(
-    problem: Problem, variable: Variable, data_std: float, tableau: Tableau, tol: float
+    problem: Problem, variable: Variable, data_std: float, tableau: Tableau | None, tol: float
 ) -> tuple[Tensor, float]:
     solution = solve_flow(
         problem.model,
@@ -183,8 +193,8 @@ def in_time(problem: Problem, tol: float) -> tuple[Tensor, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mixture", help='"mixture" or a file of torch.save')
-    parser.add_argument("--data", help="examples (N, *event) for a file's model, by torch.save")
+    parser.add_argument("--model", default="mixture", help='"mixture", a run, or a public .pth')
+    parser.add_argument("--config", help="of a public .pth, as JSON")
     parser.add_argument("--sde", choices=sorted(SDES), default="vp", help="for the mixture")
     parser.add_argument("--dim", type=int, default=16, help="for the mixture")
     parser.add_argument("--batch", type=int, default=32)
@@ -199,16 +209,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--float32", action="store_true", help="state and model in float32")
     parser.add_argument("--json", type=Path, help="also write every row here")
+    parser.add_argument("--plot", nargs="+", type=Path, metavar="FILE", help="a PNG, and rows")
     args = parser.parse_args()
+    if args.plot:
+        plot(args.plot[0], args.plot[1:])
+        return
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(0)
 
     if args.model == "mixture":
         model: ScoreFunction = Mixture.example(SDES[args.sde], args.dim, generator)
         x0 = model.sample(args.batch, generator)
+    elif args.config:
+        model = load_score_sde_checkpoint(args.model, args.config)
+        shape = (args.batch, model.network.config.channels, *model.network.config.size)
+        low, high = model.value_range
+        x0 = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
     else:
-        model = torch.load(args.model, weights_only=False).eval()
-        x0 = torch.load(args.data, weights_only=True)[: args.batch].double()
+        opened = open_run(Path(args.model))
+        model, data = opened.model, build_data(opened.recipe, "test")
+        levels = data.batch(torch.arange(args.batch))
+        x0 = dequantize(levels, data.card.levels, model.value_range, generator=generator).double()
     if args.float32:
         x0 = x0.float()
     elif isinstance(model, torch.nn.Module):
@@ -230,6 +251,7 @@ def main() -> None:
         "angle, scaled state": (AngleVariable(std), std),
         "angle(3 rho/std), scaled state": (AngleVariable(std / 3.0), std),
         "(std/2 + rho)^(-1/2), scaled state": (PowerVariable(std / 2.0, 2.0), std),
+        LIBRARY: (PowerVariable(std / 2.0), std),
     }
     truth, _ = ours(problem, AngleVariable(std), std, DORMAND_PRINCE_54, args.reference_tol)
     rows: list[Row] = []
@@ -282,7 +304,38 @@ def main() -> None:
         share = row.nfe / yardstick.nfe
         print(f"{row.nfe:8.1f} ({share:4.2f})  {row.name}, {row.pair}, tol {row.tol:.0e}")
     if args.json:
-        args.json.write_text(json.dumps([vars(r) for r in rows], indent=1))
+        title = f"{Path(args.model).name}, {type(model.sde).__name__}"
+        content = {"title": title, "rows": [vars(r) for r in rows]}
+        args.json.write_text(json.dumps(content, indent=1))
+
+
+def plot(out: Path, files: list[Path]) -> None:
+    """Error against evaluations, one panel a file; the best variable of each method in colour."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(files), 3)
+    lines = math.ceil(len(files) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.6 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    styles = {"torchdiffeq dopri5": "k^-", "Adams": "o-", "RK23": "s-", "Dormand-Prince 5(4)": "v-"}
+    for ax, file in zip(axes, files, strict=False):
+        content = json.loads(file.read_text())
+        series: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for row in content["rows"]:
+            series.setdefault((row["name"], row["pair"]), []).append((row["nfe"], row["error"]))
+        for (name, pair), points in series.items():
+            known = name == LIBRARY or pair.startswith("torchdiffeq")
+            label = pair + ("" if pair.startswith("torchdiffeq") else ", ours") if known else None
+            style = styles[pair] if known else styles[pair][0] + "-"
+            look = {"lw": 1.6, "ms": 4} if known else {"lw": 0.6, "ms": 2, "color": "0.75"}
+            ax.plot(*zip(*sorted(points), strict=True), style, label=label, **look)
+        ax.axhline(1e-3, color="0.5", lw=0.8, ls=":")
+        ax.set(xscale="log", yscale="log", title=content["title"], xlabel="network evaluations")
+        ax.set_ylabel("mean error of an example, bits/dim")
+        ax.legend(fontsize=7)
+    for ax in axes[len(files) :]:
+        ax.remove()
+    figure.savefig(out, dpi=110)
 
 
 if __name__ == "__main__":
