@@ -267,6 +267,13 @@ def test_a_run_draws_evaluates_and_reports(capsys, run, tmp_path):
     assert main(["evaluate", str(run), "--fid", "-n", "80", "--set", "sampling.steps=2"]) == 0
     content = json.loads((run / "evaluation.json").read_text())
     assert sorted(figure["key"] for figure in content["figures"]) == sorted(keys)
+    # distances of another name stand beside them
+    content["figures"][3]["name"] = "FD(other)"
+    (run / "evaluation.json").write_text(json.dumps(content))
+    assert main(["evaluate", str(run), "--fid", "-n", "80", "--set", "sampling.steps=2"]) == 0
+    content = json.loads((run / "evaluation.json").read_text())
+    names = [f["name"] for f in content["figures"] if f["key"] == "frechet_distance"]
+    assert sorted(names) == ["FD(digits-mlp)", "FD(other)"]
     assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
     assert "<html" in (tmp_path / "report.html").read_text()
 

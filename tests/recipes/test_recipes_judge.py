@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from softtrunc.data import ImageDataset
+from softtrunc.data import ImageDataset, load_digits_split
 from softtrunc.metrics import (
     FeatureStatistics,
     TorchScriptFeatures,
@@ -141,6 +141,32 @@ def test_every_figure_equals_its_direct_computation(extractor):
     assert protocol["n_reference"] == 60
     assert protocol["resize"] == "legacy resize"
     assert found["frechet_distance"].nfe == {"mean": 20.0, "max": 20.0}
+
+
+def test_a_real_network_judges_real_images(shared):
+    """Digits against digits are near, against noise far; none of it may be called FID."""
+    extractor = TorchScriptFeatures(shared / "data" / "efficientnet_lite0.pt")
+    half, other = (load_digits_split(split) for split in ("train", "test"))
+    few = [
+        ImageDataset.create(d.images[:24], name="digits", split=split, source="here", levels=17)
+        for d, split in ((half, "train"), (other, "test"))
+    ]
+    noise = ImageDataset.create(
+        np.random.default_rng(0).integers(0, 17, (24, 1, 8, 8), dtype=np.uint8),
+        name="noise",
+        split="test",
+        source="here",
+        levels=17,
+    )
+    near, far = (
+        {f.key: f for f in judge(extractor).measure(samples_of(few[0]), {"test": d}, ALL)}
+        for d in (few[1], noise)
+    )
+    assert near["frechet_distance_test"].name == "FD(efficientnet_lite0) to held-out"
+    for key in ("frechet_distance_test", "kernel_distance_test"):
+        assert far[key].value > 3 * near[key].value
+    assert 1.0 <= near["inception_score"].value <= 1000.0
+    assert near["recall"].value > far["recall"].value
 
 
 def test_grey_images_say_that_they_were_replicated(extractor):

@@ -105,6 +105,15 @@ def test_mistakes_are_named_before_anything_runs(vary, baseline, words):
         plan_study(["digits-vp-nll"], vary, seeds=1, baseline=baseline)
 
 
+def test_a_study_without_anything_to_measure_is_refused():
+    with pytest.raises(UserError, match=r"evaluation\.features=inception"):
+        plan_study(["stl10-uncsnpp-rve-st"], [], seeds=1)
+    (cell,) = plan_study(
+        ["stl10-uncsnpp-rve-st"], [], seeds=1, overrides=["evaluation.features=inception"]
+    )
+    assert cell.label == "stl10-uncsnpp-rve-st"
+
+
 def test_folders_of_something_else_are_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(UserError, match=r"thesis\.txt"):

@@ -23,6 +23,7 @@ from softtrunc.recipes.progress import Progress, Silent
 from softtrunc.recipes.run import UNKNOWN_FINGERPRINT, Run, now, package_versions, write_text
 from softtrunc.recipes.schema import Recipe
 from softtrunc.report.figure import Figure
+from softtrunc.report.summary import DENSITY_FIGURES
 from softtrunc.training import Weights
 
 __all__ = ["is_measured", "measure"]
@@ -131,7 +132,7 @@ def measure(
     def store(figure: Figure) -> None:
         if not opened.accelerator.is_main_process:
             return
-        kept = [f for f in content["figures"] if f["key"] != figure.key]
+        kept = [f for f in content["figures"] if not _replaces(figure, f)]
         content["figures"] = [*kept, figure.to_dict()]
         text = json.dumps(content, indent=1, allow_nan=False)
         write_text(opened.run.evaluation_file, text + "\n")
@@ -157,6 +158,13 @@ def is_measured(run: Run, recipe: Recipe) -> bool:
         return bool(content["step"] == recipe.training.steps) and wanted <= found
     except (OSError, KeyError, TypeError, ValueError):
         return False
+
+
+def _replaces(figure: Figure, earlier: Mapping[str, Any]) -> bool:
+    """Bits/dim replace those of their kind; distances and scores only those of the same name."""
+    if figure.key != earlier["key"]:
+        return False
+    return figure.key in DENSITY_FIGURES or figure.name == earlier.get("name")
 
 
 def _earlier(opened: OpenRun, content: Mapping[str, Any]) -> list[dict[str, Any]]:

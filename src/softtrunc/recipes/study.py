@@ -126,6 +126,11 @@ def plan_study(
             build_objective(by_seed[0]).draw(by_seed[0].training.batch_size)
             build_sampler(by_seed[0].sampling)
             build_training(by_seed[0])
+        if not by_seed[0].data.dequantize and by_seed[0].evaluation.features is None:
+            raise UserError(
+                f"{label}: nothing to compare: without data.dequantize there are no bits/dim, and "
+                "no extractor is named: add --set evaluation.features=inception (or a path)"
+            )
         compared = None
         if against is not None and chosen[against[0]] != against[1]:
             place, value = against
