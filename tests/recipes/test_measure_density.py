@@ -80,7 +80,7 @@ def test_the_schema_knows_the_figures_that_are_measured():
 
 def test_every_image_is_counted_once_per_pass_and_every_term_is_written(copy, tmp_path):
     path = tmp_path / "images.csv"
-    measure(copy, samples=False, limit=6, overrides=SMALL, per_image=path)
+    measure(copy, samples=(), limit=6, overrides=SMALL, per_image=path)
     rows = table(path)
     assert list(rows[0]) == ["figure", "pass", "image", *COLUMNS]
     keys = [(r["figure"], int(r["pass"]), int(r["image"])) for r in rows]
@@ -140,14 +140,14 @@ class Killing:
 def test_an_interrupted_evaluation_goes_on_and_ends_in_the_same_numbers(run, copy, tmp_path):
     straight = shutil.copytree(run, tmp_path / "straight")
     tables = tmp_path / "a.csv", tmp_path / "b.csv"
-    measure(straight, samples=False, limit=10, overrides=SMALL, per_image=tables[0])
+    measure(straight, samples=(), limit=10, overrides=SMALL, per_image=tables[0])
     with pytest.raises(StoppedError):
         # Six parts a figure: it breaks off in the second one.
-        measure(copy, samples=False, limit=10, overrides=SMALL, progress=Killing(after=8))
+        measure(copy, samples=(), limit=10, overrides=SMALL, progress=Killing(after=8))
     (part, *_) = sorted((copy / "evaluation.partial").glob("nll_residual-*/*.npz"))
     part.write_bytes(part.read_bytes()[:100])  # damaged on the way
     again = Killing()
-    measure(copy, samples=False, limit=10, overrides=SMALL, per_image=tables[1], progress=again)
+    measure(copy, samples=(), limit=10, overrides=SMALL, per_image=tables[1], progress=again)
     done = {label: d for label, _, d in again.tasks}
     assert done["nll_residual"] == 16
     assert 8 <= done["nll"] <= 12
@@ -160,21 +160,21 @@ def test_an_interrupted_evaluation_goes_on_and_ends_in_the_same_numbers(run, cop
 @pytest.mark.parametrize("change", ["evaluation.seed=1", "evaluation.probes=2"])
 def test_another_protocol_uses_nothing_of_an_interrupted_one(copy, change):
     with pytest.raises(StoppedError):
-        measure(copy, samples=False, limit=8, overrides=SMALL, progress=Killing(after=2))
+        measure(copy, samples=(), limit=8, overrides=SMALL, progress=Killing(after=2))
     again = Killing(after=0)
     with pytest.raises(StoppedError):
-        measure(copy, samples=False, limit=8, overrides=[*SMALL, change], progress=again)
+        measure(copy, samples=(), limit=8, overrides=[*SMALL, change], progress=again)
     assert [t for t in again.tasks if t[0].startswith("nll")] == [("nll_residual", 16, 0)]
     assert not again.lines
 
 
 def test_other_batches_and_more_passes_use_what_is_there(copy):
     with pytest.raises(StoppedError):
-        measure(copy, samples=False, limit=8, overrides=SMALL, progress=Killing(after=2))
+        measure(copy, samples=(), limit=8, overrides=SMALL, progress=Killing(after=2))
     again = Killing(after=0)
     changes = [*SMALL, "evaluation.batch_size=3", "evaluation.passes=3"]
     with pytest.raises(StoppedError):
-        measure(copy, samples=False, limit=7, overrides=changes, progress=again)
+        measure(copy, samples=(), limit=7, overrides=changes, progress=again)
     # Images 0 to 6 of the first pass are at hand, and 0 to 3 of the second.
     assert [t for t in again.tasks if t[0].startswith("nll")] == [("nll_residual", 21, 11)]
 
@@ -227,7 +227,7 @@ def test_the_error_of_the_solver_is_measured(opened, digits):
 def test_lossless_figures_are_probabilities_of_levels(copy, tmp_path):
     path = tmp_path / "images.csv"
     changes = [*SMALL, "evaluation.figures=[nll_lossless, nelbo_lossless]", "evaluation.eps=0.05"]
-    measure(copy, samples=False, limit=4, overrides=changes, per_image=path)
+    measure(copy, samples=(), limit=4, overrides=changes, per_image=path)
     assert set(figures(copy)) == {"nll_lossless", "nelbo_lossless"}
     assert figures(copy)["nll_lossless"]["protocol"]["dequantization"].startswith("none")
     for r in table(path):
@@ -242,8 +242,8 @@ def test_a_learned_dequantizer_is_trained_once_and_told_apart(copy):
         "evaluation.dequantizer={steps: 6, width: 4, layers: 1, batch_size: 8}",
     ]
     first, second, third = Killing(), Killing(), Killing()
-    measure(copy, samples=False, limit=4, overrides=LOOSE)
-    measure(copy, samples=False, limit=4, overrides=changes, progress=first)
+    measure(copy, samples=(), limit=4, overrides=LOOSE)
+    measure(copy, samples=(), limit=4, overrides=changes, progress=first)
     assert ("dequantizer", 6, 0) in first.tasks
     trained = (copy / "dequantizer.safetensors").read_bytes()
     protocol = figures(copy)["nll_learned"]["protocol"]
@@ -251,12 +251,12 @@ def test_a_learned_dequantizer_is_trained_once_and_told_apart(copy):
     assert protocol["dequantization"] == "learned (variational flow)"
     # The uniform figures stay beside it, under their own names.
     assert figures(copy)["nll_residual"]["protocol"]["dequantization"] == "uniform"
-    measure(copy, samples=False, limit=4, overrides=changes, progress=second)
+    measure(copy, samples=(), limit=4, overrides=changes, progress=second)
     assert not [t for t in second.tasks if t[0] == "dequantizer"]
     assert (copy / "dequantizer.safetensors").read_bytes() == trained
     measure(
         copy,
-        samples=False,
+        samples=(),
         limit=4,
         overrides=[*changes, "evaluation.dequantizer.steps=3"],
         progress=third,
@@ -268,7 +268,7 @@ def test_a_learned_dequantizer_is_trained_once_and_told_apart(copy):
 def test_a_table_in_parquet(copy, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "images.parquet"
-    measure(copy, samples=False, limit=3, overrides=SMALL, per_image=path)
+    measure(copy, samples=(), limit=3, overrides=SMALL, per_image=path)
     found = parquet.read_table(path)
     assert found.column_names == ["figure", "pass", "image", *COLUMNS]
     assert found.num_rows == 3 * 2 * 3
@@ -282,10 +282,10 @@ def test_a_table_that_could_not_be_written_is_refused_first(copy, tmp_path, monk
     for name, words in (("images.xlsx", "ends in .csv or .parquet"), ("d.csv", "is a folder")):
         (tmp_path / "d.csv").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=words):
-            measure(copy, samples=False, per_image=tmp_path / name, overrides=SMALL)
+            measure(copy, samples=(), per_image=tmp_path / name, overrides=SMALL)
     monkeypatch.setattr("softtrunc.recipes.image_results.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"softtrunc\[parquet\]"):
-        measure(copy, samples=False, per_image=tmp_path / "i.parquet", overrides=SMALL)
+        measure(copy, samples=(), per_image=tmp_path / "i.parquet", overrides=SMALL)
     assert not (copy / "evaluation.json").exists()
 
 
