@@ -43,9 +43,12 @@ _FREE_ON_RESUME = (
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it: readers see the old one or the new one."""
+    """Write a file beside its place and rename it: readers see the old one or the new one.
+
+    Several processes may write the same file at once.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
