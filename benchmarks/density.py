@@ -312,6 +312,7 @@ def main() -> None:
 def plot(out: Path, files: list[Path]) -> None:
     """Error against evaluations, one panel a file; the best variable of each method in colour."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     columns = min(len(files), 3)
     lines = math.ceil(len(files) / columns)
@@ -331,11 +332,14 @@ def plot(out: Path, files: list[Path]) -> None:
             ax.plot(*zip(*sorted(points), strict=True), style, label=label, **look)
         ax.axhline(1e-3, color="0.5", lw=0.8, ls=":")
         ax.set(xscale="log", yscale="log", title=content["title"], xlabel="network evaluations")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_ylabel("mean error of an example, bits/dim")
         ax.legend(fontsize=7)
     for ax in axes[len(files) :]:
         ax.remove()
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=80)
 
 
 if __name__ == "__main__":
