@@ -1,11 +1,11 @@
 """Likelihood as an outlier score, and why raw likelihood fails at it.
 
-A small model is trained on Fashion-MNIST; then held-out clothes and handwritten digits are scored by
-their bits per dimension. Digits are simpler than clothes and get *fewer* bits, although the model
-never saw one (Nalisnick et al. 2019, arXiv 1810.09136). Subtracting the bits that a lossless
+A small model is trained on Fashion-MNIST; then held-out clothes and handwritten digits are scored
+by their bits per dimension. Digits are simpler than clothes and get *fewer* bits, although the
+model never saw one (Nalisnick et al. 2019, arXiv 1810.09136). Subtracting the bits that a lossless
 compressor needs corrects for complexity (Serra et al. 2020, arXiv 1909.11480).
 
-Run: python examples/ood.py [FOLDER OF FASHION-MNIST]      # the IDX files; a few minutes on two cores
+Run: python examples/ood.py [FOLDER OF FASHION-MNIST]      # the IDX files; minutes on two cores
 """
 
 from __future__ import annotations

@@ -190,3 +190,8 @@ def test_a_dry_run_needs_no_images_where_the_recipe_says_their_size():
 def test_contract():
     assert Recipe.model_config["frozen"]
     assert Recipe.model_config["extra"] == "forbid"
+
+
+def test_no_is_a_word_and_false_is_not():
+    assert load_recipe("digits-vp-nll", ["training.precision=no"]).training.precision == "no"
+    assert load_recipe("digits-vp-nll", ["data.flip=true"]).data.flip is True
