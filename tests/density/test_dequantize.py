@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from softtrunc.density import bin_centers, bin_index, check_on_grid, dequantize
+from softtrunc.density import bin_centers, bin_index, check_on_grid, dequantize, spread_range
 
 RAW = torch.randint(0, 256, (5, 400), generator=torch.Generator().manual_seed(0))
 
@@ -37,6 +37,15 @@ def test_centers_and_their_inverse(levels):
         assert torch.equal(check_on_grid(y, levels, (0.0, 1.0)), x)
     with pytest.raises(ValueError, match="middle"):
         bin_index(y + 0.3 / levels, levels, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_levels_spread_from_end_to_end_are_centres_of_a_wider_range(levels):
+    x = torch.arange(levels)
+    y = bin_centers(x, levels, spread_range(levels, (0.0, 1.0)), dtype=torch.float64)
+    torch.testing.assert_close(y, x.double() / (levels - 1), rtol=0, atol=1e-14)
+    with pytest.raises(ValueError, match="at least 2"):
+        spread_range(1)
 
 
 def test_given_noise():

@@ -4,11 +4,12 @@ import pytest
 import torch
 from exact import Gaussian
 
-from softtrunc import VESDE, VPSDE
+from softtrunc import VESDE, VPSDE, SubVPSDE
 from softtrunc.density import (
     bin_centers,
     discrete_log_prob,
     gaussian_residual,
+    lossless_eps,
     lossless_residual,
 )
 
@@ -88,6 +89,16 @@ def test_lossless_is_gaussian_when_the_bins_are_fine():
     found = lossless_residual(x, z, n, alpha, sigma, levels=levels)
     continuous = gaussian_residual(z, n, alpha)
     torch.testing.assert_close(found, continuous - 5 * math.log(2 / levels), rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(sigma_min=1e-4)])
+def test_a_lossless_code_begins_with_noise_of_part_of_a_bin(sde):
+    alpha, sigma = sde.marginal(torch.tensor(lossless_eps(sde, 17, (0.0, 1.0)), **DOUBLE))
+    assert float(sigma / alpha) == pytest.approx(0.4 / 17, rel=1e-6)
+
+
+def test_a_lossless_code_never_begins_before_the_least_time():
+    assert lossless_eps(VESDE(), 256, (0.0, 1.0), least=2e-5) == 2e-5
 
 
 def test_lossless_wants_bin_centres():

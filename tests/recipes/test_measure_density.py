@@ -9,8 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from softtrunc.data import ImageDataset
+from softtrunc import VPSDE
+from softtrunc.data import ImageDataset, to_model_range
+from softtrunc.density import lossless_eps
 from softtrunc.recipes import UserError, load_recipe
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.measure import measure
@@ -29,6 +32,7 @@ from softtrunc.report.density import (
     solver_error,
 )
 from softtrunc.report.summary import DENSITY_FIGURES
+from softtrunc.sde import expand_to
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -205,9 +209,9 @@ def test_batches_change_no_number(opened, digits):
     assert np.abs(gap).max() < 1e-4
 
 
-def test_a_figure_with_images_missing_is_refused(digits):
+def test_a_figure_with_images_missing_is_refused(opened, digits):
     with pytest.raises(ValueError, match="10 images were not measured"):
-        density_figure("nll", digits, PROTOCOL, ImageResults(2, 5), value_range=(-1.0, 1.0))
+        density_figure("nll", opened.model, digits, PROTOCOL, ImageResults(2, 5))
 
 
 def test_the_error_of_the_solver_is_measured(opened, digits):
@@ -226,13 +230,56 @@ def test_the_error_of_the_solver_is_measured(opened, digits):
 
 def test_lossless_figures_are_probabilities_of_levels(copy, tmp_path):
     path = tmp_path / "images.csv"
-    changes = [*SMALL, "evaluation.figures=[nll_lossless, nelbo_lossless]", "evaluation.eps=0.05"]
+    changes = [*SMALL, "evaluation.figures=[nll_lossless, nelbo_lossless]"]
     measure(copy, samples=(), limit=4, overrides=changes, per_image=path)
     assert set(figures(copy)) == {"nll_lossless", "nelbo_lossless"}
-    assert figures(copy)["nll_lossless"]["protocol"]["dequantization"].startswith("none")
+    protocol = figures(copy)["nll_lossless"]["protocol"]
+    assert protocol["dequantization"].startswith("none")
+    assert protocol["value_range"] == [-1.0, 1.0]
+    assert protocol["eps"] == pytest.approx(lossless_eps(VPSDE(), 17))
     for r in table(path):
         expected = float(r["nats"]) / (64 * np.log(2.0))
         assert float(r["bits_per_dim"]) == pytest.approx(expected, abs=1e-9)
+
+
+class Levels(nn.Module):
+    """The exact score of independent grey levels, level k with probability `p[k]`."""
+
+    value_range = (-1.0, 1.0)
+
+    def __init__(self, p, positions):
+        super().__init__()
+        self.sde = VPSDE()
+        self.log_p = nn.Parameter(p.log())
+        self.positions = positions
+
+    def score(self, x, t):
+        alpha, sigma = (
+            expand_to(v.to(x).expand(len(x)), x)[..., None] for v in self.sde.marginal(t)
+        )
+        gap = alpha * self.positions.to(x) - x[..., None]
+        posterior = (self.log_p.to(x) - 0.5 * (gap / sigma).square()).softmax(-1)
+        return (posterior * gap / sigma.square()).sum(-1)
+
+
+@pytest.mark.parametrize("key", ["nll_lossless", "nelbo_lossless"])
+def test_lossless_figures_of_plain_data_are_its_entropy(key):
+    """Of a model that knows the levels as training without dequantisation shows them: log p.
+
+    On the grid of cells the same model is asked for levels that it holds to be impossible.
+    """
+    p = torch.linspace(1.0, 3.0, 5) / 10.0
+    pixels = np.random.default_rng(0).choice(5, (16, 1, 8, 8), p=p.numpy()).astype(np.uint8)
+    data = ImageDataset.create(pixels, name="own", split="test", source="here", levels=5)
+    model = Levels(p, to_model_range(torch.arange(5)[:, None, None, None], levels=5).flatten())
+    truth = -p.log2()[pixels.astype(np.int64)].mean()
+    protocol = DensityProtocol(lossless_eps=0.01, nelbo_draws=256, solver_check=0)
+    plain = replace(protocol, dequantized=False)
+    figure = measure_density(key, model, data, plain)
+    assert figure.protocol["value_range"] == [-1.25, 1.25]
+    # 1,024 pixels; the standard error is that of the noise alone, below 0.01.
+    assert figure.value == pytest.approx(float(truth), abs=0.03)
+    assert measure_density(key, model, data, protocol).value > truth + 1.0
 
 
 def test_a_learned_dequantizer_is_trained_once_and_told_apart(copy):

@@ -9,13 +9,14 @@ from softtrunc.density.bits import (
     mean_with_error,
 )
 from softtrunc.density.bound import nelbo
-from softtrunc.density.dequantize import bin_centers, bin_index, dequantize
+from softtrunc.density.dequantize import bin_centers, bin_index, dequantize, spread_range
 from softtrunc.density.learned import Dequantizer, DrawnNoise, train_dequantizer
 from softtrunc.density.probability_flow import Divergence, Method, probability_flow_nll
 from softtrunc.density.residual import (
     Reconstruction,
     discrete_log_prob,
     gaussian_residual,
+    lossless_eps,
     lossless_residual,
 )
 from softtrunc.density.solver import StepUnderflowError
@@ -37,9 +38,11 @@ __all__ = [
     "dequantize",
     "discrete_log_prob",
     "gaussian_residual",
+    "lossless_eps",
     "lossless_residual",
     "mean_with_error",
     "nelbo",
     "probability_flow_nll",
+    "spread_range",
     "train_dequantizer",
 ]

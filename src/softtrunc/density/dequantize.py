@@ -12,7 +12,7 @@ from softtrunc.density.bits import check_on_grid
 from softtrunc.density.streams import ExampleStreams
 from softtrunc.sde import wide_dtype
 
-__all__ = ["bin_centers", "bin_index", "dequantize"]
+__all__ = ["bin_centers", "bin_index", "dequantize", "spread_range"]
 
 
 def dequantize(
@@ -75,6 +75,25 @@ def bin_centers(
     """
     noise = torch.full(x.shape, 0.5, device=x.device)
     return dequantize(x, levels, value_range, noise=noise, dtype=dtype)
+
+
+def spread_range(
+    levels: int = 256, value_range: tuple[float, float] = (-1.0, 1.0)
+) -> tuple[float, float]:
+    """The range whose bins have their middles at `low + width x / (levels - 1)`.
+
+    That is where a model trained without dequantisation saw level x: the lowest at the low end, the
+    highest at the high one. The range is half a level wider than the data at both. Lossless mode
+    with it in place of the value range measures such a model.
+
+    Raises:
+        ValueError: if there are fewer than two levels.
+    """
+    if levels < 2:
+        raise ValueError(f"levels={levels}: need at least 2, e.g. 256 for 8-bit data")
+    low, high = value_range
+    half = 0.5 * (high - low) / (levels - 1)
+    return low - half, high + half
 
 
 def bin_index(

@@ -17,7 +17,7 @@ from softtrunc.recipes.image_results import ResultFiles, TableRows, write_table
 from softtrunc.recipes.open_run import OpenRun
 from softtrunc.recipes.progress import Progress
 from softtrunc.recipes.run import package_versions
-from softtrunc.recipes.schema import Evaluation, Recipe
+from softtrunc.recipes.schema import Recipe
 from softtrunc.report.density import (
     LEARNED_FIGURES,
     LOSSLESS_FIGURES,
@@ -70,9 +70,11 @@ def check_images(opened: OpenRun, data: ImageDataset) -> None:
         check_levels(data.batch(torch.arange(min(len(data), _LOOKED_AT))), data.card.levels)
 
 
-def _protocol(spec: Evaluation, limit: int | None) -> DensityProtocol:
+def _protocol(recipe: Recipe, limit: int | None) -> DensityProtocol:
+    spec = recipe.evaluation
     return DensityProtocol(
         eps=spec.eps,
+        lossless_eps=spec.lossless_eps,
         solver=spec.solver,
         rtol=spec.rtol,
         atol=spec.atol,
@@ -84,6 +86,7 @@ def _protocol(spec: Evaluation, limit: int | None) -> DensityProtocol:
         limit=limit,
         seed=spec.seed,
         solver_check=spec.solver_check,
+        dequantized=recipe.data.dequantize,
     )
 
 
@@ -122,7 +125,7 @@ def measure_bits(
         UserError: if a learned dequantiser cannot be trained.
     """
     accelerator, spec = opened.accelerator, opened.recipe.evaluation
-    images, protocol = data[split], _protocol(spec, limit)
+    images, protocol = data[split], _protocol(opened.recipe, limit)
     folder = opened.run.path / "evaluation.partial"
     weights = _digest(opened.model)
     learned: Dequantizer | None = None
@@ -144,10 +147,10 @@ def measure_bits(
             continue
         figure = density_figure(
             key,
+            opened.model,
             images,
             protocol,
             results,
-            value_range=opened.model.value_range,
             dequantizer=dequantizer,
             error=solver_error(
                 key, opened.model, images, protocol, results, dequantizer=dequantizer

@@ -351,7 +351,8 @@ class Dequantizer(_Section):
 class Evaluation(_Section):
     """What `softtrunc evaluate` measures unless told otherwise.
 
-    - `eps`: the time down to which the model's density is followed.
+    - `eps`: the time down to which the model's density is followed. `lossless_eps`: that of the
+      lossless figures; null: where the noise is 0.4 of a grey level, at least `eps`.
     - `figures`: the bits/dim to measure; `--dequantization` names the usual groups.
     - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
       "rk45" and "rk23". `solver_check`: the error that the tolerance leaves is measured on so many
@@ -369,6 +370,7 @@ class Evaluation(_Section):
     """
 
     eps: Time = 1e-5
+    lossless_eps: Time | None = None
     figures: Annotated[tuple[DensityFigure, ...], Field(min_length=1)] = FIGURES_BY_DEQUANTIZATION[
         "uniform"
     ]

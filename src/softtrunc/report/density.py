@@ -22,9 +22,11 @@ from softtrunc.density import (
     Method,
     bin_centers,
     dequantize,
+    lossless_eps,
     mean_with_error,
     nelbo,
     probability_flow_nll,
+    spread_range,
 )
 from softtrunc.report.figure import Figure
 from softtrunc.report.summary import DENSITY_FIGURES
@@ -72,7 +74,9 @@ _CHECK_FACTOR = 30.0
 class DensityProtocol:
     """How bits per dimension are measured.
 
-    - `eps`: smallest diffusion time. `solver`, `rtol`, `atol`: of the probability-flow ODE.
+    - `eps`: smallest diffusion time. `lossless_eps`: that of the lossless figures; None: where
+      the noise is 0.4 of a level (`softtrunc.density.lossless_eps`).
+    - `solver`, `rtol`, `atol`: of the probability-flow ODE.
     - `divergence`: "hutchinson" with so many `probes` per example, or "exact".
     - `nelbo_draws`: times per example.
     - `passes`: how often each image is counted, each time with fresh noise.
@@ -80,9 +84,13 @@ class DensityProtocol:
     - `limit`: only the first so many images; None: all.
     - `seed`: of all noise; an image's draws follow from the seed, the pass and its place.
     - `solver_check`: on so many images the ODE is solved again at a thirtieth of the tolerance.
+    - `dequantized`: noise filled each level's cell when the model was trained. False: it saw the
+      levels as points spread from end to end of its range, lossless figures are measured there, and
+      the others mean nothing.
     """
 
     eps: float = 1e-5
+    lossless_eps: float | None = None
     solver: Method = "adams"
     rtol: float = 1e-3
     atol: float = 1e-3
@@ -94,6 +102,7 @@ class DensityProtocol:
     limit: int | None = None
     seed: int = 0
     solver_check: int = 8
+    dequantized: bool = True
 
     def images(self, data: ImageDataset) -> int:
         """How many images are measured."""
@@ -164,6 +173,24 @@ def _example_seeds(protocol: DensityProtocol, turn: int, images: np.ndarray) -> 
     ]
 
 
+def _cells(
+    key: DensityFigure, levels: int, value_range: tuple[float, float], p: DensityProtocol
+) -> tuple[float, float]:
+    """The range that the levels' cells fill: the model's, or half a level more at both ends."""
+    if key in LOSSLESS_FIGURES and not p.dequantized:
+        return spread_range(levels, value_range)
+    return value_range
+
+
+def _eps(key: DensityFigure, levels: int, model: ScoreModel, p: DensityProtocol) -> float:
+    """The smallest time of a figure."""
+    if key not in LOSSLESS_FIGURES:
+        return p.eps
+    if p.lossless_eps is not None:
+        return p.lossless_eps
+    return lossless_eps(model.sde, levels, _cells(key, levels, model.value_range, p), least=p.eps)
+
+
 class _Point(NamedTuple):
     """Where a density is taken, and the logarithm of that of the noise that led there, (B,)."""
 
@@ -195,25 +222,27 @@ def _density(
     model: ScoreModel,
     x: Tensor,
     levels: int,
+    value_range: tuple[float, float],
     seeds: list[int],
     p: DensityProtocol,
 ) -> Density:
     discrete = key in LOSSLESS_FIGURES
+    eps = _eps(key, levels, model, p)
     if key in ("nelbo", "nelbo_lossless", "nelbo_learned"):
         return nelbo(
             model,
             x,
-            eps=p.eps,
+            eps=eps,
             draws=p.nelbo_draws,
             reconstruction="discrete" if discrete else "gaussian",
             levels=levels,
-            value_range=model.value_range,
+            value_range=value_range,
             seeds=seeds,
         )
     return probability_flow_nll(
         model,
         x,
-        eps=p.eps,
+        eps=eps,
         method=p.solver,
         rtol=p.rtol,
         atol=p.atol,
@@ -222,7 +251,7 @@ def _density(
         residual=key != "nll",
         reconstruction="discrete" if discrete else "gaussian",
         levels=levels,
-        value_range=model.value_range,
+        value_range=value_range,
         seeds=seeds,
     )
 
@@ -240,8 +269,9 @@ def _measure(
     device = next(model.parameters()).device
     seeds, count = _example_seeds(protocol, turn, images), data.card.levels
     levels = data.batch(torch.from_numpy(images)).to(device)
-    point = _point(key, levels, count, model.value_range, seeds, dequantizer)
-    density = _density(key, model, point.x, count, seeds, protocol)
+    cells = _cells(key, count, model.value_range, protocol)
+    point = _point(key, levels, count, cells, seeds, dequantizer)
+    density = _density(key, model, point.x, count, cells, seeds, protocol)
     log_q = point.log_q.to(density.nats)
     density = dataclasses.replace(density, nats=density.nats + log_q)
     found = (
@@ -250,7 +280,7 @@ def _measure(
         density.residual,
         log_q,
         density.nats,
-        density.bits_per_dim(count, model.value_range),
+        density.bits_per_dim(count, cells),
         density.nfe,
     )
     columns = {
@@ -361,9 +391,9 @@ def _residual(key: DensityFigure) -> str:
 
 def _protocol(
     key: DensityFigure,
+    model: ScoreModel,
     data: ImageDataset,
     p: DensityProtocol,
-    value_range: tuple[float, float],
     dequantizer: Dequantizer | None,
 ) -> dict[str, object]:
     common: dict[str, object] = {
@@ -371,10 +401,10 @@ def _protocol(
         "n": p.images(data),
         "passes": p.passes,
         "levels": data.card.levels,
-        "value_range": list(value_range),
+        "value_range": list(_cells(key, data.card.levels, model.value_range, p)),
         "dequantization": _dequantization(key),
         "residual": _residual(key),
-        "eps": p.eps,
+        "eps": _eps(key, data.card.levels, model, p),
         "seed": p.seed,
     }
     if key in LEARNED_FIGURES and dequantizer is not None:
@@ -396,11 +426,11 @@ def _protocol(
 
 def density_figure(
     key: DensityFigure,
+    model: ScoreModel,
     data: ImageDataset,
     protocol: DensityProtocol,
     results: ImageResults,
     *,
-    value_range: tuple[float, float],
     dequantizer: Dequantizer | None = None,
     error: dict[str, float] | None = None,
 ) -> Figure:
@@ -408,10 +438,10 @@ def density_figure(
 
     Args:
         key: which form.
+        model: what was measured.
         data: the images.
         protocol: how they were measured.
         results: of every image.
-        value_range: of the model.
         dequantizer: of the learned figures.
         error: `solver_error` of them.
 
@@ -429,7 +459,7 @@ def density_figure(
         unit="bits/dim",
         better="lower",
         seconds=results.seconds,
-        protocol=_protocol(key, data, protocol, value_range, dequantizer),
+        protocol=_protocol(key, model, data, protocol, dequantizer),
         nfe={"mean": float(nfe.mean()), "max": float(nfe.max())},
         solver_error=error,
     )
@@ -466,10 +496,10 @@ def measure_density(
             advance(len(chunk.images), running_note(results))
     return density_figure(
         key,
+        model,
         data,
         protocol,
         results,
-        value_range=model.value_range,
         dequantizer=dequantizer,
         error=solver_error(key, model, data, protocol, results, dequantizer=dequantizer),
     )
