@@ -4,7 +4,8 @@ On a run of the digits: the Frechet distance over digits-mlp features and the sl
 distance of pixels, both to the training images. On a mixture of Gaussians with its exact score:
 the sliced Wasserstein distance to exact draws. On both, for deterministic samplers, the distance
 of each sample to where the exact probability flow ends from the same noise, which has no
-statistical error.
+statistical error. All start from the same noise, so Frechet distances are also compared pair by
+pair: the error of a difference is that of the bootstrap over the same samples.
 
     python -m benchmarks.samplers RUN --json rows.json --plot docs/images/samplers-nfe.png
     python -m benchmarks.samplers mixture --json rows.json
@@ -43,6 +44,7 @@ from softtrunc.sde import SDE
 BUDGETS = (5, 8, 10, 15, 20, 30)
 # So many samples are compared with the end of the exact flow.
 EXACT = 256
+REPLICATES = 50
 Draw = Callable[[ScoreFunction, Tensor, torch.Generator], tuple[Tensor, int]]
 
 
@@ -75,8 +77,11 @@ class Problem:
         statistics.update(features)
         return statistics
 
-    def frechet(self, x: Tensor) -> tuple[float, float] | None:
-        """Distance in features, and its standard error by the bootstrap."""
+    def frechet(self, x: Tensor) -> tuple[float, list[float]] | None:
+        """Distance in features, and what the bootstrap makes of it.
+
+        The samples drawn again are the same ones of every `x` of one length.
+        """
         if self.features is None or self.statistics is None:
             return None
         theirs, found = self.statistics, self.features(x)
@@ -88,9 +93,9 @@ class Problem:
         generator = torch.Generator().manual_seed(1)
         again = [
             distance(found[torch.randint(len(found), (len(found),), generator=generator)])
-            for _ in range(20)
+            for _ in range(REPLICATES)
         ]
-        return distance(found), float(torch.tensor(again).std())
+        return distance(found), again
 
     def sliced_wasserstein(self, x: Tensor) -> float:
         """Mean over 256 directions of the 1-Wasserstein distance of projections."""
@@ -181,10 +186,10 @@ def our_cases() -> Iterator[Case]:
     for n in BUDGETS:
         yield Case("DPM-Solver++ 2M", n, ours(DPMSolver(n)), True)
         yield Case("DPM-Solver++ 3M", n, ours(DPMSolver(n, order=3)), True)
+        yield Case("DPM-Solver++ 2M, t_end=0.05", n, ours(DPMSolver(n, t_end=0.05)), True)
+        yield Case("DPM-Solver++ 2M, log-SNR grid", n, ours(DPMSolver(n, grid="log_snr")), True)
         yield Case("DPM-Solver++ 2M, EDM grid", n, ours(DPMSolver(n, grid="edm")), True)
         yield Case("DPM-Solver++ 2M SDE", n, ours(DPMSolver(n, stochastic=True)))
-        early = DPMSolver(n, grid="uniform", t_end=0.05)
-        yield Case("DPM-Solver++ 2M, uniform t to 0.05", n, ours(early), True)
         yield Case("Heun", n, ours(Heun((n + 1) // 2)), True)
         yield Case("DDIM (order 1)", n, ours(DPMSolver(n, order=1)), True)
     for n in (20, 50, 200):
@@ -216,12 +221,15 @@ def diffusers_cases() -> Iterator[Case]:
     for name, make in kinds.items():
         for n in BUDGETS:
             yield Case(name, n, theirs(make, n), True)
-    for n in BUDGETS:
-        yield Case(
-            "diffusers DPM 2M SDE",
-            n,
-            theirs(lambda b: Multistep(trained_betas=b, algorithm_type="sde-dpmsolver++"), n),
-        )
+    sde = "sde-dpmsolver++"
+    for suffix, options in (
+        ("", {}),
+        (", Karras", {"use_karras_sigmas": True}),
+        (", Lu", {"use_lu_lambdas": True}),
+    ):
+        make = lambda b, o=options: Multistep(trained_betas=b, algorithm_type=sde, **o)  # noqa: E731
+        for n in BUDGETS:
+            yield Case(f"diffusers DPM 2M SDE{suffix}", n, theirs(make, n))
 
 
 def measure(problem: Problem, case: Case, count: int, batch: int, exact: Tensor) -> dict[str, Any]:
@@ -240,7 +248,8 @@ def measure(problem: Problem, case: Case, count: int, batch: int, exact: Tensor)
         row["flow_error"] = float((x[: len(exact)] - exact).square().mean().sqrt())
     images = problem.finish(x)
     if (found := problem.frechet(images)) is not None:
-        row["frechet"], row["frechet_se"] = found
+        row["frechet"], row["bootstrap"] = found
+        row["frechet_se"] = float(torch.tensor(row["bootstrap"]).std())
     row["sliced_wasserstein"] = problem.sliced_wasserstein(images)
     return row
 
@@ -249,6 +258,23 @@ def print_row(row: dict[str, Any]) -> None:
     figures = [row.get(k) for k in ("frechet", "frechet_se", "sliced_wasserstein", "flow_error")]
     cells = ["" if v is None else f"{v:.4f}" for v in figures]
     print(f"{row['name']:32s} {row['nfe']:5d} " + " ".join(f"{c:>9s}" for c in cells), flush=True)
+
+
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Frechet distance of our two forms less that of diffusers' at equal budgets."""
+    table = {(row["name"], row["budget"]): row for row in rows if "bootstrap" in row}
+    theirs = dict.fromkeys(name for name, _ in table if name.startswith("diffusers"))
+    for name in theirs:
+        base = "DPM-Solver++ 2M SDE" if "SDE" in name else "DPM-Solver++ 2M"
+        pairs = [(n, table.get((base, n)), table.get((name, n))) for n in BUDGETS]
+        gaps = []
+        for n, us, them in pairs:
+            if us is None or them is None or len(us["bootstrap"]) != len(them["bootstrap"]):
+                continue
+            error = (torch.tensor(us["bootstrap"]) - torch.tensor(them["bootstrap"])).std()
+            gaps.append(f"{n}: {us['frechet'] - them['frechet']:+.2f} ± {float(error):.2f}")
+        if gaps:
+            print(f"{base} less {name}: " + ", ".join(gaps))
 
 
 def plot(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -300,7 +326,7 @@ SHOWN = {
     "DPM-Solver++ 2M": ("tab:blue", "o-"),
     "DPM-Solver++ 3M": ("tab:green", "o-"),
     "DPM-Solver++ 2M SDE": ("tab:purple", "o-"),
-    "DPM-Solver++ 2M, uniform t to 0.05": ("tab:red", "o-"),
+    "DPM-Solver++ 2M, log-SNR grid": ("tab:red", "o-"),
     "Heun": ("tab:orange", "o-"),
     "DDIM (order 1)": ("tab:gray", "o-"),
     "diffusers DPM 2M": ("tab:blue", "x:"),
@@ -351,6 +377,7 @@ def main() -> None:
         print_row(rows[-1])
         if args.json:
             args.json.write_text(json.dumps(everything, indent=1) + "\n")
+    compare(rows)
     if args.plot:
         plot(everything, args.plot)
 

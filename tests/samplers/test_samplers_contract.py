@@ -206,7 +206,7 @@ def test_state_precision_is_what_was_asked(name):
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-@pytest.mark.parametrize("grid", ["uniform", "reciprocal", "log_snr", "edm"])
+@pytest.mark.parametrize("grid", ["uniform", "reciprocal", "log_snr", "edm", "asinh"])
 def test_grids_are_equally_spaced_in_their_variable(sde, grid):
     points = schedule(sde, grid, 12, None)
     assert (points[0].t, points[-1].t) == (sde.t_max, sde.t_end)
@@ -215,6 +215,7 @@ def test_grids_are_equally_spaced_in_their_variable(sde, grid):
         "reciprocal": [1 / p.t for p in points],
         "log_snr": [2 * p.half_log_snr for p in points],
         "edm": [p.noise_ratio ** (1 / 7) for p in points],
+        "asinh": [math.asinh((p.half_log_snr + 0.25) / 2) for p in points],
     }[grid]
     gaps = [b - a for a, b in pairwise(v)]
     assert gaps == pytest.approx([gaps[0]] * 12, rel=1e-6)
@@ -226,34 +227,38 @@ def test_grids_are_equally_spaced_in_their_variable(sde, grid):
     assert two == pytest.approx(2 * one, rel=1e-6)
 
 
+@pytest.mark.parametrize(("stochastic", "error"), [(False, 0.04), (True, 0.08)])
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-def test_few_steps_end_where_noise_is_as_small_as_their_error(sde):
+def test_few_steps_end_where_noise_is_as_small_as_their_error(sde, stochastic, error):
     start, ends = point_at(sde, sde.t_max).half_log_snr, []
-    for steps in (2, 5, 10, 20, 100, 1000):
+    for steps in (2, 5, 10, 20, 30, 100, 1000):
         times = []
 
         def score(x, t, times=times):
             times.append(float(t[0]))
             return -x
 
-        DPMSolver(steps).sample(mixture(sde), (1, 2), seeds=[0], score_fn=score)
+        DPMSolver(steps, 2, stochastic).sample(mixture(sde), (1, 2), seeds=[0], score_fn=score)
         end = point_at(sde, times[-1])
         ends.append(end.t)
         h = (end.half_log_snr - start) / (steps - 1)
         if end.t > sde.t_end * 1.001:
-            assert end.noise_ratio == pytest.approx(0.04 * h**2, rel=1e-3)
+            assert end.noise_ratio == pytest.approx(error * h**2, rel=1e-3)
         else:
-            assert end.noise_ratio >= 0.04 * h**2 * 0.99
+            assert end.noise_ratio >= error * h**2 * 0.99
     assert ends == sorted(ends, reverse=True)
     assert ends[-1] == pytest.approx(sde.t_end)
     if isinstance(sde, VPSDE | VESDE):  # and not those that go down to much less noise
-        assert ends[3] == pytest.approx(sde.t_end)
+        assert ends[4 if stochastic else 3] == pytest.approx(sde.t_end)
     # Who asks for a time, or for the noise that belongs to it, gets it.
-    assert DPMSolver(5, t_end=0.002)._end(sde, 4) == 0.002
-    assert DPMSolver(5, denoise_final=False)._end(sde, 5) is None
+    assert DPMSolver(5, t_end=0.002)._points(sde, 4)[-1].t == 0.002
+    assert DPMSolver(5, denoise_final=False)._points(sde, 5)[-1].t == sde.t_end
 
 
 def test_default_grid():
+    sde = VPSDE()
+    for order, grid in ((1, "asinh"), (2, "asinh"), (3, "log_snr")):
+        assert DPMSolver(30, order)._points(sde, 29) == schedule(sde, grid, 29, None)
     assert schedule(ReciprocalVESDE(), None, 7, None) == schedule(
         ReciprocalVESDE(), "reciprocal", 7, None
     )

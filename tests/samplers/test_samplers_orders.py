@@ -91,6 +91,14 @@ def conditional_mean(truth: Gaussian, x: Tensor, t_end: float) -> Tensor:
         pytest.param(
             3, lambda n, t: DPMSolver(n, 3, t_end=t, denoise_final=False, grid="edm"), id="3m_edm"
         ),
+        pytest.param(
+            2, lambda n, t: DPMSolver(n, 2, t_end=t, denoise_final=False, grid="edm"), id="2m_edm"
+        ),
+        pytest.param(
+            3,
+            lambda n, t: DPMSolver(n, 3, t_end=t, denoise_final=False, grid="asinh"),
+            id="3m_asinh",
+        ),
         pytest.param(2, lambda n, t: Heun(n, t_end=t, denoise_final=False), id="heun"),
         pytest.param(
             2, lambda n, t: Heun(n, t_end=t, denoise_final=False, grid="log_snr"), id="heun_log_snr"
@@ -173,7 +181,9 @@ def test_third_order_of_the_reverse_sde_is_second_with_a_smaller_error(name):
     second, third = (
         [
             variance_error(
-                DPMSolver(n, k, True, t_end=t_end, denoise_final=False), SDES[name], t_end
+                DPMSolver(n, k, True, t_end=t_end, denoise_final=False, grid="log_snr"),
+                SDES[name],
+                t_end,
             )
             for n in (50, 100)
         ]

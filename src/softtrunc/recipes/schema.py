@@ -41,7 +41,7 @@ __all__ = [
 Positive = Annotated[float, Field(gt=0.0)]
 Time = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
-Grid = Literal["uniform", "reciprocal", "log_snr", "edm"]
+Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
 NetworkPrecision = Literal["fp32", "bf16", "fp16"]
 DensityFigure = Literal[
     "nll_residual",
@@ -225,8 +225,9 @@ class Training(_Section):
 # What all sections of sampling say alike:
 # - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
 # - `denoise_final`: end with Tweedie's formula at `t_end`.
-# - `grid`: what is equally spaced: "uniform" (t), "reciprocal" (1/t), "log_snr" or "edm"
-#   ((sigma / alpha)^(1/7)); null: t, for RVE 1/t.
+# - `grid`: what is equally spaced: "uniform" (t), "reciprocal" (1/t), "log_snr", "edm"
+#   ((sigma / alpha)^(1/7)) or "asinh" (densest where signal and noise are alike); null: t, for
+#   RVE 1/t.
 # - `precision`: of the network "fp32", or "bf16" or "fp16" under autocast; the state stays
 #   in float32.
 
@@ -311,6 +312,7 @@ class DPMSolverSampling(_Section):
 
     - `order`: 1 (DDIM), 2 ("2M") or 3 ("3M").
     - `stochastic`: solve the reverse SDE instead of the probability flow.
+    - `grid`: null is "asinh", for order 3 "log_snr".
     """
 
     sampler: Literal["dpm_solver"] = "dpm_solver"
@@ -319,7 +321,7 @@ class DPMSolverSampling(_Section):
     stochastic: bool = False
     t_end: Time | None = None
     denoise_final: bool = True
-    grid: Grid | None = "log_snr"
+    grid: Grid | None = None
     precision: NetworkPrecision = "fp32"
 
 

@@ -314,7 +314,7 @@ class FixedStepSampler(Sampler):
 
     def _solve(self, run: Run, x: Tensor) -> Tensor:
         moves = self.steps - 1 if self.denoise_final else self.steps
-        points = schedule(run.sde, self.grid, moves, self._end(run.sde, moves))
+        points = self._points(run.sde, moves)
         state = State(x)
         for i in range(moves):
             state = self._step(run, state, points[i], points[i + 1])
@@ -324,9 +324,9 @@ class FixedStepSampler(Sampler):
             state = self._finish_step(run, state, moves, None)
         return state.x
 
-    def _end(self, sde: SDE, moves: int) -> float | None:  # noqa: ARG002
-        """The time at which `moves` steps arrive; None for the SDE's own."""
-        return self.t_end
+    def _points(self, sde: SDE, moves: int) -> tuple[Point, ...]:
+        """The ends of `moves` steps."""
+        return schedule(sde, self.grid, moves, self.t_end)
 
     @abc.abstractmethod
     def _step(self, run: Run, state: State, here: Point, there: Point) -> State:

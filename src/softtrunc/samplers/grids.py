@@ -25,13 +25,17 @@ __all__ = [
     "step_length",
 ]
 
-Grid = Literal["uniform", "reciprocal", "log_snr", "edm"]
-"""What is equally spaced: t, 1/t, the log-SNR, or `(sigma / alpha)^(1/7)`.
+Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
+"""What is equally spaced: t, 1/t, the log-SNR, `(sigma / alpha)^(1/7)`, or `asinh(l)`.
 
-The last is the grid of Karras et al. 2022 (arXiv 2206.00364, eq. 5) with rho = 7.
+"edm" is the grid of Karras et al. 2022 (arXiv 2206.00364, eq. 5) with rho = 7. In "asinh"
+`l = (log(alpha / sigma) + 1/4) / 2`: near the time at which signal and noise are alike, and
+images are decided, points are as dense as in "log_snr"; to both sides they thin out as 1 / |l|.
+Our own, with constants from benchmarks/samplers.py (docs/samplers.md).
 """
 
 _EDM_RHO = 7.0
+_ASINH_CENTRE, _ASINH_WIDTH = -0.25, 2.0
 
 
 class Point(NamedTuple):
@@ -73,25 +77,20 @@ def resolve_t_end(sde: SDE, t_end: float | None) -> float:
     return end
 
 
-_ERROR_SCALE = 0.04
-"""Measured: see `early_end`."""
-
-
-def early_end(sde: SDE, moves: int) -> float:
+def early_end(sde: SDE, moves: int, error: float) -> float:
     """A time to stop at for a second-order method of few steps.
 
-    Where `sigma / alpha = 0.04 h^2`, h the length of `moves` equal steps from T in
+    Where `sigma / alpha = error h^2`, h the length of `moves` equal steps from T in
     `log(alpha / sigma)`: there the noise that is left to the final denoising is about as large as
     the error of the steps, and steps spent on less of it are missing before. Never before the SDE's
-    own time. With the constant measured (benchmarks/samplers.py) VP ends at its own time from 20
-    steps on.
+    own time.
     """
     start, own = (point_at(sde, t) for t in (sde.t_max, sde.t_end))
     low, high = start.half_log_snr, own.half_log_snr
 
     def too_noisy(half_log_snr: float) -> bool:
         h = (half_log_snr - start.half_log_snr) / moves
-        return math.exp(-half_log_snr) > _ERROR_SCALE * h**2
+        return math.exp(-half_log_snr) > error * h**2
 
     if too_noisy(high):
         return own.t
@@ -120,7 +119,11 @@ def _to_variable(sde: SDE, grid: Grid, t: Tensor) -> Tensor:
     if grid == "reciprocal":
         return 1.0 / t
     log_snr = sde.log_snr(t)
-    return log_snr if grid == "log_snr" else (-0.5 / _EDM_RHO * log_snr).exp()
+    if grid == "log_snr":
+        return log_snr
+    if grid == "edm":
+        return (-0.5 / _EDM_RHO * log_snr).exp()
+    return ((0.5 * log_snr - _ASINH_CENTRE) / _ASINH_WIDTH).asinh()
 
 
 def _from_variable(sde: SDE, grid: Grid, v: Tensor) -> Tensor:
@@ -128,7 +131,11 @@ def _from_variable(sde: SDE, grid: Grid, v: Tensor) -> Tensor:
         return v
     if grid == "reciprocal":
         return 1.0 / v
-    return sde.time_of_log_snr(v if grid == "log_snr" else -2.0 * _EDM_RHO * v.log())
+    if grid == "edm":
+        v = -2.0 * _EDM_RHO * v.log()
+    elif grid == "asinh":
+        v = 2.0 * (_ASINH_CENTRE + _ASINH_WIDTH * v.sinh())
+    return sde.time_of_log_snr(v)
 
 
 def schedule(sde: SDE, grid: Grid | None, moves: int, t_end: float | None) -> tuple[Point, ...]:
@@ -174,4 +181,7 @@ def step_length(sde: SDE, grid: Grid | None, here: Point, there: Point) -> float
     distance = 2.0 * (there.half_log_snr - here.half_log_snr)
     if grid == "log_snr":
         return distance / slope
+    if grid == "asinh":
+        a, b = ((p.half_log_snr - _ASINH_CENTRE) / _ASINH_WIDTH for p in (here, there))
+        return 2.0 * _ASINH_WIDTH * math.hypot(1.0, a) * (math.asinh(b) - math.asinh(a)) / slope
     return -math.expm1(-0.5 / _EDM_RHO * distance) * 2.0 * _EDM_RHO / slope
