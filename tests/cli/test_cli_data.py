@@ -175,7 +175,7 @@ import sys, time
 import softtrunc.data
 import softtrunc.data.fill as filling
 real = filling.fill
-filling.fill = lambda *task: (time.sleep(0.05), real(*task))[1]
+filling.fill = lambda *task: (time.sleep(0.3), real(*task))[1]
 sys.modules["softtrunc.data.prepare"]._SECONDS_BETWEEN_COMMITS = 0.0
 from softtrunc.cli import main
 sys.exit(main(sys.argv[1:]))
