@@ -243,6 +243,7 @@ def measure(problem: Problem, case: Case, count: int, batch: int, exact: Tensor)
         nfe = max(nfe, calls)
     x = torch.cat(parts)
     row: dict[str, Any] = {"name": case.name, "budget": case.budget, "nfe": nfe}
+    row["count"] = count
     row["seconds"] = time.perf_counter() - begin
     if case.deterministic and len(exact):
         row["flow_error"] = float((x[: len(exact)] - exact).square().mean().sqrt())
@@ -269,7 +270,7 @@ def compare(rows: list[dict[str, Any]]) -> None:
         pairs = [(n, table.get((base, n)), table.get((name, n))) for n in BUDGETS]
         gaps = []
         for n, us, them in pairs:
-            if us is None or them is None or len(us["bootstrap"]) != len(them["bootstrap"]):
+            if us is None or them is None or us["count"] != them["count"]:
                 continue
             error = (torch.tensor(us["bootstrap"]) - torch.tensor(them["bootstrap"])).std()
             gaps.append(f"{n}: {us['frechet'] - them['frechet']:+.2f} ± {float(error):.2f}")

@@ -77,12 +77,12 @@ def resolve_t_end(sde: SDE, t_end: float | None) -> float:
     return end
 
 
-def early_end(sde: SDE, moves: int, error: float) -> float:
-    """A time to stop at for a second-order method of few steps.
+def early_end(sde: SDE, moves: int, error_scale: float) -> float:
+    """A time to stop at for a method of few steps.
 
-    Where `sigma / alpha = error h^2`, h the length of `moves` equal steps from T in
+    Where `sigma / alpha = error_scale h^2`, h the mean length of `moves` steps from T in
     `log(alpha / sigma)`: there the noise that is left to the final denoising is about as large as
-    the error of the steps, and steps spent on less of it are missing before. Never before the SDE's
+    the error of the steps, and steps spent on less of it are missing before. Never after the SDE's
     own time.
     """
     start, own = (point_at(sde, t) for t in (sde.t_max, sde.t_end))
@@ -90,7 +90,7 @@ def early_end(sde: SDE, moves: int, error: float) -> float:
 
     def too_noisy(half_log_snr: float) -> bool:
         h = (half_log_snr - start.half_log_snr) / moves
-        return math.exp(-half_log_snr) > error * h**2
+        return math.exp(-half_log_snr) > error_scale * h**2
 
     if too_noisy(high):
         return own.t
