@@ -101,6 +101,13 @@ def test_a_lossless_code_never_begins_before_the_least_time():
     assert lossless_eps(VESDE(), 256, (0.0, 1.0), least=2e-5) == 2e-5
 
 
+def test_levels_too_coarse_for_a_diffusion_are_told():
+    with pytest.raises(ValueError, match="lossless_eps: 2 levels"):
+        lossless_eps(VESDE(sigma_max=0.05), 2)
+    with pytest.raises(ValueError, match="low < high"):
+        lossless_eps(VPSDE(), 2, (1.0, -1.0))
+
+
 def test_lossless_wants_bin_centres():
     z = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="bin_centers"):

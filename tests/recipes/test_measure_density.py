@@ -242,6 +242,23 @@ def test_lossless_figures_are_probabilities_of_levels(copy, tmp_path):
         assert float(r["bits_per_dim"]) == pytest.approx(expected, abs=1e-9)
 
 
+def test_lossless_settings_of_the_recipe_reach_the_figure(copy):
+    figure = "evaluation.figures=[nelbo_lossless]"
+    measure(copy, samples=(), limit=2, overrides=[*SMALL, figure, "evaluation.lossless_eps=0.02"])
+    protocol = figures(copy)["nelbo_lossless"]["protocol"]
+    assert protocol["eps"] == 0.02
+    assert protocol["dequantization"].endswith("in cells")
+    recipe = copy / "recipe.yaml"
+    text = recipe.read_text()
+    assert "dequantize: true" in text
+    recipe.write_text(text.replace("dequantize: true", "dequantize: false"))
+    measure(copy, samples=(), limit=2, overrides=[*SMALL, figure])
+    protocol = figures(copy)["nelbo_lossless"]["protocol"]
+    assert protocol["value_range"] == [-1.0625, 1.0625]
+    assert protocol["eps"] == pytest.approx(lossless_eps(VPSDE(), 17, (-1.0625, 1.0625)))
+    assert protocol["dequantization"].endswith("end to end")
+
+
 class Levels(nn.Module):
     """The exact score of independent grey levels, level k with probability `p[k]`."""
 

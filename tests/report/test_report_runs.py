@@ -11,7 +11,7 @@ import pytest
 
 from softtrunc.report import read_run, summary_rows
 from softtrunc.report.runs import run_labels
-from softtrunc.report.summary import format_setting, format_value
+from softtrunc.report.summary import format_setting, format_value, protocol_differences
 
 Folder = Callable[..., Path]
 
@@ -115,6 +115,18 @@ def test_labels_are_as_short_as_they_can_be(tmp_path: Path, run_folder: Folder) 
     a, b = run_folder("x/run"), run_folder("y/run")
     assert run_labels([read_run(a), read_run(b)]) == ["x/run", "y/run"]
     assert run_labels([read_run(a), read_run(a)]) == ["run", "run"]
+
+
+def test_only_lossless_figures_may_begin_at_times_of_their_own(run_folder: Folder) -> None:
+    paths = run_folder("a", protocol={"eps": 1e-5}), run_folder("b", protocol={"eps": 1e-3})
+    runs = [read_run(path) for path in paths]
+    assert protocol_differences(runs, "nelbo", None) == ["eps"]
+    for path in paths:
+        text = (path / "evaluation.json").read_text()
+        (path / "evaluation.json").write_text(text.replace('"nelbo"', '"nelbo_lossless"'))
+    runs = [read_run(path) for path in paths]
+    assert runs[0].measurement("nelbo_lossless", None) is not None
+    assert protocol_differences(runs, "nelbo_lossless", None) == []
 
 
 def test_table_values_equal_the_json(two_runs: tuple[Path, Path]) -> None:

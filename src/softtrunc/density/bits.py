@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-def _check_grid(levels: int, value_range: tuple[float, float]) -> float:
+def check_grid(levels: int, value_range: tuple[float, float]) -> float:
     """Width of the range, after a look at both."""
     low, high = value_range
     if levels < 2:
@@ -52,7 +52,7 @@ def bits_per_dim(
     Raises:
         ValueError: if a number is out of range.
     """
-    width = _check_grid(levels, value_range)
+    width = check_grid(levels, value_range)
     if dim < 1:
         raise ValueError(f"dim={dim}: need at least 1")
     return nats / (dim * math.log(2.0)) + math.log2(levels / width)
@@ -165,7 +165,7 @@ def check_on_grid(
             normalised twice or in another range. The message says which and what to do.
     """
     low, high = value_range
-    width = _check_grid(levels, value_range)
+    width = check_grid(levels, value_range)
     if x.numel() == 0:
         raise ValueError("the data are empty: nothing to measure")
     if not x.is_floating_point():

@@ -70,7 +70,8 @@ def nelbo(
         draws: network evaluations per example for the integral.
         reconstruction: see `probability_flow_nll`.
         levels: number of levels of a discrete reconstruction.
-        value_range: low and high of a discrete reconstruction.
+        value_range: low and high of the bins of a discrete reconstruction: the model's data range,
+            or `spread_range` of it for a model trained without dequantisation.
         data_std: rough standard deviation of the data, for the control variate only.
         seeds: one integer per example: its draws then do not depend on the batch.
         generator: source of randomness without `seeds`.

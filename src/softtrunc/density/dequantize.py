@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from softtrunc.density.bits import check_on_grid
+from softtrunc.density.bits import check_grid, check_on_grid
 from softtrunc.density.streams import ExampleStreams
 from softtrunc.sde import wide_dtype
 
@@ -70,6 +70,8 @@ def bin_centers(
 ) -> Float[Tensor, "b *event"]:
     """The middle of each level's bin, `low + width (x + 1/2) / levels`: data for lossless mode.
 
+    A model trained without dequantisation has its levels at the middles of `spread_range`.
+
     Raises:
         ValueError: as `dequantize`.
     """
@@ -87,13 +89,10 @@ def spread_range(
     with it in place of the value range measures such a model.
 
     Raises:
-        ValueError: if there are fewer than two levels.
+        ValueError: if there are fewer than two levels, or no low < high.
     """
-    if levels < 2:
-        raise ValueError(f"levels={levels}: need at least 2, e.g. 256 for 8-bit data")
-    low, high = value_range
-    half = 0.5 * (high - low) / (levels - 1)
-    return low - half, high + half
+    half = 0.5 * check_grid(levels, value_range) / (levels - 1)
+    return value_range[0] - half, value_range[1] + half
 
 
 def bin_index(

@@ -270,7 +270,8 @@ def probability_flow_nll(
         reconstruction: "gaussian" gives a density of dequantised data; "discrete" ("lossless")
             the probability of the levels, and `bits_per_dim` then adds no offset.
         levels: number of levels of a discrete reconstruction.
-        value_range: low and high of a discrete reconstruction.
+        value_range: low and high of the bins of a discrete reconstruction: the model's data range,
+            or `spread_range` of it for a model trained without dequantisation.
         data_std: rough standard deviation of the data, which scales the state; it changes the
             cost, not the result.
         seeds: one integer per example: its noise and probes then do not depend on the batch.

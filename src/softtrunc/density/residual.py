@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softtrunc.density.bits import check_grid
 from softtrunc.density.dequantize import bin_index
 from softtrunc.sde import SDE
 
@@ -56,8 +57,8 @@ def lossless_eps(
     The code's length bounds minus the log-probability of the levels whatever the time is. With less
     noise the model has to know, to a fraction of a bin, where in it the levels lie, and pays
     `log2(bin / sigma)` bits per dimension where it does not; with more, the step from eps to the
-    levels is not Gaussian. On the digits 0.41 is the best for models trained with dequantisation
-    and without (docs/density.md).
+    levels is not Gaussian. On the digits the best is near 0.4 for models trained with
+    dequantisation and without (docs/density.md).
 
     Args:
         sde: the forward diffusion.
@@ -65,11 +66,22 @@ def lossless_eps(
         value_range: low and high of the bins.
         least: returned where the noise of the time `least` is more than that (VE with its usual
             sigma_min, say).
+
+    Raises:
+        ValueError: if levels or range are out of range, or all of the diffusion's noise is less
+            than that.
     """
-    low, high = value_range
-    ratio = torch.tensor(_CELL_SHARE * (high - low) / levels, dtype=torch.float64)
-    alpha, sigma = sde.marginal(torch.tensor(least, dtype=torch.float64))
-    return least if sigma >= ratio * alpha else float(sde.time_of_log_snr(-2.0 * ratio.log()))
+    ratio = torch.tensor(
+        _CELL_SHARE * check_grid(levels, value_range) / levels, dtype=torch.float64
+    )
+    ends = torch.tensor([least, sde.t_max], dtype=torch.float64)
+    smallest, largest = (-0.5 * sde.log_snr(ends)).exp()
+    if ratio >= largest:
+        raise ValueError(
+            f"lossless_eps: {levels} levels over {value_range} are too coarse for a diffusion with "
+            f"noise up to {float(largest):.3g}: choose eps (evaluation.lossless_eps) yourself"
+        )
+    return least if smallest >= ratio else float(sde.time_of_log_snr(-2.0 * ratio.log()))
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -153,13 +165,14 @@ def lossless_residual(
     `log p(x_eps | x_0)`, is part of it.
 
     Args:
-        x: data in the middle of their bins, in the model's data range (`bin_centers`).
+        x: data in the middle of their bins (`bin_centers`).
         noise: z in `x_eps = alpha x + sigma z`.
         predicted: n, the model's prediction of it.
         alpha: alpha(eps).
         sigma: sigma(eps).
         levels: number of values a dimension can take.
-        value_range: low and high.
+        value_range: low and high of the bins: `spread_range` for a model trained without
+            dequantisation.
 
     Raises:
         ValueError: if `x` is not in the middle of its bins.

@@ -127,7 +127,7 @@ def _figure_table(figures: Sequence[Mapping[str, Any]]) -> str:
 def _short(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_short(item)}" for key, item in value.items() if item is not None)
-    text = str(value).replace("|", "/")
+    text = (f"{value:.6g}" if isinstance(value, float) else str(value)).replace("|", "/")
     return text[:12] if len(text) == 64 else text  # a SHA-256
 
 

@@ -11,7 +11,12 @@ from softtrunc.recipes.build import build_data
 from softtrunc.recipes.errors import UserError
 from softtrunc.recipes.image_results import check_table_path
 from softtrunc.recipes.judge import check_sample_figures
-from softtrunc.recipes.measure_density import check_images, check_meaningful, measure_bits
+from softtrunc.recipes.measure_density import (
+    check_images,
+    check_meaningful,
+    has_meaning,
+    measure_bits,
+)
 from softtrunc.recipes.measure_samples import (
     build_extractor,
     measure_samples,
@@ -150,7 +155,7 @@ def measure(
 
 def is_measured(run: Run, recipe: Recipe) -> bool:
     """Whether `evaluation.json` holds every figure of the recipe for its last step."""
-    wanted: set[str] = set(recipe.evaluation.figures) if recipe.data.dequantize else set()
+    wanted: set[str] = set(recipe.evaluation.figures) if has_meaning(recipe) else set()
     wanted |= sample_keys(recipe)
     try:
         content = json.loads(run.evaluation_file.read_text(encoding="utf-8"))

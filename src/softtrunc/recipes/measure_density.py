@@ -31,10 +31,19 @@ from softtrunc.report.density import (
 )
 from softtrunc.report.figure import Figure
 
-__all__ = ["check_images", "check_meaningful", "measure_bits"]
+__all__ = ["check_images", "check_meaningful", "has_meaning", "measure_bits"]
 
 _LOOKED_AT = 1000
 """Images whose levels are counted."""
+
+
+def has_meaning(recipe: Recipe) -> bool:
+    """Whether the recipe's bits per dimension mean something.
+
+    Those of a model trained without dequantisation do where they are all lossless: it never saw the
+    cells of the grey levels.
+    """
+    return recipe.data.dequantize or set(recipe.evaluation.figures) <= set(LOSSLESS_FIGURES)
 
 
 def check_meaningful(recipe: Recipe) -> None:
@@ -43,8 +52,7 @@ def check_meaningful(recipe: Recipe) -> None:
     Raises:
         UserError: saying why, and what to do.
     """
-    uniform = [key for key in recipe.evaluation.figures if key not in LOSSLESS_FIGURES]
-    if not recipe.data.dequantize and uniform:
+    if not has_meaning(recipe):
         raise UserError(
             f"recipe {recipe.name}: data.dequantize is false: the model never saw the "
             "cells of the grey levels and its bits/dim mean nothing; train with "

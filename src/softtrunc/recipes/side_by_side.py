@@ -19,6 +19,7 @@ import torch
 
 from softtrunc.recipes.errors import RunFailedError, UserError
 from softtrunc.recipes.measure import measure
+from softtrunc.recipes.measure_density import has_meaning
 from softtrunc.recipes.progress import Progress, Task
 from softtrunc.recipes.schema import Recipe
 from softtrunc.recipes.signals import stop_on_signal
@@ -108,8 +109,7 @@ def _work(
     try:
         outcome = train(recipe, out, resume=resume, progress=progress)
         if not outcome.interrupted:
-            # Bits per dimension of a model that never saw the grey levels' cells mean nothing.
-            measure(out, density=recipe.data.dequantize, progress=progress)
+            measure(out, density=has_meaning(recipe), progress=progress)
         messages.put(_Finished(out.name, outcome.interrupted))
     except UserError as error:
         messages.put(_Failed(out.name, str(error), users_mistake=True))

@@ -18,6 +18,7 @@ from softtrunc.recipes.build import build_objective, build_sampler, build_traini
 from softtrunc.recipes.errors import RunFailedError, UserError, nearest, user_errors
 from softtrunc.recipes.load import load_recipe, parse_flow
 from softtrunc.recipes.measure import is_measured
+from softtrunc.recipes.measure_density import has_meaning
 from softtrunc.recipes.progress import Progress
 from softtrunc.recipes.run import Run, write_text
 from softtrunc.recipes.schema import Recipe
@@ -126,10 +127,11 @@ def plan_study(
             build_objective(by_seed[0]).draw(by_seed[0].training.batch_size)
             build_sampler(by_seed[0].sampling)
             build_training(by_seed[0])
-        if not by_seed[0].data.dequantize and by_seed[0].evaluation.features is None:
+        if not has_meaning(by_seed[0]) and by_seed[0].evaluation.features is None:
             raise UserError(
-                f"{label}: nothing to compare: without data.dequantize there are no bits/dim, and "
-                "no extractor is named: add --set evaluation.features=inception (or a path)"
+                f"{label}: nothing to compare: without data.dequantize bits/dim are lossless ones, "
+                "and no extractor is named: add --set evaluation.figures=[nelbo_lossless], or "
+                "--set evaluation.features=inception (or a path)"
             )
         compared = None
         if against is not None and chosen[against[0]] != against[1]:

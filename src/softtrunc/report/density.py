@@ -174,21 +174,21 @@ def _example_seeds(protocol: DensityProtocol, turn: int, images: np.ndarray) -> 
 
 
 def _cells(
-    key: DensityFigure, levels: int, value_range: tuple[float, float], p: DensityProtocol
+    key: DensityFigure, model: ScoreModel, levels: int, p: DensityProtocol
 ) -> tuple[float, float]:
     """The range that the levels' cells fill: the model's, or half a level more at both ends."""
     if key in LOSSLESS_FIGURES and not p.dequantized:
-        return spread_range(levels, value_range)
-    return value_range
+        return spread_range(levels, model.value_range)
+    return model.value_range
 
 
-def _eps(key: DensityFigure, levels: int, model: ScoreModel, p: DensityProtocol) -> float:
+def _eps(key: DensityFigure, model: ScoreModel, levels: int, p: DensityProtocol) -> float:
     """The smallest time of a figure."""
     if key not in LOSSLESS_FIGURES:
         return p.eps
     if p.lossless_eps is not None:
         return p.lossless_eps
-    return lossless_eps(model.sde, levels, _cells(key, levels, model.value_range, p), least=p.eps)
+    return lossless_eps(model.sde, levels, _cells(key, model, levels, p), least=p.eps)
 
 
 class _Point(NamedTuple):
@@ -227,7 +227,7 @@ def _density(
     p: DensityProtocol,
 ) -> Density:
     discrete = key in LOSSLESS_FIGURES
-    eps = _eps(key, levels, model, p)
+    eps = _eps(key, model, levels, p)
     if key in ("nelbo", "nelbo_lossless", "nelbo_learned"):
         return nelbo(
             model,
@@ -269,7 +269,7 @@ def _measure(
     device = next(model.parameters()).device
     seeds, count = _example_seeds(protocol, turn, images), data.card.levels
     levels = data.batch(torch.from_numpy(images)).to(device)
-    cells = _cells(key, count, model.value_range, protocol)
+    cells = _cells(key, model, count, protocol)
     point = _point(key, levels, count, cells, seeds, dequantizer)
     density = _density(key, model, point.x, count, cells, seeds, protocol)
     log_q = point.log_q.to(density.nats)
@@ -371,9 +371,10 @@ def solver_error(
     }
 
 
-def _dequantization(key: DensityFigure) -> str:
+def _dequantization(key: DensityFigure, p: DensityProtocol) -> str:
     if key in LOSSLESS_FIGURES:
-        return "none: probability of the levels (discretised Gaussian)"
+        where = "in cells" if p.dequantized else "spread from end to end"
+        return f"none: probability of the levels, {where}"
     return "learned (variational flow)" if key in LEARNED_FIGURES else "uniform"
 
 
@@ -401,10 +402,10 @@ def _protocol(
         "n": p.images(data),
         "passes": p.passes,
         "levels": data.card.levels,
-        "value_range": list(_cells(key, data.card.levels, model.value_range, p)),
-        "dequantization": _dequantization(key),
+        "value_range": list(_cells(key, model, data.card.levels, p)),
+        "dequantization": _dequantization(key, p),
         "residual": _residual(key),
-        "eps": _eps(key, data.card.levels, model, p),
+        "eps": _eps(key, model, data.card.levels, p),
         "seed": p.seed,
     }
     if key in LEARNED_FIGURES and dequantizer is not None:

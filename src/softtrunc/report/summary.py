@@ -141,7 +141,8 @@ def protocol_differences(runs: Sequence[RunSummary], key: str, name: str | None)
     """The entries of a figure's protocol (and of its data) that are not the same for all runs.
 
     Seeds are left out, and the range that the model's data are mapped to: figures that differ in
-    these alone are comparable.
+    these alone are comparable. So are lossless figures from different times: each is the length of
+    a code for the same levels, and the time is part of the code.
     """
     seen: dict[str, set[str]] = {}
     protocols = [
@@ -153,7 +154,7 @@ def protocol_differences(runs: Sequence[RunSummary], key: str, name: str | None)
         for protocol in protocols:
             value = json.dumps(protocol.get(entry), sort_keys=True, default=str)
             seen.setdefault(entry, set()).add(value)
-    harmless = ("seed", "value_range")
+    harmless = ("seed", "value_range", *(("eps",) if key.endswith("_lossless") else ()))
     return [e for e, values in seen.items() if len(values) > 1 and not e.startswith(harmless)]
 
 
