@@ -5,13 +5,14 @@ import json
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from softtrunc import VPSDE
+from softtrunc import VESDE, VPSDE
 from softtrunc.data import ImageDataset, to_model_range
 from softtrunc.density import lossless_eps
 from softtrunc.recipes import UserError, load_recipe
@@ -376,6 +377,17 @@ def test_bits_that_mean_nothing_are_refused(opened):
         check_meaningful(plain)
     lossless = opened.recipe.evaluation.model_copy(update={"figures": ("nll_lossless",)})
     check_meaningful(plain.model_copy(update={"evaluation": lossless}))
+
+
+def test_a_diffusion_with_too_little_noise_for_lossless_figures_is_refused(opened, digits):
+    lossless = opened.recipe.evaluation.model_copy(update={"figures": ("nelbo_lossless",)})
+    quiet = SimpleNamespace(
+        card=opened.card,
+        recipe=opened.recipe.model_copy(update={"evaluation": lossless}),
+        model=SimpleNamespace(sde=VESDE(sigma_min=1e-4, sigma_max=0.02), value_range=(0.0, 1.0)),
+    )
+    with pytest.raises(UserError, match="recipe digits-vp-nll-st: lossless_eps: 17 levels"):
+        check_images(quiet, digits)
 
 
 def test_unknown_names_are_refused(opened, digits):

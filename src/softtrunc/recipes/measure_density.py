@@ -27,6 +27,7 @@ from softtrunc.report.density import (
     density_figure,
     measure_chunks,
     running_note,
+    smallest_time,
     solver_error,
 )
 from softtrunc.report.figure import Figure
@@ -66,7 +67,8 @@ def check_images(opened: OpenRun, data: ImageDataset) -> None:
 
     Raises:
         UserError: if they have another number of levels than those the model was trained on, or
-            not the number that they are said to have.
+            not the number that they are said to have, or the diffusion has too little noise for
+            lossless figures of them.
     """
     if data.card.levels != opened.card.levels:
         raise UserError(
@@ -76,6 +78,10 @@ def check_images(opened: OpenRun, data: ImageDataset) -> None:
         )
     with user_errors(f"{data.card.name} ({data.card.split})"):
         check_levels(data.batch(torch.arange(min(len(data), _LOOKED_AT))), data.card.levels)
+    protocol = _protocol(opened.recipe, None)
+    with user_errors(f"recipe {opened.recipe.name}"):
+        for key in opened.recipe.evaluation.figures:
+            smallest_time(key, opened.model, data.card.levels, protocol)
 
 
 def _protocol(recipe: Recipe, limit: int | None) -> DensityProtocol:

@@ -45,6 +45,7 @@ __all__ = [
     "measure_chunks",
     "measure_density",
     "running_note",
+    "smallest_time",
     "solver_error",
 ]
 
@@ -182,8 +183,12 @@ def _cells(
     return model.value_range
 
 
-def _eps(key: DensityFigure, model: ScoreModel, levels: int, p: DensityProtocol) -> float:
-    """The smallest time of a figure."""
+def smallest_time(key: DensityFigure, model: ScoreModel, levels: int, p: DensityProtocol) -> float:
+    """The diffusion time at which a figure begins.
+
+    Raises:
+        ValueError: if it is lossless, no time is given and the diffusion has too little noise.
+    """
     if key not in LOSSLESS_FIGURES:
         return p.eps
     if p.lossless_eps is not None:
@@ -227,7 +232,7 @@ def _density(
     p: DensityProtocol,
 ) -> Density:
     discrete = key in LOSSLESS_FIGURES
-    eps = _eps(key, model, levels, p)
+    eps = smallest_time(key, model, levels, p)
     if key in ("nelbo", "nelbo_lossless", "nelbo_learned"):
         return nelbo(
             model,
@@ -405,7 +410,7 @@ def _protocol(
         "value_range": list(_cells(key, model, data.card.levels, p)),
         "dequantization": _dequantization(key, p),
         "residual": _residual(key),
-        "eps": _eps(key, model, data.card.levels, p),
+        "eps": smallest_time(key, model, data.card.levels, p),
         "seed": p.seed,
     }
     if key in LEARNED_FIGURES and dequantizer is not None:

@@ -82,8 +82,8 @@ def early_end(sde: SDE, moves: int, error_scale: float) -> float:
 
     Where `sigma / alpha = error_scale h^2`, h the mean length of `moves` steps from T in
     `log(alpha / sigma)`: there the noise that is left to the final denoising is about as large as
-    the error of the steps, and steps spent on less of it are missing before. Never after the SDE's
-    own time.
+    the error of the steps, and steps spent on less of it are missing before. Never nearer
+    to 0 than the SDE's own time.
     """
     start, own = (point_at(sde, t) for t in (sde.t_max, sde.t_end))
     low, high = start.half_log_snr, own.half_log_snr
