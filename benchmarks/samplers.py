@@ -209,27 +209,24 @@ def diffusers_cases() -> Iterator[Case]:
         "diffusers Euler": lambda b: Euler(trained_betas=b),
         "diffusers Euler, Karras": lambda b: Euler(trained_betas=b, use_karras_sigmas=True),
     }
-    for order, options in (
-        (2, {}),
-        (2, {"use_karras_sigmas": True}),
-        (2, {"use_lu_lambdas": True}),
-        (3, {}),
-    ):
-        suffix = {"use_karras_sigmas": ", Karras", "use_lu_lambdas": ", Lu"}
-        name = f"diffusers DPM {order}M" + "".join(suffix[key] for key in options)
-        kinds[name] = lambda b, k=order, o=options: Multistep(trained_betas=b, solver_order=k, **o)
+    grids = {
+        "": {},
+        ", Karras": {"use_karras_sigmas": True},
+        ", Lu": {"use_lu_lambdas": True},
+    }
+    variants: dict[str, dict[str, Any]] = {
+        "diffusers DPM 3M": {"solver_order": 3},
+        **{f"diffusers DPM 2M{suffix}": grid for suffix, grid in grids.items()},
+        **{
+            f"diffusers DPM 2M SDE{suffix}": {"algorithm_type": "sde-dpmsolver++", **grid}
+            for suffix, grid in grids.items()
+        },
+    }
+    for name, options in variants.items():
+        kinds[name] = lambda b, o=options: Multistep(trained_betas=b, **o)
     for name, make in kinds.items():
         for n in BUDGETS:
-            yield Case(name, n, theirs(make, n), True)
-    sde = "sde-dpmsolver++"
-    for suffix, options in (
-        ("", {}),
-        (", Karras", {"use_karras_sigmas": True}),
-        (", Lu", {"use_lu_lambdas": True}),
-    ):
-        make = lambda b, o=options: Multistep(trained_betas=b, algorithm_type=sde, **o)  # noqa: E731
-        for n in BUDGETS:
-            yield Case(f"diffusers DPM 2M SDE{suffix}", n, theirs(make, n))
+            yield Case(name, n, theirs(make, n), "SDE" not in name)
 
 
 def measure(problem: Problem, case: Case, count: int, batch: int, exact: Tensor) -> dict[str, Any]:

@@ -43,19 +43,8 @@ def show(folder: str, pictures: Path) -> None:
         settings = (f"data.source={data}", "evaluation.features=null", "training.steps=6000")
         run("train", "digits-vp-fid-st", "--out", folder, *(f"--set={s}" for s in settings))
     out = pictures / "gallery-colors.png"
-    run(
-        "edit",
-        "colorize",
-        folder,
-        "-n",
-        "6",
-        "--sampler",
-        "pc",
-        "--steps",
-        "500",
-        "--out",
-        str(out),
-    )
+    options = ("-n", "6", "--sampler", "pc", "--steps", "500")
+    run("edit", "colorize", folder, *options, "--out", str(out))
 
 
 if __name__ == "__main__":

@@ -227,12 +227,11 @@ def _density(
     model: ScoreModel,
     x: Tensor,
     levels: int,
-    value_range: tuple[float, float],
     seeds: list[int],
     p: DensityProtocol,
 ) -> Density:
     discrete = key in LOSSLESS_FIGURES
-    eps = smallest_time(key, model, levels, p)
+    eps, cells = smallest_time(key, model, levels, p), _cells(key, model, levels, p)
     if key in ("nelbo", "nelbo_lossless", "nelbo_learned"):
         return nelbo(
             model,
@@ -241,7 +240,7 @@ def _density(
             draws=p.nelbo_draws,
             reconstruction="discrete" if discrete else "gaussian",
             levels=levels,
-            value_range=value_range,
+            value_range=cells,
             seeds=seeds,
         )
     return probability_flow_nll(
@@ -256,7 +255,7 @@ def _density(
         residual=key != "nll",
         reconstruction="discrete" if discrete else "gaussian",
         levels=levels,
-        value_range=value_range,
+        value_range=cells,
         seeds=seeds,
     )
 
@@ -276,7 +275,7 @@ def _measure(
     levels = data.batch(torch.from_numpy(images)).to(device)
     cells = _cells(key, model, count, protocol)
     point = _point(key, levels, count, cells, seeds, dequantizer)
-    density = _density(key, model, point.x, count, cells, seeds, protocol)
+    density = _density(key, model, point.x, count, seeds, protocol)
     log_q = point.log_q.to(density.nats)
     density = dataclasses.replace(density, nats=density.nats + log_q)
     found = (
