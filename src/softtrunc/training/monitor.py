@@ -33,8 +33,9 @@ class LossByTime:
 class MetricsRow:
     """One line of `metrics.jsonl`: means over the steps since the line before.
 
-    `taus` holds every truncation time of those steps, `tau` the last; `error` in `by_log10_t` is
-    per dimension; `seconds` counts training time over all resumes.
+    `taus` holds every truncation time of those steps, `tau` the last; `grad_norms` holds the global
+    gradient norm of each of those steps before clipping, `grad_norm` the last; `error` in
+    `by_log10_t` is per dimension; `seconds` counts training time over all resumes.
     """
 
     step: int
@@ -42,6 +43,7 @@ class MetricsRow:
     tau: float
     taus: list[float]
     grad_norm: float
+    grad_norms: list[float]
     learning_rate: float
     images_per_second: float
     seconds: float
@@ -129,6 +131,7 @@ class Monitor:
             tau=records[-1].tau,
             taus=[r.tau for r in records],
             grad_norm=norms[-1],
+            grad_norms=[float(f"{norm:.5g}") for norm in norms],  # compact: plots need no more
             learning_rate=records[-1].learning_rate,
             images_per_second=rate,
             seconds=seconds,
