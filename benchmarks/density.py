@@ -25,16 +25,16 @@ from torch import Tensor
 
 from softtrunc import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 from softtrunc.density import dequantize
-from softtrunc.density.path import AngleVariable, PowerVariable, Variable
 from softtrunc.density.probability_flow import solve_flow
-from softtrunc.density.solver import (
+from softtrunc.flow.path import AngleVariable, PowerVariable, Variable
+from softtrunc.flow.runge_kutta import (
     BOGACKI_SHAMPINE_32,
     DORMAND_PRINCE_54,
     Tableau,
 )
 from softtrunc.interop import load_score_sde_checkpoint
 from softtrunc.recipes.build import build_data
-from softtrunc.recipes.open_run import open_run
+from softtrunc.runs.open_run import open_run
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import expand_to
 

@@ -111,8 +111,8 @@ class Problem:
 def digits(path: Path) -> Problem:
     """A run of the digits; distances are measured on grey levels, as images are stored."""
     from softtrunc.recipes.build import build_data
-    from softtrunc.recipes.open_run import open_run
-    from softtrunc.recipes.sample import to_levels
+    from softtrunc.runs.draw import to_levels
+    from softtrunc.runs.open_run import open_run
 
     opened = open_run(path)
     train = build_data(opened.recipe, "train")

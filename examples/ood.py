@@ -21,10 +21,10 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from softtrunc.density import dequantize, nelbo
+from softtrunc.jobs.train import train
 from softtrunc.recipes import load_recipe
 from softtrunc.recipes.build import build_data
-from softtrunc.recipes.open_run import open_run
-from softtrunc.recipes.train import train
+from softtrunc.runs.open_run import open_run
 
 FASHION = "/usr/share/datasets/fashion-mnist"  # Debian's package dataset-fashion-mnist
 

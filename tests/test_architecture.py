@@ -17,32 +17,46 @@ import softtrunc
 
 PACKAGE = Path(softtrunc.__file__).parent
 
+# The ground that everything but the core may stand on: it imports nothing of the package.
+GROUND = {"feedback"}
+
 # What holds a model may name its type and its SDE's.
 WORDS = {"sde", "score"}
 
-BELOW_TRAINING = {"objective", "truncation", "times", "weighting", "networks", "metrics", "data"}
-TOOLS = {"samplers", "density", "training", "report", "interop"}
+BELOW_TRAINING = {"objective", "truncation", "times", "weighting", "networks", "data"}
 
 # Which part of the package may import which; everything may import what is outside.
 ARROWS: dict[str, set[str]] = {
     "truncation": set(),
     "sde": set(),
-    "networks": set(),
-    "metrics": set(),
-    "data": set(),
+    "feedback": set(),
+    "records": GROUND,
+    "networks": GROUND,
+    "metrics": GROUND,
+    "data": GROUND,
     "times": {"sde"},
-    "pretrained": {"networks", "sde"},
+    "noise": {"sde"},
+    "pretrained": {"networks", "sde"} | GROUND,
     "score": {"sde", "pretrained"},
     "weighting": {"truncation", "sde"},
     "objective": {"truncation", "times", "weighting"} | WORDS,
-    "samplers": WORDS,
-    "density": {"times"} | WORDS,
-    "interop": {"networks"} | WORDS,
-    "training": {"objective", "data", "pretrained"} | WORDS,
-    "report": {"samplers", "density", "metrics", "data"} | WORDS,
-    # The composition root: it alone turns names into objects of every part.
-    "recipes": {"__init__", "pretrained"} | BELOW_TRAINING | TOOLS | WORDS,
-    "cli": {"__init__", "recipes"},
+    "flow": {"noise"} | WORDS,
+    "samplers": {"flow", "noise"} | WORDS,
+    "density": {"flow", "noise", "times"} | WORDS,
+    "interop": {"networks"} | WORDS | GROUND,
+    "training": {"objective", "data", "pretrained"} | WORDS | GROUND,
+    "evaluation": {"samplers", "density", "metrics", "data", "records"} | WORDS | GROUND,
+    "report": {"evaluation", "records"} | GROUND,
+    # Here alone names become objects of every part.
+    "recipes": {"training", "samplers"} | BELOW_TRAINING | WORDS | GROUND,
+    "runs": {"recipes", "samplers", "training", "data", "records", "score"} | GROUND,
+    "jobs": {
+        *("runs", "recipes", "report", "evaluation", "training", "interop", "records"),
+        *("samplers", "density", "metrics", "data", "noise", "pretrained", "networks"),
+        *WORDS,
+        *GROUND,
+    },
+    "cli": {"__init__", "jobs", "runs", "recipes"} | GROUND,
     "__main__": {"cli"},
     "__init__": {"objective", "score", "sde", "times", "truncation", "weighting"},
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from softtrunc.feedback.files import whole_file, write_text
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 
@@ -101,20 +101,11 @@ def write_pretrained(parts: PretrainedParts, folder: Path, card: str) -> None:
         name: value.detach().contiguous() for name, value in parts.network.state_dict().items()
     }
     for name, text in ((CARD_FILE, card), (CONFIG_FILE, json.dumps(config, indent=1) + "\n")):
-        partial = folder / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        _finish(partial, folder / name)
-    partial = folder / f".{WEIGHTS_FILE}.partial"
-    save_file(state, partial, metadata={"format": "pt"})
-    # safetensors lets nobody else read its files, whatever the umask says.
-    shutil.copymode(folder / CONFIG_FILE, partial)
-    _finish(partial, folder / WEIGHTS_FILE)
-
-
-def _finish(partial: Path, final: Path) -> None:
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(final)
+        write_text(folder / name, text)
+    with whole_file(folder / WEIGHTS_FILE) as partial:
+        save_file(state, partial, metadata={"format": "pt"})
+        # safetensors lets nobody else read its files, whatever the umask says.
+        shutil.copymode(folder / CONFIG_FILE, partial)
 
 
 def read_pretrained(

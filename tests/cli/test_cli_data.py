@@ -173,10 +173,10 @@ def test_ctrl_c_leaves_work_to_go_on_with(tmp_path):
 SLOW = """
 import sys, time
 import softtrunc.data
-import softtrunc.data.fill as filling
+import softtrunc.data.preparing.fill as filling
 real = filling.fill
 filling.fill = lambda *task: (time.sleep(0.3), real(*task))[1]
-sys.modules["softtrunc.data.prepare"]._SECONDS_BETWEEN_COMMITS = 0.0
+sys.modules["softtrunc.data.preparing.prepare"]._SECONDS_BETWEEN_COMMITS = 0.0
 from softtrunc.cli import main
 sys.exit(main(sys.argv[1:]))
 """

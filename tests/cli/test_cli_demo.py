@@ -6,8 +6,8 @@ import pytest
 from command_line import start
 
 from softtrunc.cli import main
+from softtrunc.jobs.demo import _clear, _unfinished, demo_recipes
 from softtrunc.recipes import UserError, dump_recipe, load_recipe
-from softtrunc.recipes.demo import _clear, _unfinished, demo_recipes
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import pytest
 from command_line import environment, start
 from test_cli_interruption import finish, launch, wait_for
 
+from softtrunc.jobs.train import train
 from softtrunc.recipes import load_recipe
-from softtrunc.recipes.train import train
 
 SMALL = ["--bpd", "--limit", "7"] + [
     word

@@ -13,7 +13,7 @@ from softtrunc import ScoreModel
 from softtrunc.cli import main
 from softtrunc.interop import DiffusersUNet
 from softtrunc.recipes import load_recipe
-from softtrunc.recipes.open_run import open_run
+from softtrunc.runs.open_run import open_run
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from softtrunc.data import load_archive, load_folder, open_dataset
-from softtrunc.data.decode import decode
 from softtrunc.data.detect import kind_of
-from softtrunc.data.files import open_files
-from softtrunc.data.folder import load_files
+from softtrunc.data.formats.files import open_files
+from softtrunc.data.images.decode import decode
+from softtrunc.data.load import load_files
 from softtrunc.data.splits import choose_names, choose_rows
 
 

@@ -12,7 +12,7 @@ pyarrow = pytest.importorskip("pyarrow")
 
 from softtrunc.data import open_dataset, prepare  # noqa: E402
 from softtrunc.data.detect import kind_of  # noqa: E402
-from softtrunc.data.hub import hub_source  # noqa: E402
+from softtrunc.data.formats.hub import hub_source  # noqa: E402
 
 IMAGES = noise(30, 8, 8, 3)
 

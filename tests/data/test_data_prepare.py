@@ -15,9 +15,9 @@ from PIL import Image
 from true_formats import encode, noise, pack, write_cifar10
 
 from softtrunc.data import CountError, open_dataset, prepare
-from softtrunc.data import fill as filling
+from softtrunc.data.preparing import fill as filling
 
-preparing = sys.modules["softtrunc.data.prepare"]
+preparing = sys.modules["softtrunc.data.preparing.prepare"]
 
 COUNT = 60
 
@@ -67,9 +67,9 @@ def test_bytes_do_not_depend_on_the_number_of_workers(folder, tmp_path, small_ch
 KILLED = """
 import os, signal, sys
 from softtrunc.data import prepare
-import softtrunc.data.fill as filling
+import softtrunc.data.preparing.fill as filling
 filling._CHUNK_IMAGES, filling._WORTH_A_PROCESS = 4, 0
-sys.modules["softtrunc.data.prepare"]._SECONDS_BETWEEN_COMMITS = 0.0
+sys.modules["softtrunc.data.preparing.prepare"]._SECONDS_BETWEEN_COMMITS = 0.0
 
 def bar(label):
     def advance(done, total):
@@ -226,7 +226,7 @@ def test_other_counts_than_the_protocols_are_refused(tmp_path):
 @pytest.fixture
 def tiny_protocol(monkeypatch):
     """A protocol of 50 and 10 images of 9x7."""
-    from softtrunc.data.fit import Fit
+    from softtrunc.data.images.fit import Fit
     from softtrunc.data.presets import PRESETS, Preset
 
     fit = Fit((9, 7), filter=None, strict=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from true_formats import noise
 
 from softtrunc.data import PRESETS, open_dataset, prepare
-from softtrunc.data.fit import Fit
+from softtrunc.data.images.fit import Fit
 
 # Published counts; a figure on other counts is another figure.
 COUNTS = {

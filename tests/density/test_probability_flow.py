@@ -15,7 +15,7 @@ from softtrunc.density import (
     nelbo,
     probability_flow_nll,
 )
-from softtrunc.density.chunks import in_chunks
+from softtrunc.flow.chunks import in_chunks
 
 DOUBLE = {"dtype": torch.float64}
 TERMS = ("prior", "flow", "residual", "nats")

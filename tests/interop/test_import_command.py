@@ -10,10 +10,10 @@ from public_network import VE, checkpoint, configuration
 
 from softtrunc.cli import main
 from softtrunc.interop import load_score_sde_checkpoint
+from softtrunc.jobs.import_checkpoint import recipe_of_public_config
 from softtrunc.recipes import load_recipe
-from softtrunc.recipes.import_checkpoint import recipe_of_public_config
-from softtrunc.recipes.open_run import open_run
-from softtrunc.recipes.run import Run
+from softtrunc.runs.folder import Run
+from softtrunc.runs.open_run import open_run
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

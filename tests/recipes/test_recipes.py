@@ -15,6 +15,7 @@ from softtrunc import (
     SubVPSDE,
     UniformTimes,
 )
+from softtrunc.jobs.plan import describe
 from softtrunc.recipes import Recipe, UserError, dump_recipe, load_recipe, recipe_names
 from softtrunc.recipes.build import (
     build_model,
@@ -25,7 +26,6 @@ from softtrunc.recipes.build import (
     build_training,
 )
 from softtrunc.recipes.load import override_recipe
-from softtrunc.recipes.plan import describe
 from softtrunc.samplers import (
     Ancestral,
     DPMSolver,

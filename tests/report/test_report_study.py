@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from softtrunc.recipes.study import _csv
+from softtrunc.jobs.study import _csv
 from softtrunc.report import read_run, write_report
 from softtrunc.report.study import (
     Estimate,

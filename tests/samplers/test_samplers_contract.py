@@ -10,6 +10,7 @@ import torch
 from sampler_cases import SAMPLERS, SDES, Counted, gaussian, generator, mixture, prior_draw
 from torch import nn
 
+from softtrunc.noise import Noise
 from softtrunc.samplers import (
     Ancestral,
     DPMSolver,
@@ -18,7 +19,7 @@ from softtrunc.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
 )
-from softtrunc.samplers.base import Noise, tweedie
+from softtrunc.samplers.base import tweedie
 from softtrunc.samplers.grids import point_at, schedule, step_length
 from softtrunc.score import ScoreModel
 from softtrunc.sde import VESDE, VPSDE, ReciprocalVESDE

@@ -11,8 +11,9 @@ from exact import Gaussian
 from sampler_cases import SDES, gaussian, prior_draw
 from torch import Tensor
 
+from softtrunc.noise import Noise
 from softtrunc.samplers import Ancestral, DPMSolver, EulerMaruyama, Heun, PredictorCorrector
-from softtrunc.samplers.base import FixedStepSampler, Noise, tweedie
+from softtrunc.samplers.base import FixedStepSampler, tweedie
 from softtrunc.samplers.dpm_solver import _moments
 from softtrunc.samplers.grids import schedule
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE

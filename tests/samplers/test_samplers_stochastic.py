@@ -12,8 +12,8 @@ import pytest
 import torch
 from sampler_cases import SDES, gaussian, generator, mixture, prior_draw, sliced_wasserstein
 
+from softtrunc.noise import Noise
 from softtrunc.samplers import Ancestral, DPMSolver, EulerMaruyama, PredictorCorrector
-from softtrunc.samplers.base import Noise
 from softtrunc.samplers.grids import point_at, schedule, step_length
 from softtrunc.samplers.predictor_corrector import (
     ancestral_step,

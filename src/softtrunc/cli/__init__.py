@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("softtrunc: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        from softtrunc.recipes.errors import RunFailedError, UserError
+        from softtrunc.feedback.errors import RunFailedError, UserError
 
         if isinstance(error, UserError):
             return _refuse(str(error))

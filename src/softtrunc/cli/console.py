@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from softtrunc.recipes.progress import Task
+from softtrunc.feedback.progress import Task
 
 __all__ = ["ConsoleProgress", "stdout"]
 

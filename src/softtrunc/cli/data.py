@@ -38,7 +38,7 @@ def inspect(
     """
     from softtrunc.cli.console import ConsoleProgress, stdout
     from softtrunc.cli.data_tables import inspection_table
-    from softtrunc.recipes.data import inspect_data
+    from softtrunc.jobs.prepare import inspect_data
 
     found = inspect_data(source, size=size, grid=grid, progress=ConsoleProgress())
     stdout().print(inspection_table(found))
@@ -79,7 +79,7 @@ def prepare(
     """
     from softtrunc.cli.console import ConsoleProgress, stdout
     from softtrunc.cli.data_tables import card_table
-    from softtrunc.recipes.data import prepare_data
+    from softtrunc.jobs.prepare import prepare_data
 
     cards = prepare_data(
         source,

@@ -72,7 +72,7 @@ def card_table(cards: Mapping[str, Any]) -> Table:
 
 def preset_table() -> Table:
     """The known protocols."""
-    from softtrunc.recipes.data import describe_preset, presets
+    from softtrunc.jobs.prepare import describe_preset, presets
 
     table = _table(("preset", "train", "test", "preprocessing", "data set"), ("train", "test"))
     for preset in presets():

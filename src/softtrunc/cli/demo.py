@@ -27,7 +27,7 @@ def demo(
     """
     from softtrunc.cli.console import ConsoleProgress, stdout
     from softtrunc.cli.table import comparison_table
-    from softtrunc.recipes.demo import run_demo
+    from softtrunc.jobs.demo import run_demo
 
     progress = ConsoleProgress()
     outcome = run_demo(out, full=full, steps=steps, progress=progress)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from softtrunc.recipes.edit import Editor
+    from softtrunc.jobs.edit import Editor
 
 __all__ = ["edit"]
 
@@ -48,7 +48,7 @@ def _open(
 ) -> Editor:
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.cli.options import data_override, sampling_overrides, weights_of
-    from softtrunc.recipes.edit import Editor
+    from softtrunc.jobs.edit import Editor
 
     changes = sampling_overrides(sampler, steps, precision, overrides)
     if data is not None:

@@ -99,8 +99,8 @@ def evaluate(
     if samples is not None:
         _evaluate_files(run, samples, data, figures, split, count, features, mode, out, bpd)
         return
-    from softtrunc.recipes.errors import UserError
-    from softtrunc.recipes.measure import measure
+    from softtrunc.feedback.errors import UserError
+    from softtrunc.jobs.measure import measure
 
     if run is None:
         raise UserError("evaluate: name a run folder, or --samples PATH --data PATH")
@@ -150,8 +150,8 @@ def _evaluate_files(
     bpd: bool,
 ) -> None:
     from softtrunc.cli.console import ConsoleProgress
-    from softtrunc.recipes.errors import UserError
-    from softtrunc.recipes.measure_files import measure_files
+    from softtrunc.feedback.errors import UserError
+    from softtrunc.jobs.measure_files import measure_files
 
     if run is not None or bpd:
         what = f"a run ({run})" if run is not None else "--bpd"

@@ -29,7 +29,7 @@ def export(
     settings for the schedulers of diffusers.
     """
     from softtrunc.cli.options import weights_of
-    from softtrunc.recipes.export import export_run, push_export
+    from softtrunc.jobs.export import export_run, push_export
 
     folder = export_run(run, out or run / "export", weights=weights_of(weights))
     typer.echo(str(folder))

@@ -44,7 +44,7 @@ def import_(
     """
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.cli.options import data_override, weights_of
-    from softtrunc.recipes.import_checkpoint import import_checkpoint
+    from softtrunc.jobs.import_checkpoint import import_checkpoint
 
     changes = list(overrides or [])
     if data is not None:

@@ -34,7 +34,7 @@ def figures_override(dequantization: str) -> str:
     Raises:
         UserError: if there is no such dequantization.
     """
-    from softtrunc.recipes.errors import UserError, nearest
+    from softtrunc.feedback.errors import UserError, nearest
     from softtrunc.recipes.schema import FIGURES_BY_DEQUANTIZATION
 
     if dequantization not in FIGURES_BY_DEQUANTIZATION:
@@ -49,7 +49,7 @@ def weights_of(name: str) -> Literal["ema", "raw"]:
     Raises:
         UserError: if it is neither "ema" nor "raw".
     """
-    from softtrunc.recipes.errors import UserError, nearest
+    from softtrunc.feedback.errors import UserError, nearest
 
     if name == "ema":
         return "ema"

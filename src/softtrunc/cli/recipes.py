@@ -59,8 +59,8 @@ def show_list() -> None:
     from rich.table import Table
 
     from softtrunc.cli.console import stdout
+    from softtrunc.jobs.plan import parameters_of
     from softtrunc.recipes import load_recipe, recipe_names
-    from softtrunc.recipes.plan import parameters_of
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     columns = ("recipe", "data", "network", "parameters", "SDE", "weight", "prior", "paper")

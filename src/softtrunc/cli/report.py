@@ -17,6 +17,6 @@ def report(
     ] = None,
 ) -> None:
     """Write a self-contained HTML page about one or more runs."""
-    from softtrunc.recipes.compare import write_page
+    from softtrunc.jobs.compare import write_page
 
     typer.echo(str(write_page(runs, out or runs[0] / "report.html")))

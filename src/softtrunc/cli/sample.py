@@ -52,8 +52,8 @@ def sample(
     """
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.cli.options import sampling_overrides, weights_of
-    from softtrunc.recipes.sample import draw_to
-    from softtrunc.recipes.trajectory import draw_trajectory
+    from softtrunc.jobs.trajectory import draw_trajectory
+    from softtrunc.runs.draw import draw_to
 
     changes = sampling_overrides(sampler, steps, precision, overrides)
     progress = ConsoleProgress()

@@ -54,8 +54,8 @@ def study(
     from softtrunc.cli.console import ConsoleProgress, stdout
     from softtrunc.cli.options import data_override
     from softtrunc.cli.table import study_tables
-    from softtrunc.recipes.errors import RunFailedError
-    from softtrunc.recipes.study import plan_study, run_study
+    from softtrunc.feedback.errors import RunFailedError
+    from softtrunc.jobs.study import plan_study, run_study
 
     changes = list(overrides or [])
     if data is not None:

@@ -10,15 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from softtrunc.recipes.edit import RoundTrip
-    from softtrunc.recipes.study import StudyOutcome
+    from softtrunc.jobs.edit import RoundTrip
+    from softtrunc.jobs.study import StudyOutcome
 
 __all__ = ["comparison_table", "figure_table", "round_trip_table", "study_tables"]
 
 
 def comparison_table(runs: Sequence[Path]) -> Table:
     """The report's summary table on its side: one run a column, the best value of a row in bold."""
-    from softtrunc.recipes.compare import compare
+    from softtrunc.jobs.compare import compare
 
     summary = compare(runs)
     table = Table(box=None, header_style="bold", pad_edge=False)

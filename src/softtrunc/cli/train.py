@@ -46,13 +46,13 @@ def train(
     resolved = load_recipe(recipe, overrides or [])
     out = out or Path("runs") / resolved.name
     if dry_run:
-        from softtrunc.recipes.plan import describe
+        from softtrunc.jobs.plan import describe
 
         typer.echo(describe(resolved, tflops=tflops))
         return
 
     from softtrunc.cli.console import ConsoleProgress
-    from softtrunc.recipes.train import train as run
+    from softtrunc.jobs.train import train as run
 
     progress = ConsoleProgress()
     outcome = run(resolved, out, resume=resume, progress=progress)

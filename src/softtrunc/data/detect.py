@@ -9,21 +9,21 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from softtrunc.data.arrays import is_array, load_array
-from softtrunc.data.batches import cifar_source, find_cifar, find_imagenet, imagenet_source
-from softtrunc.data.celeba import celeba_source, find_partition
 from softtrunc.data.dataset import ImageDataset
-from softtrunc.data.digits import load_digits_split
-from softtrunc.data.files import FolderFiles, open_archive
-from softtrunc.data.folder import files_source
-from softtrunc.data.hub import SCHEME, hub_source, is_saved, saved_source
-from softtrunc.data.idx import find_idx, idx_folder, is_idx_name, load_idx
-from softtrunc.data.lsun import find_lmdb, lmdb_source
-from softtrunc.data.members import Members
-from softtrunc.data.parquet import find_parquet, is_parquet, parquet_source
-from softtrunc.data.prepared import is_prepared, open_prepared
+from softtrunc.data.formats.arrays import is_array, load_array
+from softtrunc.data.formats.celeba import celeba_source, find_partition
+from softtrunc.data.formats.cifar import cifar_source, find_cifar, find_imagenet, imagenet_source
+from softtrunc.data.formats.digits import load_digits_split
+from softtrunc.data.formats.files import FolderFiles, open_archive
+from softtrunc.data.formats.folder import files_source
+from softtrunc.data.formats.hub import SCHEME, hub_source, is_saved, saved_source
+from softtrunc.data.formats.idx import find_idx, idx_folder, is_idx_name, load_idx
+from softtrunc.data.formats.lsun import find_lmdb, lmdb_source
+from softtrunc.data.formats.members import Members
+from softtrunc.data.formats.parquet import find_parquet, is_parquet, parquet_source
+from softtrunc.data.formats.stl10 import find_stl10, stl10_source
+from softtrunc.data.preparing.prepared import is_prepared, open_prepared
 from softtrunc.data.source import ArrayImages, JoinedFiles, Part, Source
-from softtrunc.data.stl10 import find_stl10, stl10_source
 
 __all__ = ["Kind", "kind_of", "open_source"]
 

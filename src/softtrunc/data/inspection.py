@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from softtrunc.data.collect import Progress, collect, decode_each
 from softtrunc.data.dataset import Skipped
-from softtrunc.data.decode import Decoded, is_grey
 from softtrunc.data.detect import Kind, open_source
-from softtrunc.data.fit import Fit, pair
-from softtrunc.data.pixels import stretch_levels
+from softtrunc.data.images.collect import Progress, collect, decode_each
+from softtrunc.data.images.decode import Decoded, is_grey
+from softtrunc.data.images.fit import Fit, pair
+from softtrunc.data.images.pixels import stretch_levels
 from softtrunc.data.source import Part, Source
 
 __all__ = ["Inspection", "SigmaMax", "inspect", "largest_distance"]

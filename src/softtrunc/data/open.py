@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from softtrunc.data.collect import Progress
 from softtrunc.data.dataset import DataCard, ImageDataset
 from softtrunc.data.detect import open_source
-from softtrunc.data.digits import load_digits_split
-from softtrunc.data.fit import fit_to, pair
+from softtrunc.data.formats.digits import load_digits_split
+from softtrunc.data.images.collect import Progress
+from softtrunc.data.images.fit import fit_to, pair
 from softtrunc.data.load import How, load_part
-from softtrunc.data.prepare import Bar, prepare_source
-from softtrunc.data.prepared import open_prepared
+from softtrunc.data.preparing.prepare import Bar, prepare_source
+from softtrunc.data.preparing.prepared import open_prepared
 from softtrunc.data.presets import find_preset
 from softtrunc.data.source import ArrayImages, NoSplitError, Source
 from softtrunc.data.splits import check_split

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from softtrunc.data.fit import Fit
+from softtrunc.data.images.fit import Fit
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
 

@@ -10,8 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softtrunc.density.bits import Density
-from softtrunc.density.chunks import in_chunks
-from softtrunc.density.path import state_scale
 from softtrunc.density.probability_flow import check_inputs
 from softtrunc.density.residual import (
     Reconstruction,
@@ -19,7 +17,9 @@ from softtrunc.density.residual import (
     gaussian_residual,
     lossless_residual,
 )
-from softtrunc.density.streams import ExampleStreams
+from softtrunc.flow.chunks import in_chunks
+from softtrunc.flow.path import state_scale
+from softtrunc.noise import ExampleStreams
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import expand_to, wide_dtype
 from softtrunc.times import ImportanceTimes

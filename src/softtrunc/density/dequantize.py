@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softtrunc.density.bits import check_grid, check_on_grid
-from softtrunc.density.streams import ExampleStreams
+from softtrunc.noise import ExampleStreams
 from softtrunc.sde import wide_dtype
 
 __all__ = ["bin_centers", "bin_index", "dequantize", "spread_range"]

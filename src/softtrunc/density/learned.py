@@ -21,7 +21,7 @@ from softtrunc.density.bits import check_on_grid
 from softtrunc.density.bound import expected_prior
 from softtrunc.density.dequantize import dequantize
 from softtrunc.density.residual import gaussian_residual
-from softtrunc.density.streams import ExampleStreams
+from softtrunc.noise import ExampleStreams
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import expand_to, random_normal, wide_dtype, widen
 from softtrunc.times import ImportanceTimes

@@ -16,22 +16,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softtrunc.density.bits import Density
-from softtrunc.density.chunks import in_chunks
-from softtrunc.density.multistep import integrate_adams
-from softtrunc.density.path import (
-    AngleVariable,
-    PowerVariable,
-    Variable,
-    path_point,
-    state_scale,
-)
 from softtrunc.density.residual import (
     Reconstruction,
     check_reconstruction,
     gaussian_residual,
     lossless_residual,
 )
-from softtrunc.density.solver import (
+from softtrunc.flow.adams import integrate_adams
+from softtrunc.flow.chunks import in_chunks
+from softtrunc.flow.path import (
+    AngleVariable,
+    PowerVariable,
+    Variable,
+    path_point,
+    state_scale,
+)
+from softtrunc.flow.runge_kutta import (
     BOGACKI_SHAMPINE_32,
     DORMAND_PRINCE_54,
     Slope,
@@ -39,7 +39,7 @@ from softtrunc.density.solver import (
     Tableau,
     integrate,
 )
-from softtrunc.density.streams import ExampleStreams
+from softtrunc.noise import ExampleStreams
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import expand_to, wide_dtype
 
@@ -247,7 +247,7 @@ def probability_flow_nll(
     compare the two.
 
     The ODE is solved by an embedded Runge-Kutta pair in the variable and for the state that
-    `softtrunc.density.path` describes, with step control for each example. A step passes when the
+    `softtrunc.flow.path` describes, with step control for each example. A step passes when the
     RMS over dimensions of its estimated error in `z = x / sqrt(alpha^2 + sigma^2 / data_std^2)`
     (in units of the data) is at most `atol + rtol |z|`, and that of the log-density at most
     `atol` nats per dimension. The default of 1e-5 is far stricter than a figure of three decimals

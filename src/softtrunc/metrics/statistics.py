@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from softtrunc.feedback.files import write_bytes
 from softtrunc.metrics.frechet import frechet_distance
 
 __all__ = ["FeatureStatistics", "Provenance"]
@@ -150,12 +150,7 @@ class FeatureStatistics:
         record = {"count": self.count, **dataclasses.asdict(self.provenance)}
         tensors = {"mean": self.mean, "scatter": self._scatter.contiguous()}
         content = save(tensors, {"format": _FORMAT, "provenance": json.dumps(record)})
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_bytes(path, content)
 
     @classmethod
     def load(cls, path: Path, expected: Provenance | None = None) -> FeatureStatistics:

@@ -3,7 +3,7 @@
 This module holds what needs no torch; `build`, `train`, `measure` and `demo` are imported by name.
 """
 
-from softtrunc.recipes.errors import UserError
+from softtrunc.feedback.errors import UserError
 from softtrunc.recipes.load import dump_recipe, load_recipe, recipe_names
 from softtrunc.recipes.schema import Recipe
 

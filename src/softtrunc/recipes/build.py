@@ -9,11 +9,11 @@ from typing import assert_never
 import torch
 
 from softtrunc.data import ImageDataset, find_preset, open_dataset
+from softtrunc.feedback.errors import UserError, missing_packages, user_errors
+from softtrunc.feedback.progress import Progress, Task
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
-from softtrunc.recipes.errors import UserError, missing_packages, user_errors
-from softtrunc.recipes.progress import Progress, Task
 from softtrunc.samplers import (
     Ancestral,
     DPMSolver,

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from softtrunc.recipes.errors import UserError, nearest
+from softtrunc.feedback.errors import UserError, nearest
 from softtrunc.recipes.schema import Recipe
 
 __all__ = [

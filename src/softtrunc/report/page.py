@@ -10,12 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from softtrunc.evaluation.figure import DENSITY_FIGURES
 from softtrunc.report import figures
 from softtrunc.report.figures import Picture, Point, RunStyle, Series
 from softtrunc.report.runs import Measurement, RunSummary, read_run, run_labels
 from softtrunc.report.study import StudySummary, trade_off_picture
 from softtrunc.report.summary import (
-    DENSITY_FIGURES,
     figure_names,
     format_setting,
     format_truncation,

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softtrunc.evaluation.figure import DENSITY_FIGURES
 from softtrunc.report import figures
 from softtrunc.report.figures import Picture, Point
 from softtrunc.report.runs import Measurement, RunSummary
 from softtrunc.report.summary import (
-    DENSITY_FIGURES,
     Cell,
     figure_names,
     format_value,

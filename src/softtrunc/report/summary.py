@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from softtrunc.evaluation.figure import DENSITY_FIGURES
 from softtrunc.report.runs import Measurement, RunSummary, run_labels
 
 __all__ = [
-    "DENSITY_FIGURES",
     "Cell",
     "Column",
     "SummaryTable",
@@ -21,17 +21,6 @@ __all__ = [
     "protocol_differences",
     "summary_rows",
 ]
-
-DENSITY_FIGURES = {
-    "nll_residual": "bits/dim with residual",
-    "nll": "bits/dim without",
-    "nelbo": "NELBO",
-    "nll_lossless": "bits/dim lossless",
-    "nelbo_lossless": "NELBO lossless",
-    "nll_learned": "bits/dim, learned dequantiser",
-    "nelbo_learned": "NELBO, learned dequantiser",
-}
-"""The figures in bits/dim, in the order of the table, and their column titles."""
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from softtrunc.noise import Noise
 from softtrunc.samplers.grids import Grid, Point, check_grid, schedule
 from softtrunc.score import ScoreFunction
-from softtrunc.sde import SDE, random_normal
+from softtrunc.sde import SDE
 
 __all__ = [
     "Callback",
     "Constraint",
     "FixedStepSampler",
-    "Noise",
     "Progress",
     "Run",
     "Sampler",
@@ -68,54 +68,6 @@ Callback = Callable[[Progress], None]
 
 ScoreHook = Callable[[Tensor, Tensor], Tensor]
 """`(x (B, *event), t (B,)) -> score (B, *event)`, used in place of the model's own."""
-
-
-class Noise:
-    """Standard normal noise for a batch: from one generator, or from one per sample.
-
-    With `seeds`, each sample draws all its noise from a CPU generator of its own, so that what it
-    sees depends neither on its batch nor on the device.
-
-    Args:
-        batch: number of samples B.
-        seeds: one integer per sample, or None.
-        generator: source for the whole batch where there are no seeds.
-
-    Raises:
-        ValueError: if both are given or the number of seeds is not B.
-    """
-
-    def __init__(
-        self, batch: int, seeds: Sequence[int] | None, generator: torch.Generator | None
-    ) -> None:
-        if seeds is not None and generator is not None:
-            raise ValueError("seeds and generator exclude each other: give one of them")
-        if seeds is not None and len(seeds) != batch:
-            raise ValueError(
-                f"{len(seeds)} seeds for a batch of {batch}: give one integer for each sample"
-            )
-        self._generator = generator
-        self._generators = (
-            None
-            if seeds is None
-            else [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-        )
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether samples must not depend on their batch."""
-        return self._generators is not None
-
-    def draw(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """A fresh draw of shape `(B, *event)`."""
-        if self._generators is None:
-            return random_normal(shape, generator=self._generator, device=device, dtype=dtype)
-        rows = [torch.randn(tuple(shape[1:]), generator=g, dtype=dtype) for g in self._generators]
-        return torch.stack(rows).to(device) if rows else torch.empty(*shape, device=device)
-
-    def like(self, x: Tensor) -> Tensor:
-        """A fresh draw with the shape, device and precision of `x`."""
-        return self.draw(x.shape, x.device, x.dtype)
 
 
 Constraint = Callable[[Tensor, Point | None, Noise], Tensor]

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from softtrunc.noise import Noise
 from softtrunc.samplers.base import (
     Callback,
     Constraint,
     FixedStepSampler,
-    Noise,
     Samples,
     ScoreHook,
 )

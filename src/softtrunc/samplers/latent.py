@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softtrunc.noise import Noise
 from softtrunc.samplers.base import (
     Callback,
-    Noise,
     Run,
     Samples,
     ScoreHook,

@@ -9,7 +9,13 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from softtrunc.samplers.base import FixedStepSampler, Noise, Run, State, tweedie
+from softtrunc.noise import Noise
+from softtrunc.samplers.base import (
+    FixedStepSampler,
+    Run,
+    State,
+    tweedie,
+)
 from softtrunc.samplers.grids import Grid, Point, step_length
 from softtrunc.sde import SDE, VPSDE, SubVPSDE, expand_to
 

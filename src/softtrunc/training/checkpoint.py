@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from softtrunc.feedback.files import replace_folder
 from softtrunc.pretrained import load_exactly
 from softtrunc.training.state import TrainState
 
@@ -60,15 +60,6 @@ class CheckpointInfo(NamedTuple):
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Force a file or folder to disk: a rename must not outrun what it renames."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -156,10 +147,7 @@ def save_checkpoint(
     }
     info["sha256"] = _state_digest(info)
     (partial / "state.json").write_text(json.dumps(info, indent=1) + "\n")
-    for path in partial.iterdir():
-        _sync(path)
-    partial.rename(final)
-    _sync(folder)
+    replace_folder(partial, final)
     if keep is not None:
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)

@@ -1,0 +1,1 @@
+"""Every format of data that can be read, one file a format."""

@@ -1,0 +1,133 @@
+"""CelebA: aligned images and the official split (Liu et al. 2015)."""
+
+from __future__ import annotations
+
+import functools
+import posixpath
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from softtrunc.data.dataset import Skipped
+from softtrunc.data.formats.files import FolderFiles, open_files
+from softtrunc.data.source import Encoded, ImageFiles, Part, Source
+
+__all__ = ["celeba_source", "find_partition", "read_partition"]
+
+_PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
+# The file counts 0, 1, 2.
+_SPLITS = {"0": "train", "1": "validation", "2": "test"}
+_ALIGNED = "img_align_celeba"
+
+
+def find_partition(path: Path) -> Path | None:
+    """The official partition file of the images in a folder or archive, if there is one.
+
+    Looked for in the folder, in its folder `Eval`, and, where the images are called
+    img_align_celeba, beside them.
+    """
+    places = [path] if path.is_dir() else []
+    if path.name.split(".")[0].lower() == _ALIGNED:
+        places += [path.parent, path.parent.parent]
+    for place in places:
+        for folder in (place, place / "Eval"):
+            for name in _PARTITIONS:
+                if (folder / name).is_file():
+                    return folder / name
+    return None
+
+
+def read_partition(path: Path) -> dict[str, str]:
+    """The split ("train", "validation", "test") of every image, by file name.
+
+    Raises:
+        ValueError: naming the first line that is not "NAME 0|1|2" (or with a comma).
+    """
+    splits: dict[str, str] = {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.replace(",", " ").split()
+        if not words or (number == 1 and words == ["image_id", "partition"]):
+            continue
+        if len(words) != 2 or words[1] not in _SPLITS:
+            raise ValueError(
+                f"{path}: line {number}: {line[:60]!r} is not a name and 0 (train), 1 "
+                "(validation) or 2 (test)"
+            )
+        if words[0] in splits:
+            raise ValueError(f"{path}: line {number}: {words[0]} is there twice")
+        splits[words[0]] = _SPLITS[words[1]]
+    if not splits:
+        raise ValueError(f"{path}: empty")
+    return splits
+
+
+def _images(path: Path) -> ImageFiles:
+    """The aligned images: below a folder of their name, in a zip of it, or the path itself."""
+    if not path.is_dir():
+        return open_files(path)
+    for folder in (path, path / "Img"):
+        if (folder / _ALIGNED).is_dir():
+            return FolderFiles(folder / _ALIGNED)
+        if (folder / f"{_ALIGNED}.zip").is_file():
+            return open_files(folder / f"{_ALIGNED}.zip")
+    return FolderFiles(path)
+
+
+def celeba_source(path: Path, partition: Path) -> Source:
+    """CelebA in the official split; its validation part belongs to neither.
+
+    Raises:
+        ValueError: if the partition file is broken, or is not of these images.
+    """
+    files, split_of = _images(path), read_partition(partition)
+    found: dict[str, str] = {}
+    for name in files.names:
+        base = posixpath.basename(name)
+        if base in found:
+            raise ValueError(
+                f"{path}: {found[base]} and {name} have one name in {partition.name}: give the "
+                f"folder that holds {_ALIGNED} alone"
+            )
+        found[base] = name
+    if not split_of.keys() & found.keys():
+        raise ValueError(f"{partition}: names none of the {len(found):,} images under {path}")
+    skipped = [
+        Skipped(name, f"not in {partition.name}")
+        for base, name in found.items()
+        if base not in split_of
+    ]
+
+    images = _Listed(files, frozenset(found.values()), partition, skipped)
+
+    def opener(split: str) -> Part:
+        # A name that has no image stays in the list: reading it tells that it is missing.
+        names = [found.get(base, base) for base, its in split_of.items() if its == split]
+        return Part(images, names)
+
+    return Source(
+        name="celeba",
+        kind="celeba",
+        location=str(path),
+        parts={s: functools.partial(opener, s) for s in dict.fromkeys(split_of.values())},
+    )
+
+
+class _Listed:
+    """Images that a list names, those that are missing among them."""
+
+    def __init__(
+        self, files: ImageFiles, there: frozenset[str], partition: Path, skipped: list[Skipped]
+    ) -> None:
+        self.location = files.location
+        self.names = files.names
+        self.skipped: Sequence[Skipped] = [*files.skipped, *skipped]
+        self._files = files
+        self._there = there
+        self._list = partition.name
+
+    def read(self, names: Collection[str]) -> Iterator[Encoded]:
+        """Those that are there, and word of those that are not."""
+        yield from self._files.read([name for name in names if name in self._there])
+        for name in names:
+            if name not in self._there:
+                yield Encoded(name, None, f"in {self._list}, but there is no such file")

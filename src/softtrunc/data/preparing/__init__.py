@@ -1,0 +1,1 @@
+"""Images read once, checked and laid down for memory-mapped reading."""

@@ -1,0 +1,268 @@
+"""Decode once, train often: every split as one memory-mapped uint8 array and a card."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
+from softtrunc.data.images.collect import Progress, several_sizes, try_decode
+from softtrunc.data.images.fit import describe_fit
+from softtrunc.data.load import CountError, How, name_of, open_part
+from softtrunc.data.preparing.fill import Filled, Target, chunks, workers_for
+from softtrunc.data.preparing.journal import Journal
+from softtrunc.data.preparing.prepared import open_prepared, write_split
+from softtrunc.data.source import ArrayImages, Part, Source
+
+__all__ = ["prepare_source"]
+
+_SECONDS_BETWEEN_COMMITS = 2.0
+_COPY_ROWS = 1024
+
+Bar = Callable[[str], Progress]
+"""Gives the progress of one piece of work by its name."""
+
+
+def prepare_source(
+    source: Source,
+    out: Path,
+    splits: Sequence[str],
+    how: How,
+    *,
+    workers: int = 1,
+    bar: Bar | None = None,
+) -> dict[str, DataCard]:
+    """Write splits of a source into a new folder that appears when everything is in it.
+
+    Until then the work lies beside it in `.NAME.partial`; after a kill the same call goes on from
+    there. The bytes written do not depend on the number of workers, nor on kills.
+
+    Args:
+        source: what to read.
+        out: the folder to make; it may exist if it is empty.
+        splits: which ones.
+        how: what images are brought to.
+        workers: processes that decode.
+        bar: draws progress.
+
+    Returns:
+        The cards by split.
+
+    Raises:
+        CountError: if numbers of images are not the protocol's.
+        ValueError: if `out` is in use or too small for the data, or the source cannot be read.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out}: exists: choose another folder, or delete it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _workplace(out) as place:
+        done = place / "done"
+        done.mkdir(exist_ok=True)
+        cards = {
+            split: _Preparation(source, split, how, place).run(workers, bar) for split in splits
+        }
+        if out.exists():
+            out.rmdir()
+        done.rename(out)
+        shutil.rmtree(place)
+    return cards
+
+
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """The folder beside `out` for unfinished work, for one process at a time.
+
+    A refusal removes it, unless a split is finished or only the number of images is wrong; anything
+    else leaves it to be gone on with.
+    """
+    place = out.parent / f".{out.name}.partial"
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        _lock(lock.fileno(), out)
+        try:
+            yield place
+        except (ValueError, FileNotFoundError) as error:
+            counted = isinstance(error, CountError) and any(place.glob("*.raw.npy"))
+            if not counted and not any(place.glob("done/*.json")):
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    # Released by the system with the process, however it ends.
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{out}: another process is preparing it") from None
+
+
+class _Preparation:
+    """One split on its way to `place/done`."""
+
+    def __init__(self, source: Source, split: str, how: How, place: Path) -> None:
+        self._source = source
+        self._split = split
+        self._how = how
+        self._place = place
+        self._raw = place / f"{split}.raw.npy"
+        self._first = ""
+
+    def run(self, workers: int, bar: Bar | None) -> DataCard:
+        part = open_part(self._source, self._split, self._how)
+        done = self._place / "done"
+        card, log = done / f"{self._split}.json", self._place / f"{self._split}.journal"
+        if not card.exists() and not self._raw.exists():
+            log.unlink(missing_ok=True)
+        journal = Journal(log, self._plan(part), len(part.names))
+        if card.exists() and journal.done.all():
+            return open_prepared(done, self._split).card
+        for leftover in [card, *done.glob(f"{self._split}*")]:
+            leftover.unlink(missing_ok=True)
+        shape = self._shape(part)
+        if not journal.done.all():
+            self._fill(part, journal, shape, workers, bar)
+        rows = np.asarray([row for row in range(len(part.names)) if row not in journal.skipped])
+        reasons = [Skipped(part.names[row], why) for row, why in sorted(journal.skipped.items())]
+        if not len(rows):
+            first = f"{reasons[0].name}: {reasons[0].reason}"
+            raise ValueError(f"no readable image under {self._source.location}; the first, {first}")
+        why = f"unreadable: {reasons[0].name}: {reasons[0].reason}" if reasons else ""
+        self._how.check_count(self._source.location, self._split, len(rows), why)
+        grey = self._how.channels is None and not journal.colour
+        file = self._settle(rows, 1 if grey else shape[0])
+        data = ImageDataset.create(
+            np.load(file, mmap_mode="r", allow_pickle=False),
+            name=name_of(self._source, self._how, self._split, len(rows), journal.lossy),
+            split=self._split,
+            source=self._source.location,
+            levels=self._source.levels,
+            preprocessing=describe_fit(self._how.fit),
+            labels=None if part.labels is None else part.labels[rows],
+            skipped=[*part.files.skipped, *sorted(reasons)],
+            converted=journal.converted,
+            progress=bar(f"check {self._split}") if bar else None,
+        )
+        file.replace(done / f"{self._split}.npy")
+        preset = None if self._how.preset is None else self._how.preset.name
+        write_split(done, data, {"kind": self._source.kind, "preset": preset})
+        self._raw.unlink(missing_ok=True)
+        return data.card
+
+    def _plan(self, part: Part) -> dict[str, Any]:
+        """Everything that the pixels follow from, as far as it can be told without reading them."""
+        names = hashlib.sha256("\0".join(part.names).encode("utf-8", "surrogateescape"))
+        where = Path(self._source.location)
+        stat = where.stat() if where.is_file() else None
+        return {
+            "source": str(where.resolve()) if where.exists() else self._source.location,
+            "file": None if stat is None else [stat.st_size, stat.st_mtime_ns],
+            "preset": None if self._how.preset is None else self._how.preset.name,
+            "fit": repr(self._how.fit),
+            "channels": self._how.channels,
+            "names": names.hexdigest(),
+            "pillow": PIL.__version__,
+        }
+
+    def _shape(self, part: Part) -> tuple[int, int, int]:
+        """(C, H, W) of every row; three channels where it is not known that one will do."""
+        fit, channels = self._how.fit, self._how.channels
+        if isinstance(part.files, ArrayImages):
+            depth, height, width = part.files.images.shape[1:]
+            height, width = (height, width) if fit is None else fit.size
+            return channels or depth, height, width
+        if fit is not None:
+            return channels or 3, *fit.size
+        reason = ""
+        for item in part.files.read(part.names):
+            decoded = try_decode(item, None, 3)
+            if isinstance(decoded, Skipped):
+                reason = reason or f"; the first, {decoded.name}: {decoded.reason}"
+            else:
+                self._first = item.name
+                height, width = decoded.pixels.shape[:2]
+                return channels or 3, height, width
+        raise ValueError(f"no readable image under {self._source.location}{reason}")
+
+    def _fill(
+        self,
+        part: Part,
+        journal: Journal,
+        shape: tuple[int, int, int],
+        workers: int,
+        bar: Bar | None,
+    ) -> None:
+        target = self._target(len(part.names), shape, journal)
+        row_of = {name: row for row, name in enumerate(part.names)}
+        wanted = [name for row, name in enumerate(part.names) if not journal.done[row]]
+        progress = bar(f"prepare {self._split}") if bar else None
+        done, committed = len(part.names) - len(wanted), time.monotonic()
+        ahead: deque[Future[Filled]] = deque()
+
+        with target.path.open("r+b") as stream, workers_for(len(wanted), workers) as fill:
+
+            def take(filled: Filled) -> None:
+                nonlocal done, committed
+                if filled.misfit is not None:
+                    first = self._first, shape[1:]
+                    raise several_sizes(self._source.location, first, filled.misfit)
+                journal.add(filled)
+                done += len(filled.rows)
+                if time.monotonic() - committed > _SECONDS_BETWEEN_COMMITS:
+                    os.fsync(stream.fileno())
+                    journal.commit()
+                    committed = time.monotonic()
+                if progress is not None:
+                    progress(done, len(part.names))
+
+            for chunk in chunks(part.files.read(wanted), row_of):
+                ahead.append(fill(target, chunk, self._how.fit, self._how.channels))
+                if len(ahead) > 2 * workers:
+                    take(ahead.popleft().result())
+            while ahead:
+                take(ahead.popleft().result())
+            os.fsync(stream.fileno())
+            journal.commit()
+
+    def _target(self, count: int, shape: tuple[int, int, int], journal: Journal) -> Target:
+        """The file for all rows, whether they will have an image or not; old rows stay."""
+        needed = count * int(np.prod(shape))
+        if not (self._raw.exists() and journal.done.any()):
+            free = shutil.disk_usage(self._place).free
+            if needed > free:
+                raise ValueError(
+                    f"{self._place.parent}: {count:,} images of {shape[0]} x {shape[1]} x "
+                    f"{shape[2]} take {needed / 2**30:.1f} GiB, only {free / 2**30:.1f} are free"
+                )
+            np.lib.format.open_memmap(self._raw, "w+", np.uint8, (count, *shape)).flush()
+        offset = self._raw.stat().st_size - needed
+        return Target(self._raw, offset, shape)
+
+    def _settle(self, rows: np.ndarray, channels: int) -> Path:
+        """The file of the array without the rows and channels that hold nothing."""
+        raw: np.ndarray = np.load(self._raw, mmap_mode="r", allow_pickle=False)
+        if len(rows) == len(raw) and channels == raw.shape[1]:
+            return self._raw
+        # A copy, for moving rows within one file would not survive being killed.
+        path = self._place / f"{self._split}.kept.npy"
+        shape = (len(rows), channels, *raw.shape[2:])
+        kept = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        for first in range(0, len(rows), _COPY_ROWS):
+            chosen = rows[first : first + _COPY_ROWS]
+            kept[first : first + _COPY_ROWS] = raw[chosen][:, :channels]
+        kept.flush()
+        return path

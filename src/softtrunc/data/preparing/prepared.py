@@ -1,0 +1,104 @@
+"""Prepared data: per split one memory-mapped uint8 array and a JSON card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
+from softtrunc.data.splits import check_split
+from softtrunc.feedback.files import whole_file, write_bytes
+
+__all__ = ["is_prepared", "open_prepared", "write_split"]
+
+_FORMAT = 1
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds at least one prepared split."""
+    return any((folder / f"{split}.json").is_file() for split in ("train", "test"))
+
+
+def write_split(folder: Path, data: ImageDataset, extra: Mapping[str, Any]) -> None:
+    """Write labels and card beside the array of a split, which is there already.
+
+    Args:
+        folder: where `SPLIT.npy` lies.
+        data: the split.
+        extra: what else the card's file tells.
+    """
+    split = data.card.split
+    labels = data.labels
+    if labels is not None:
+        with whole_file(folder / f"{split}-labels.npy") as partial, partial.open("wb") as stream:
+            np.save(stream, labels, allow_pickle=False)
+    content = {
+        "format": _FORMAT,
+        "card": dataclasses.asdict(data.card),
+        "labels": data.labels is not None,
+        "converted": dict(sorted(data.converted.items())),
+        **extra,
+        "skipped": [list(s) for s in data.skipped],
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(folder / f"{split}.json", text.encode("utf-8", errors="replace"))
+
+
+def _read_card(path: Path) -> tuple[DataCard, Mapping[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"not a card of format {_FORMAT}")
+        return DataCard.from_dict(content["card"]), content
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: broken: {error}: prepare the data again") from error
+
+
+def open_prepared(folder: Path, split: str, *, verify: bool = False) -> ImageDataset:
+    """Open a split that `prepare` wrote. Pixels stay on disk, mapped into memory.
+
+    Args:
+        folder: the prepared folder.
+        split: "train" or "test".
+        verify: read every pixel and compare with the fingerprint.
+
+    Raises:
+        FileNotFoundError: if that split is not there.
+        ValueError: if card and array do not agree, or with `verify` the fingerprint does not.
+    """
+    check_split(split, folder)
+    path = folder / f"{split}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no prepared {split} split (no {path.name})")
+    card, content = _read_card(path)
+    shape = (card.count, card.channels, card.height, card.width)
+    images = _map(folder / f"{split}.npy")
+    if images.dtype != np.uint8 or images.shape != shape:
+        raise ValueError(
+            f"{folder}: {split}.npy is {images.dtype} {images.shape}, its card says uint8 {shape}: "
+            "prepare the data again"
+        )
+    labels = np.asarray(_map(folder / f"{split}-labels.npy")) if content.get("labels") else None
+    if labels is not None and (labels.dtype != np.int64 or labels.shape != shape[:1]):
+        raise ValueError(f"{folder}: {split}-labels.npy does not match the images")
+    skipped = tuple(Skipped(str(name), str(why)) for name, why in content.get("skipped", ()))
+    converted = {str(what): int(count) for what, count in content.get("converted", {}).items()}
+    data = ImageDataset(images, card, labels, skipped, converted)
+    if verify:
+        data.verify()
+    return data
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: missing: prepare the data again") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: broken or cut short: {error}: prepare it again") from error
+    return array

@@ -1,0 +1,1 @@
+"""Any figure of a run or of images, with its whole protocol."""

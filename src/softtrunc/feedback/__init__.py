@@ -1,0 +1,1 @@
+"""A user's mistakes, progress, signals, and files written whole."""

@@ -1,0 +1,71 @@
+"""Files written whole: a reader sees the old file or the new one, never a part.
+
+One way for everything that this package writes. A file is written beside its place, forced to disk
+and renamed; so a kill, a full disk or two writers at once leave a whole file behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["replace_folder", "sync", "whole_file", "write_bytes", "write_text"]
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to disk, as far as the system lets us.
+
+    Windows opens no folders and syncs no descriptor that was opened for reading alone; some network
+    file systems refuse as well. The rename that follows is atomic all the same.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
+    with suppress(PermissionError):
+        descriptor = os.open(path, flags)
+        try:
+            with suppress(OSError):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` when the block ends well.
+
+    Missing folders are made. After an error nothing is left but what was there before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, as UTF-8 with the line ends that `text` has."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Give a finished folder its name: everything in it is forced to disk first.
+
+    `final` may be there only as an empty folder.
+    """
+    for path in partial.rglob("*"):
+        sync(path)
+    if final.is_dir():
+        final.rmdir()
+    partial.rename(final)
+    sync(final.parent)

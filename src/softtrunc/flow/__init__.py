@@ -1,0 +1,1 @@
+"""The probability flow's solvers, for samplers and densities."""

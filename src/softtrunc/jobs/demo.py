@@ -1,0 +1,110 @@
+"""The demo: hard truncation against Soft Truncation on the digits, from nothing to a page."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from softtrunc.feedback.errors import RunFailedError, UserError
+from softtrunc.feedback.progress import Progress
+from softtrunc.jobs.compare import write_page
+from softtrunc.jobs.side_by_side import train_and_measure
+from softtrunc.recipes.load import load_recipe
+from softtrunc.recipes.schema import Recipe
+from softtrunc.runs.folder import Run
+from softtrunc.training import list_checkpoints
+
+__all__ = ["DemoOutcome", "demo_recipes", "run_demo"]
+
+
+class DemoOutcome(NamedTuple):
+    """The run folders in the order of the table, and the page."""
+
+    runs: list[Path]
+    page: Path
+
+
+def demo_recipes(*, full: bool, steps: int | None = None) -> dict[str, Recipe]:
+    """What the demo trains, by the name of its run folder.
+
+    All share network, seed, batches and budget; they differ in truncation alone, but for the
+    variance-weighted baseline of the full demo.
+    """
+    budget = [] if steps is None else [f"training.steps={steps}"]
+    recipes = {
+        "hard": load_recipe("digits-vp-nll", budget),
+        "soft-k1": load_recipe("digits-vp-nll-st", budget),
+    }
+    if full:
+        recipes["soft-k0.9"] = load_recipe("digits-vp-nll-st", [*budget, "truncation.k=0.9"])
+        recipes["soft-k2"] = load_recipe("digits-vp-nll-st", [*budget, "truncation.k=2"])
+        recipes["hard-variance"] = load_recipe("digits-vp-fid", budget)
+    return recipes
+
+
+def run_demo(
+    out: Path, *, full: bool = False, steps: int | None = None, progress: Progress
+) -> DemoOutcome | None:
+    """Train, sample, measure and report.
+
+    An unfinished demo in `out` goes on where it stopped; a finished one is replaced.
+
+    Returns:
+        Where things are, or None if a signal stopped training.
+
+    Raises:
+        UserError: if `out` holds something that the demo did not write.
+        RunFailedError: if a run failed or its process died.
+    """
+    recipes = demo_recipes(full=full, steps=steps)
+    resume = _unfinished(out, recipes)
+    if not resume:
+        _clear(out)
+    by_folder = {out / name: recipe for name, recipe in recipes.items()}
+    outcome = train_and_measure(by_folder, resume=resume, progress=progress)
+    if outcome.failures:
+        raise RunFailedError("; ".join(outcome.failures.values()))
+    if not outcome.finished:
+        return None
+    runs = list(by_folder)
+    page = write_page(
+        runs, out / "report.html", title="Soft Truncation against hard truncation: the demo"
+    )
+    return DemoOutcome(runs, page)
+
+
+def _unfinished(out: Path, recipes: dict[str, Recipe]) -> bool:
+    """Whether any of the runs has begun and something of the whole is still missing."""
+    reached = [
+        int(found[-1].name.removeprefix("step-"))
+        if (found := list_checkpoints(Run(out / name).checkpoints))
+        else 0
+        for name in recipes
+    ]
+    wanted = [recipe.training.steps for recipe in recipes.values()]
+    trained = all(r >= w for r, w in zip(reached, wanted, strict=True))
+    measured = all(Run(out / name).evaluation_file.exists() for name in recipes)
+    return any(reached) and not (trained and measured and (out / "report.html").exists())
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier demo; refuse to touch anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    strangers = [p.name for p in out.iterdir() if not _is_ours(p)] if out.is_dir() else []
+    if not out.is_dir() or strangers:
+        what = f"holds {strangers[0]!r}, which" if strangers else "is a file that"
+        raise UserError(f"{out}: {what} the demo did not write: choose another --out")
+    shutil.rmtree(out)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the demo wrote this: its page, or a run of a recipe of its own."""
+    if path.name == "report.html":
+        return True
+    try:
+        recipe = Run(path).recipe()
+    except UserError:
+        return False
+    return recipe.name in {r.name for r in demo_recipes(full=True).values()}

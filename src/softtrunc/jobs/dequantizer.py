@@ -1,0 +1,132 @@
+"""A run's learned dequantiser: trained after the model, kept in the run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from softtrunc.data import ImageDataset
+from softtrunc.density import Dequantizer, train_dequantizer
+from softtrunc.feedback.errors import RunFailedError, UserError
+from softtrunc.feedback.files import whole_file
+from softtrunc.feedback.progress import Progress
+from softtrunc.runs.open_run import OpenRun
+
+__all__ = ["obtain_dequantizer"]
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_PATIENCE = 24 * 3600.0
+
+
+def obtain_dequantizer(
+    opened: OpenRun, data: ImageDataset, weights_digest: str, progress: Progress
+) -> Dequantizer:
+    """The dequantiser of the run, trained now unless it was before.
+
+    One that was trained for other weights, images or settings is replaced. Several processes
+    wait for the one that trains.
+
+    Args:
+        opened: the run.
+        data: the images it was trained on.
+        weights_digest: of the model's weights.
+        progress: where the bar goes.
+
+    Raises:
+        UserError: if training it fails.
+    """
+    recipe = opened.recipe
+    spec = recipe.evaluation.dequantizer
+    identity = json.dumps(
+        {
+            "weights": weights_digest,
+            "data": data.card.fingerprint,
+            "settings": spec.model_dump(),
+            "eps": recipe.evaluation.eps,
+            "seed": recipe.evaluation.seed,
+        },
+        sort_keys=True,
+    )
+    path = opened.run.path / "dequantizer.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.evaluation.seed)
+        dequantizer = Dequantizer(
+            (data.card.channels, data.card.height, data.card.width),
+            levels=data.card.levels,
+            layers=spec.layers,
+            width=spec.width,
+        )
+    dequantizer.to(opened.device)
+    if opened.accelerator.is_main_process and not _load(path, identity, dequantizer):
+        _train(opened, data, dequantizer, progress)
+        _save(path, identity, dequantizer)
+    began = time.monotonic()
+    while not opened.accelerator.is_main_process and not _load(path, identity, dequantizer):
+        if time.monotonic() - began > _PATIENCE:
+            raise RunFailedError(f"{path}: no other process brought a dequantizer")
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return dequantizer.eval()
+
+
+def _train(
+    opened: OpenRun, data: ImageDataset, dequantizer: Dequantizer, progress: Progress
+) -> None:
+    evaluation = opened.recipe.evaluation
+    spec = evaluation.dequantizer
+    losses = train_dequantizer(
+        dequantizer,
+        opened.model,
+        _batches(data, min(spec.batch_size, len(data)), evaluation.seed, opened.device),
+        steps=spec.steps,
+        value_range=opened.model.value_range,
+        eps=evaluation.eps,
+        learning_rate=spec.learning_rate,
+        seed=evaluation.seed,
+    )
+    smooth: float | None = None
+    try:
+        with progress.task(f"dequantizer {opened.run.path.name}", spec.steps) as bar:
+            for loss in losses:
+                smooth = loss if smooth is None else smooth + 0.02 * (loss - smooth)
+                bar.advance(1, f"loss {smooth:.3f}")
+    except ArithmeticError as error:
+        raise UserError(
+            f"evaluation.dequantizer: {error}: --set evaluation.dequantizer.learning_rate="
+            f"{spec.learning_rate / 3:.1g}"
+        ) from error
+
+
+def _batches(data: ImageDataset, size: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+    """Epoch after epoch in a new order; what does not fill a batch is left out."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for part in torch.randperm(len(data), generator=generator).split(size):
+            if len(part) == size:
+                yield data.batch(part).to(device)
+
+
+def _save(path: Path, identity: str, dequantizer: Dequantizer) -> None:
+    tensors = {
+        name: value.detach().contiguous() for name, value in dequantizer.state_dict().items()
+    }
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata={"identity": identity})
+
+
+def _load(path: Path, identity: str, dequantizer: Dequantizer) -> bool:
+    """Fill in the file's weights, if it is the dequantiser that is wanted."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("identity") != identity:
+                return False
+        dequantizer.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError):
+        return False
+    return True

@@ -1,0 +1,374 @@
+"""Edits of images with a trained run: codes, ways between images, missing parts, colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from softtrunc.data import stretch_levels
+from softtrunc.data.pictures import save_grid
+from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.feedback.files import whole_file
+from softtrunc.feedback.progress import Progress, Silent
+from softtrunc.jobs.edit_inputs import build_mask, read_images, to_model
+from softtrunc.jobs.trajectory import check_picture, save_frames
+from softtrunc.noise import Noise
+from softtrunc.recipes import schema
+from softtrunc.recipes.build import build_sampler, build_score
+from softtrunc.runs.draw import to_levels
+from softtrunc.runs.open_run import OpenRun, open_run
+from softtrunc.samplers import (
+    DPMSolver,
+    FixedStepSampler,
+    Heun,
+    ProbabilityFlow,
+    Sampler,
+    Samples,
+    colorize,
+    decode,
+    encode,
+    inpaint,
+    slerp,
+)
+from softtrunc.samplers import Progress as Step
+from softtrunc.training import Weights
+
+__all__ = ["Editor", "RoundTrip"]
+
+
+class RoundTrip(NamedTuple):
+    """One image's way to its latent and back.
+
+    `rms` and `worst` are of the difference in units of the 256 levels of a shown image; `exact`
+    says whether every pixel came back to its level. `radius` is the latent's norm divided by
+    prior_std sqrt(D): about 1 for images that the model finds likely.
+    """
+
+    name: str
+    rms: float
+    worst: float
+    exact: bool
+    radius: float
+
+
+@dataclass(frozen=True)
+class Editor:
+    """A run opened for edits.
+
+    Args:
+        opened: the run.
+        progress: where bars go.
+    """
+
+    opened: OpenRun
+    progress: Progress
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        weights: Weights = "ema",
+        overrides: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Editor:
+        """Open a run.
+
+        Args:
+            path: the run folder.
+            weights: averaged or raw.
+            overrides: `a.b=c` changes of the recipe's sampling section and data.source.
+            progress: where bars go.
+
+        Raises:
+            UserError: if the run or a key is not usable.
+        """
+        opened = open_run(path, weights=weights, overrides=overrides)
+        if opened.accelerator.num_processes > 1:
+            raise UserError("edits run in one process: leave out `accelerate launch`")
+        return cls(opened, progress or Silent())
+
+    def _watched(self, label: str, work: Callable[[Callable[[Step], None]], Samples]) -> Samples:
+        """Run a sampler with a bar of its way."""
+        percent = 0
+        with self.progress.task(f"{label} (%)", 100) as bar:
+
+            def watch(step: Step) -> None:
+                nonlocal percent
+                reached = int(100 * step.fraction)
+                bar.advance(reached - percent)
+                percent = reached
+
+            return work(watch)
+
+    def _flow(self) -> ProbabilityFlow:
+        """The recipe's own flow solver where it has one, else the default one."""
+        spec = self.opened.recipe.sampling
+        if isinstance(spec, schema.ODESampling):
+            flow = build_sampler(spec)
+            assert isinstance(flow, ProbabilityFlow)
+            return flow
+        return ProbabilityFlow()
+
+    def _shown(self, x: Tensor) -> UInt8[Tensor, "n c h w"]:
+        return stretch_levels(to_levels(self.opened, x), self.opened.card.levels)
+
+    def encode(self, files: Sequence[Path], count: int, out: Path) -> tuple[list[RoundTrip], int]:
+        """Carry images to their latents and back along the probability flow.
+
+        Args:
+            files: images; none: the first `count` held-out ones.
+            count: see `files`.
+            out: an `.npz` for `images` uint8 (N, H, W, C), `latents` float32 (N, C, H, W) and
+                `names`; or a `.png` with the images above what came back.
+
+        Returns:
+            What became of each image, and the network evaluations of both ways.
+
+        Raises:
+            UserError: if an image or the file is not usable.
+        """
+        if out.suffix.lower() not in (".npz", ".png"):
+            raise UserError(f"--out {out}: write a file that ends in .npz or .png")
+        opened = self.opened
+        inputs = read_images(opened, files, count, self.progress)
+        x = to_model(opened, inputs.images)
+        score, flow = build_score(opened.recipe.sampling, opened.model), self._flow()
+        latent = self._watched(
+            "encode",
+            lambda watch: encode(opened.model, x, flow=flow, score_fn=score, callback=watch),
+        )
+        back = self._watched(
+            "decode",
+            lambda watch: decode(opened.model, latent.x, flow=flow, score_fn=score, callback=watch),
+        )
+        low, high = opened.model.value_range
+        error = (255.0 / (high - low)) * (back.x - x).flatten(1)
+        exact = (to_levels(opened, back.x) == inputs.images).flatten(1).all(1)
+        scale = opened.model.sde.prior_std * x[0].numel() ** 0.5
+        trips = [
+            RoundTrip(*row)
+            for row in zip(
+                inputs.names,
+                error.square().mean(1).sqrt().tolist(),
+                error.abs().amax(1).tolist(),
+                exact.tolist(),
+                (latent.x.flatten(1).norm(dim=1) / scale).tolist(),
+                strict=True,
+            )
+        ]
+        seen = stretch_levels(inputs.images, opened.card.levels)
+        with user_errors(f"--out {out}"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if out.suffix.lower() == ".png":
+                save_grid(torch.cat([seen, self._shown(back.x)]), out, columns=len(seen))
+            else:
+                _save_latents(
+                    out, seen.permute(0, 2, 3, 1).numpy(), latent.x.cpu().numpy(), inputs.names
+                )
+        return trips, latent.nfe + back.nfe
+
+    def interpolate(
+        self, files: Sequence[Path], seeds: Sequence[int], frames: int, out: Path
+    ) -> Samples:
+        """Show the way between images, or between the samples of two or more seeds.
+
+        Latents are joined by arcs of great circles. Between images it runs along the probability
+        flow, so that the ends are the images themselves; between seeds through the recipe's
+        sampler if it is deterministic, else along the flow too.
+
+        Args:
+            files: two or more images; or none, and
+            seeds: two or more seeds.
+            frames: pictures from one end to the next, both included, >= 2.
+            out: a `.gif`, or a `.png` with one row.
+
+        Raises:
+            UserError: if images, seeds or the file are not usable.
+        """
+        check_picture(out, "--out")
+        if bool(files) == bool(seeds) or len(files) == 1 or len(seeds) == 1:
+            raise UserError(
+                "interpolate: name two or more images, or two or more seeds: --seed 3 --seed 7"
+            )
+        opened, spec = self.opened, self.opened.recipe.sampling
+        score = build_score(spec, opened.model)
+        sampler: Sampler = self._flow()
+        if files:
+            x = to_model(opened, read_images(opened, files, 0).images)
+            ends = self._watched(
+                "encode",
+                lambda watch: encode(
+                    opened.model, x, flow=self._flow(), score_fn=score, callback=watch
+                ),
+            ).x
+        else:
+            card = opened.card
+            shape = (len(seeds), card.channels, card.height, card.width)
+            unit = Noise(len(seeds), seeds, None).draw(shape, opened.device, torch.float32)
+            ends = opened.model.sde.prior_std * unit
+            chosen = build_sampler(spec)
+            sampler = chosen if _deterministic(chosen) else sampler
+        latents = _arc(ends, frames)
+        drawn = self._watched(
+            "sample",
+            lambda watch: sampler.sample(
+                opened.model,
+                latents.shape,
+                x_init=latents,
+                device=opened.device,
+                score_fn=score,
+                callback=watch,
+            ),
+        )
+        save_frames(self._shown(drawn.x)[:, None], out, "--out")
+        return drawn
+
+    def _conditional_sampler(self) -> FixedStepSampler:
+        """The recipe's sampler if it can hold values in place.
+
+        Raises:
+            UserError: if it cannot.
+        """
+        sampler = build_sampler(self.opened.recipe.sampling)
+        if not isinstance(sampler, FixedStepSampler):
+            raise UserError(
+                "sampling.sampler=ode cannot hold values in place: write --sampler pc, or "
+                "dpm_solver, heun, ancestral, euler_maruyama"
+            )
+        return sampler
+
+    def inpaint(
+        self,
+        files: Sequence[Path],
+        count: int,
+        mask: str,
+        out: Path,
+        *,
+        variants: int = 4,
+        seed: int = 0,
+    ) -> Samples:
+        """Fill in part of images, `variants` times each.
+
+        Args:
+            files: images; none: the first `count` held-out ones.
+            count: see `files`.
+            mask: see `build_mask`.
+            out: a `.png`, a row for each image: itself, what was known of it, the variants.
+            variants: how often each image is filled in.
+            seed: of the first variant of the first image.
+
+        Raises:
+            UserError: if an image, the mask, the sampler or the file is not usable.
+        """
+        _check_png(out)
+        opened = self.opened
+        known = build_mask(opened, mask)
+        sampler = self._conditional_sampler()
+        images = read_images(opened, files, count, self.progress).images
+        repeated = to_model(opened, images).repeat_interleave(variants, 0)
+        drawn = self._watched(
+            "inpaint",
+            lambda watch: inpaint(
+                sampler,
+                opened.model,
+                repeated,
+                known,
+                seeds=range(seed, seed + len(repeated)),
+                score_fn=build_score(opened.recipe.sampling, opened.model),
+                callback=watch,
+            ),
+        )
+        seen = stretch_levels(images, opened.card.levels)
+        gray = torch.full_like(seen, 128)
+        self._save_rows(out, seen, torch.where(known, seen, gray), self._shown(drawn.x))
+        return drawn
+
+    def colorize(
+        self,
+        files: Sequence[Path],
+        count: int,
+        out: Path,
+        *,
+        variants: int = 4,
+        seed: int = 0,
+    ) -> Samples:
+        """Find colours for grey images, `variants` times each; the channels' mean is kept.
+
+        Args:
+            files: images, whose colours are not looked at; none: the first `count` held-out ones.
+            count: see `files`.
+            out: a `.png`, a row for each image: itself, its grey value, the variants.
+            variants: how often each image is coloured.
+            seed: of the first variant of the first image.
+
+        Raises:
+            UserError: if the run's images are grey, or an image, the sampler or the file is not
+                usable.
+        """
+        _check_png(out)
+        opened = self.opened
+        if opened.card.channels == 1:
+            raise UserError(
+                f"{opened.run.path}: its images are grey: colorize needs a run trained in colour"
+            )
+        sampler = self._conditional_sampler()
+        images = read_images(opened, files, count, self.progress).images
+        gray = to_model(opened, images).mean(1, keepdim=True)
+        drawn = self._watched(
+            "colorize",
+            lambda watch: colorize(
+                sampler,
+                opened.model,
+                gray.repeat_interleave(variants, 0),
+                channels=opened.card.channels,
+                seeds=range(seed, seed + variants * len(gray)),
+                score_fn=build_score(opened.recipe.sampling, opened.model),
+                callback=watch,
+            ),
+        )
+        seen = stretch_levels(images, opened.card.levels)
+        self._save_rows(out, seen, self._shown(gray.expand_as(images)), self._shown(drawn.x))
+        return drawn
+
+    def _save_rows(self, out: Path, first: Tensor, second: Tensor, variants: Tensor) -> None:
+        each = variants.reshape(len(first), -1, *first.shape[1:])
+        rows = torch.cat([first[:, None], second[:, None], each], 1)
+        with user_errors(f"--out {out}"):
+            save_grid(rows.flatten(0, 1), out, columns=rows.shape[1])
+
+
+def _check_png(out: Path) -> None:
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: write a file that ends in .png")
+
+
+def _deterministic(sampler: Sampler) -> bool:
+    """Whether the same start always ends in the same place."""
+    if isinstance(sampler, Heun):
+        return sampler.churn == 0.0
+    return isinstance(sampler, ProbabilityFlow) or (
+        isinstance(sampler, DPMSolver) and not sampler.stochastic
+    )
+
+
+def _arc(ends: Tensor, frames: int) -> Tensor:
+    """From each latent to the next in `frames` pictures, where two ways meet one picture."""
+    points = [ends[:1]]
+    for first, second in zip(ends[:-1, None], ends[1:, None], strict=True):
+        points += [slerp(first, second, i / (frames - 1)) for i in range(1, frames)]
+    return torch.cat(points)
+
+
+def _save_latents(
+    path: Path, images: np.ndarray, latents: np.ndarray, names: Sequence[str]
+) -> None:
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, images=images, latents=latents, names=np.array(names))

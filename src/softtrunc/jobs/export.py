@@ -1,0 +1,121 @@
+"""Write a run's model as files that `ScoreModel.from_pretrained` and diffusers read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.feedback.files import replace_folder
+from softtrunc.interop import DiffusersUNet
+from softtrunc.jobs.card import model_card
+from softtrunc.pretrained import upload_folder
+from softtrunc.recipes.load import dump_recipe
+from softtrunc.runs.open_run import OpenRun, open_run
+from softtrunc.training import Weights
+
+__all__ = ["export_run", "push_export"]
+
+_PICTURE = "samples.png"
+# Of diffusers' schedulers the one that is right for few steps; others take the same settings.
+_SCHEDULER = "DPMSolverMultistepScheduler"
+
+
+def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
+    """Write the newest checkpoint of a run into a new folder.
+
+    The folder holds `config.json` and `model.safetensors` (see `ScoreModel.from_pretrained`), a
+    model card `README.md`, `recipe.yaml`, `evaluation.json` where it is of these weights, a grid of
+    samples where the run has one, and `scheduler/scheduler_config.json` for diffusers. It appears
+    whole or not at all.
+
+    Args:
+        path: the run folder.
+        out: the folder to write; new or empty.
+        weights: averaged or raw.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if the run cannot be opened or the place is taken.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists and is not empty: choose another folder")
+    opened = open_run(path, weights=weights)
+    partial = out.with_name(f".{out.name}.partial")
+    with user_errors(f"--out {out}"):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(opened, partial, weights, title=path.resolve().name)
+        replace_folder(partial, out)
+    return out
+
+
+def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> None:
+    picture = _newest_grid(opened)
+    if picture is not None:
+        shutil.copyfile(picture, folder / _PICTURE)
+    evaluation = _evaluation(opened, weights)
+    if evaluation is not None:
+        text = json.dumps(evaluation, indent=1, allow_nan=False)
+        (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "recipe.yaml").write_text(dump_recipe(opened.recipe), encoding="utf-8")
+    card = model_card(
+        opened.recipe,
+        opened.card,
+        opened.model,
+        evaluation,
+        title=title,
+        step=opened.step,
+        weights=weights,
+        picture=None if picture is None else _PICTURE,
+    )
+    opened.model.cpu().save_pretrained(folder, card=card)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.parent.mkdir()
+    settings = {"_class_name": _SCHEDULER, **DiffusersUNet(opened.model).scheduler_config}
+    scheduler.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _newest_grid(opened: OpenRun) -> Path | None:
+    """The grid that evaluation drew, else the last one of training; both show averaged weights."""
+    final = opened.run.samples / "final.png"
+    if final.is_file():
+        return final
+    steps = sorted(opened.run.samples.glob("step-*.png"))
+    return steps[-1] if steps else None
+
+
+def _evaluation(opened: OpenRun, weights: Weights) -> Mapping[str, Any] | None:
+    """The run's `evaluation.json`, if it speaks of these weights."""
+    try:
+        content = json.loads(opened.run.evaluation_file.read_text(encoding="utf-8"))
+        same = content["step"] == opened.step and content["weights"] == weights
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    return content if same and content.get("figures") else None
+
+
+def push_export(folder: Path, repo_id: str, *, private: bool | None = None) -> str:
+    """Upload an exported folder to the Hugging Face Hub.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: if the Hub cannot be reached or refuses.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return upload_folder(folder, repo_id, private=private)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"--push {repo_id}: {reason}: the model is in {folder}; log in with "
+            "`hf auth login`, then `hf upload` it or export again"
+        ) from error

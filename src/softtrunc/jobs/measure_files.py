@@ -1,0 +1,141 @@
+"""Images that somebody else made against a data set: `evaluate --samples`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from pydantic import ValidationError
+from torch import Tensor
+
+from softtrunc.data import ImageDataset, open_dataset
+from softtrunc.data.detect import kind_of
+from softtrunc.data.formats.arrays import load_array
+from softtrunc.data.formats.files import open_files
+from softtrunc.data.load import load_files
+from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures
+from softtrunc.evaluation.figure import Figure
+from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.feedback.files import write_text
+from softtrunc.feedback.progress import Progress, Silent
+from softtrunc.jobs.measure_samples import build_extractor
+from softtrunc.recipes.schema import Evaluation
+from softtrunc.runs.folder import now, package_versions
+
+__all__ = ["measure_files"]
+
+
+def _whole(source: str, split: str) -> ImageDataset:
+    """A split where the source has splits, everything where it has none (and "train" is meant)."""
+    kind = kind_of(source)
+    path = Path(source)
+    if kind in ("folder", "archive"):
+        return load_files(open_files(path), split, held_out=0.0)
+    if kind == "array":
+        return load_array(path, split, held_out=0.0)
+    return open_dataset(source, split)
+
+
+def measure_files(
+    samples: str,
+    data: str,
+    *,
+    figures: Sequence[str] = ("fid",),
+    split: str = "train",
+    limit: int | None = None,
+    features: str | None = None,
+    resize: str = "legacy",
+    batch_size: int = 256,
+    seed: int = 0,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Judge images in a folder, an archive or an array, whoever made them.
+
+    Args:
+        samples: where they are.
+        data: what they are compared with, likewise, or a prepared data set.
+        figures: of "fid", "is", "kid", "prdc".
+        split: of `data`; where data come without splits, "train" is all of them.
+        limit: only the first so many samples.
+        features: as `evaluation.features`.
+        resize: "legacy" or "clean".
+        batch_size: images at a time.
+        seed: of random subsets.
+        out: the JSON file to write; None: beside the samples, `NAME-evaluation.json`.
+        progress: where bars and lines go.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        UserError: if images or extractor are not usable, or do not fit together.
+    """
+    progress = progress or Silent()
+    wanted = check_sample_figures(figures)
+    spec = _evaluation(features, resize)
+    with user_errors("--samples"):
+        ours = _whole(samples, "train")
+    with user_errors("--data"):
+        theirs = _whole(data, split)
+    _check_alike(ours, theirs)
+    count = min(len(ours), limit or len(ours))
+    accelerator = Accelerator()
+    with accelerator.main_process_first():
+        extractor = build_extractor(spec, theirs, progress)
+
+    def read(numbers: range) -> Iterator[Tensor]:
+        for part in torch.arange(numbers.start, numbers.stop).split(batch_size):
+            yield ours.batch(part)
+
+    judged = Samples(
+        label=f"features of {ours.card.name}",
+        count=count,
+        levels=ours.card.levels,
+        channels=ours.card.channels,
+        read=read,
+        protocol={"sampler": "not ours", "samples_fingerprint": ours.card.fingerprint},
+        nfe=lambda: None,
+    )
+    source = Path(samples)
+    out = out or source.with_name(f"{source.name}-evaluation.json")
+    content: dict[str, Any] = {
+        "samples": samples,
+        "n": count,
+        "created": now(),
+        "versions": package_versions(),
+        "skipped": [list(skipped) for skipped in ours.skipped],
+        "figures": [],
+    }
+
+    def store(figure: Figure) -> None:
+        content["figures"].append(figure.to_dict())
+        with user_errors(f"--out {out}"):
+            write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    judge = Judge(extractor, accelerator, batch_size=batch_size, seed=seed, progress=progress)
+    for figure in judge.measure(judged, {split: theirs}, wanted):
+        store(figure)
+    progress.say(f"figures in {out}")
+    return content
+
+
+def _evaluation(features: str | None, resize: str) -> Evaluation:
+    try:
+        return Evaluation.model_validate({"features": features, "resize": resize})
+    except ValidationError:
+        raise UserError(f"--mode {resize}: write legacy or clean") from None
+
+
+def _check_alike(ours: ImageDataset, theirs: ImageDataset) -> None:
+    """Refuse images of another shape: resizing one side alone decides the distance."""
+    a, b = (f"{d.card.channels} x {d.card.height} x {d.card.width}" for d in (ours, theirs))
+    if a != b:
+        raise UserError(
+            f"--samples are {a}, --data are {b}: bring both to one size first, the reference by "
+            "the protocol of its data set"
+        )

@@ -1,0 +1,211 @@
+"""What a recipe would do, without doing it: `train --dry-run`."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from softtrunc.data import find_preset
+from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.networks import estimate_activation_bytes, flops_per_image, parameter_count
+from softtrunc.recipes.build import (
+    build_data,
+    build_network_config,
+    build_objective,
+    build_sampler,
+    build_training,
+)
+from softtrunc.recipes.load import dump_recipe
+from softtrunc.recipes.schema import Recipe
+from softtrunc.training import micro_batches
+
+__all__ = ["Cost", "describe", "estimate", "parameters_of"]
+
+# A training step: forward, gradient of the activations, gradient of the weights.
+_STEP_OVER_FORWARD = 3
+_SECONDS_A_DAY = 86_400.0
+
+
+class _Card(NamedTuple):
+    """A graphics card's peak rates by its data sheet, dense, in FLOP/s."""
+
+    name: str
+    tf32: float
+    bf16: float
+
+
+_CARDS = (_Card("A100", 156e12, 312e12), _Card("H100", 495e12, 989e12))
+# Convolutional U-Nets stay well below the peak of matrix products. An assumption, not a
+# measurement, so it is printed wherever it is used.
+_ASSUMED_SHARE = 0.35
+
+
+class _Shape(NamedTuple):
+    channels: int
+    height: int
+    width: int
+    images: int | None
+    words: str
+
+
+class Cost(NamedTuple):
+    """Estimates of what a training takes.
+
+    - `parameters`: their number. `forward`: FLOP of one image's forward pass.
+    - `step`, `total`: FLOP of an optimiser step and of all of them.
+    - `state_bytes`: weights, gradients, optimiser and average in float32.
+    - `activation_bytes`: largest memory of intermediate results on one device.
+    """
+
+    parameters: int
+    forward: int
+    step: int
+    total: int
+    state_bytes: int
+    activation_bytes: int
+
+    def days(self, rate: float) -> float:
+        """Days on a device that sustains `rate` FLOP/s."""
+        return self.total / rate / _SECONDS_A_DAY
+
+
+def estimate(recipe: Recipe, *, channels: int, image_size: tuple[int, int]) -> Cost:
+    """What training a recipe on one device costs; nothing is allocated.
+
+    Raises:
+        UserError: if the network or the micro-batches cannot be built.
+    """
+    spec = recipe.training
+    config = build_network_config(recipe, channels=channels, image_size=image_size)
+    with user_errors("training"):
+        _, micro = micro_batches(build_training(recipe), 1)
+    parameters, forward = parameter_count(config), flops_per_image(config)
+    step = _STEP_OVER_FORWARD * forward * spec.batch_size
+    return Cost(
+        parameters=parameters,
+        forward=forward,
+        step=step,
+        total=step * spec.steps,
+        # Weights, gradients, two moments and the average, all float32.
+        state_bytes=5 * 4 * parameters,
+        activation_bytes=estimate_activation_bytes(
+            config, micro, 2 if spec.precision == "bf16" else 4
+        ),
+    )
+
+
+def parameters_of(recipe: Recipe) -> int | None:
+    """Number of parameters, None where the recipe leaves the images' shape to the data."""
+    spec = recipe.data
+    if spec.source == "digits":
+        shape = (1, 8, 8)
+    elif spec.image_size is None or spec.channels is None:
+        return None
+    else:
+        size = spec.image_size
+        shape = (spec.channels, *((size, size) if isinstance(size, int) else size))
+    return parameter_count(
+        build_network_config(recipe, channels=shape[0], image_size=(shape[1], shape[2]))
+    )
+
+
+def describe(recipe: Recipe, *, tflops: float | None = None) -> str:
+    """The resolved recipe and what it costs, as text; every part is built and checked.
+
+    Data that are not there are no hindrance where the recipe says their shape.
+
+    Args:
+        recipe: what would be done.
+        tflops: TFLOP/s that the device sustains in training; None: shares of two cards' peaks.
+
+    Raises:
+        UserError: if any part of the recipe is not usable.
+    """
+    spec = recipe.training
+    shape = _shape(recipe)
+    build_objective(recipe)
+    build_sampler(recipe.sampling)
+    cost = estimate(recipe, channels=shape.channels, image_size=(shape.height, shape.width))
+    with user_errors("training"):
+        share, micro = micro_batches(build_training(recipe), 1)
+    rows = {
+        "data": shape.words,
+        "parameters": f"{cost.parameters:,}",
+        "steps": f"{spec.steps:,} of batch {spec.batch_size}"
+        + (f" ({share // micro} micro-batches of {micro} on one device)" if micro < share else "")
+        + (f", {spec.steps * spec.batch_size / shape.images:,.0f} epochs" if shape.images else ""),
+        "compute": f"{_flop(cost.forward)} an image forward, {_flop(cost.step)} a step, "
+        f"{_flop(cost.total)} in all",
+        "time": _time(recipe, cost, tflops),
+        "memory": f"about {_size(cost.state_bytes)} for weights, gradients, optimiser and average, "
+        f"{_size(cost.activation_bytes)} for activations of {micro} images (estimates for one "
+        "device)",
+    }
+    width_of_names = max(map(len, rows))
+    lines = [f"{name:<{width_of_names}}  {text}" for name, text in rows.items()]
+    return "\n".join([dump_recipe(recipe).rstrip(), "", *lines])
+
+
+def _shape(recipe: Recipe) -> _Shape:
+    """Of the images where they are at hand, otherwise as the recipe says."""
+    spec = recipe.data
+    absent = ""
+    if spec.source is not None:
+        try:
+            card = build_data(recipe, "train").card
+        except UserError as error:
+            if spec.image_size is None or spec.channels is None:
+                raise
+            absent = f" (not there: {error})"
+        else:
+            words = f"{card.count:,} images of {card.channels} x {card.height} x {card.width}"
+            return _Shape(card.channels, card.height, card.width, card.count, words)
+    size = spec.image_size or 32
+    height, width = (size, size) if isinstance(size, int) else size
+    channels: int = spec.channels or 3
+    words = f"images of {channels} x {height} x {width}"
+    if spec.preset is None:
+        return _Shape(channels, height, width, None, f"your {words}{absent}")
+    with user_errors("data"):
+        known = find_preset(spec.preset)
+    absent = absent or "; not given"
+    count = f"{known.title}, {known.train:,} {words}"
+    return _Shape(channels, height, width, known.train, f"{count}{absent}")
+
+
+def _time(recipe: Recipe, cost: Cost, tflops: float | None) -> str:
+    """Days of training on one device, and what rate they assume."""
+    if tflops is not None:
+        return f"{_days(cost.days(tflops * 1e12))} on one device at the {tflops:g} TFLOP/s given"
+    half = recipe.training.precision == "bf16"
+    peaks = {card.name: card.bf16 if half else card.tf32 for card in _CARDS}
+    days = [
+        f"{_days(cost.days(_ASSUMED_SHARE * peak))} on one {name}" for name, peak in peaks.items()
+    ]
+    kind = "bf16" if half else "TF32"
+    rates = " and ".join(f"{peak / 1e12:.0f}" for peak in peaks.values())
+    return (
+        f"{', '.join(days)} (assuming {_ASSUMED_SHARE:.0%} of their {kind} peaks of {rates} "
+        "TFLOP/s; --tflops for another rate)"
+    )
+
+
+def _days(days: float) -> str:
+    if days >= 0.1:
+        return f"{days:.3g} GPU-days"
+    minutes = days * 24 * 60
+    return f"{minutes:.3g} GPU-minutes" if minutes >= 1 else "under a GPU-minute"
+
+
+def _size(n: float, units: tuple[str, ...] = ("B", "KiB", "MiB", "GiB", "TiB")) -> str:
+    for unit in units[:-1]:
+        if n < 1024:
+            return f"{n:.3g} {unit}"
+        n /= 1024
+    return f"{n:.3g} {units[-1]}"
+
+
+def _flop(n: float) -> str:
+    units = ("", "k", "M", "G", "T", "P", "E")
+    place = 0 if n < 1 else min(int(math.log10(n) / 3), len(units) - 1)
+    return f"{n / 1000**place:,.3g} {units[place]}FLOP"

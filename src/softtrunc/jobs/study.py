@@ -1,0 +1,312 @@
+"""A study: train, measure and report every combination of some settings, over several seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from softtrunc.feedback.errors import RunFailedError, UserError, nearest, user_errors
+from softtrunc.feedback.files import write_bytes, write_text
+from softtrunc.feedback.progress import Progress
+from softtrunc.jobs.measure import is_measured
+from softtrunc.jobs.measure_density import has_meaning
+from softtrunc.jobs.side_by_side import train_and_measure
+from softtrunc.recipes.build import build_objective, build_sampler, build_training
+from softtrunc.recipes.load import load_recipe, parse_flow
+from softtrunc.recipes.schema import Recipe
+from softtrunc.report import read_run, write_report
+from softtrunc.report.runs import RunSummary
+from softtrunc.report.study import Setting, StudySummary, study_summary, trade_off_picture
+from softtrunc.report.summary import format_setting
+from softtrunc.runs.folder import Run
+
+__all__ = ["Cell", "StudyOutcome", "plan_study", "run_study"]
+
+_RECIPE = "recipe"
+# What names or seeds a run is not for sweeping: seeds have an option of their own.
+_NOT_VARIED = ("name", "description", "training.seed", "paper")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A key and the values it takes; `shown` is how a person writes each value."""
+
+    key: str
+    values: tuple[Any, ...]
+    shown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of values.
+
+    - `label`: what a person reads. `values`: as a person writes them, by key.
+    - `recipes`: by seed. `baseline`: label of the cell it is compared with; None: it is one.
+    """
+
+    label: str
+    values: dict[str, str]
+    recipes: dict[int, Recipe]
+    baseline: str | None
+
+    def folder(self, seed: int) -> str:
+        """Name of the run folder of a seed."""
+        return f"{re.sub(r'[^A-Za-z0-9.+=-]+', '_', self.label).strip('_')}_seed={seed}"
+
+
+class StudyOutcome(NamedTuple):
+    """What a study found.
+
+    - `summary`: the table. `page`, `table`, `records`: the HTML page, the JSON and the CSV file.
+    - `picture`: the density/sample-quality plot as PNG (an SVG lies beside it); None without a
+      distance.
+    - `failures`: what went wrong, by run folder.
+    - `finished`: False if a signal stopped it; what there is was written all the same.
+    """
+
+    summary: StudySummary
+    page: Path
+    table: Path
+    records: Path
+    picture: Path | None
+    failures: dict[str, str]
+    finished: bool
+
+
+def plan_study(
+    recipes: Sequence[str],
+    vary: Sequence[str],
+    *,
+    seeds: int,
+    baseline: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Cell]:
+    """Every combination of what is varied, checked as far as that goes without data.
+
+    Args:
+        recipes: names of recipes or YAML files; several of them are themselves varied.
+        vary: `key=value,value,...`, values as in YAML (`{a: 1, b: 2}` changes several keys at
+            once); each key is crossed with the others.
+        seeds: number of training seeds, 0, 1, ...
+        baseline: `key=value`: settings are compared with the one that has this value and is else
+            the same; None: with the first value of the last key.
+        overrides: `a.b=c` changes of all recipes.
+
+    Raises:
+        UserError: if a recipe, key or value is wrong.
+    """
+    axes = [_axis(text) for text in vary]
+    if len(recipes) > 1:
+        axes.insert(0, Axis(_RECIPE, tuple(recipes), tuple(recipes)))
+    keys = [axis.key for axis in axes]
+    for axis in axes:
+        if keys.count(axis.key) > 1:
+            raise UserError(f"--vary {axis.key}: given twice: write all of its values at once")
+        if len(set(axis.shown)) < len(axis.shown):
+            raise UserError(f"{axis.key}: a value stands twice in {', '.join(axis.shown)}")
+    against = _baseline(axes, baseline)
+    cells = []
+    for chosen in itertools.product(*(range(len(axis.values)) for axis in axes)):
+        pairs = list(zip(axes, chosen, strict=True))
+        name = next((axis.values[i] for axis, i in pairs if axis.key == _RECIPE), recipes[0])
+        changes = [f"{a.key}={_flow(a.values[i])}" for a, i in pairs if a.key != _RECIPE]
+        by_seed = {
+            seed: load_recipe(name, [*overrides, *changes, f"training.seed={seed}"])
+            for seed in range(seeds)
+        }
+        label = _label(axes, chosen) or by_seed[0].name
+        with user_errors(label):
+            build_objective(by_seed[0]).draw(by_seed[0].training.batch_size)
+            build_sampler(by_seed[0].sampling)
+            build_training(by_seed[0])
+        if not has_meaning(by_seed[0]) and by_seed[0].evaluation.features is None:
+            raise UserError(
+                f"{label}: nothing to compare: without data.dequantize bits/dim are lossless ones, "
+                "and no extractor is named: add --set evaluation.figures=[nelbo_lossless], or "
+                "--set evaluation.features=inception (or a path)"
+            )
+        compared = None
+        if against is not None and chosen[against[0]] != against[1]:
+            place, value = against
+            compared = _label(axes, [*chosen[:place], value, *chosen[place + 1 :]])
+        shown = {axis.key: axis.shown[i] for axis, i in pairs}
+        cells.append(Cell(label, shown, by_seed, compared))
+    _check_folders(cells)
+    return cells
+
+
+def run_study(
+    cells: Sequence[Cell], out: Path, *, title: str | None = None, progress: Progress
+) -> StudyOutcome | None:
+    """Train and measure what is missing in `out`, then write the tables, the plot and the page.
+
+    Finished runs stay as they are, unfinished ones go on; so the same command after a kill does
+    the rest, and one with more values or seeds adds to what is there.
+
+    Args:
+        cells: from `plan_study`.
+        out: the folder of the study; runs lie in `out/runs`.
+        title: of the page.
+        progress: where bars and lines go.
+
+    Returns:
+        What was found, or None if a signal came before the first run was measured.
+
+    Raises:
+        UserError: if `out` holds something else or runs of other recipes, or data cannot be read.
+        RunFailedError: if every run failed.
+    """
+    _check_place(out)
+    folders = {
+        out / "runs" / cell.folder(seed): recipe
+        for cell in cells
+        for seed, recipe in cell.recipes.items()
+    }
+    missing = {path: recipe for path, recipe in folders.items() if not _is_done(path, recipe)}
+    if done := len(folders) - len(missing):
+        progress.say(f"{done} of {len(folders)} runs are finished already")
+    finished, failures = True, dict[str, str]()
+    if missing:
+        finished, failures = train_and_measure(
+            missing, resume=True, progress=progress, label="runs"
+        )
+    settings = [
+        Setting(cell.label, cell.values, _measured_runs(cell, out), cell.baseline) for cell in cells
+    ]
+    if not any(setting.runs for setting in settings):
+        if failures:
+            raise RunFailedError("; ".join(failures.values()))
+        return None
+    summary = study_summary(settings)
+    content = {**summary.to_dict(), "failures": failures}
+    table, records = out / "study.json", out / "study.csv"
+    write_text(table, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(records, _csv(summary))
+    picture = None
+    for encoding in ("svg", "png"):
+        drawn = trade_off_picture(summary, encoding)
+        if drawn is not None:
+            picture = out / f"trade-off.{encoding}"
+            write_bytes(picture, drawn.data)
+    shown = [next(iter(s.runs.values())).path for s in settings if s.runs]
+    with user_errors():
+        page = write_report(shown, out / "report.html", title=title, study=summary)
+    return StudyOutcome(summary, page, table, records, picture, failures, finished)
+
+
+def _axis(text: str) -> Axis:
+    key, equals, listed = text.partition("=")
+    key = key.strip()
+    example = "write key=value,value,..., e.g. --vary truncation.k=0.9,1,inf"
+    if not equals or not key or not listed.strip():
+        raise UserError(f"--vary {text}: {example}")
+    if key in _NOT_VARIED:
+        instead = "give --seeds" if key == "training.seed" else "it decides nothing"
+        raise UserError(f"--vary {key}: {instead}")
+    values = parse_flow(f"[{listed}]", f"--vary {text}")
+    if not isinstance(values, list) or not values:
+        raise UserError(f"--vary {text}: {example}")
+    return Axis(key, tuple(values), tuple(map(_shown, values)))
+
+
+def _shown(value: Any) -> str:
+    """A value as a person writes it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={_shown(item)}" for key, item in value.items())
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, int | float):
+        return format_setting(float(value)).replace("infinity", "inf")
+    return str(value)
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
+def _label(axes: Sequence[Axis], chosen: Sequence[int]) -> str:
+    """ "k=0.9, weighting=variance": last parts of the keys where they tell the keys apart."""
+    last = [axis.key.rpartition(".")[2] for axis in axes]
+    parts = []
+    for axis, short, i in zip(axes, last, chosen, strict=True):
+        name = short if last.count(short) == 1 else axis.key
+        bare = axis.key == _RECIPE or isinstance(axis.values[i], Mapping)
+        parts.append(axis.shown[i] if bare else f"{name}={axis.shown[i]}")
+    return ", ".join(parts)
+
+
+def _baseline(axes: Sequence[Axis], text: str | None) -> tuple[int, int] | None:
+    """The axis along which settings are compared, and the value they are compared with."""
+    if text is None:
+        return (len(axes) - 1, 0) if axes else None
+    key, _, value = text.partition("=")
+    keys = [axis.key for axis in axes]
+    if key not in keys:
+        raise UserError(f"--baseline {text}: {key!r} is not varied; {nearest(key, keys)}")
+    axis = axes[keys.index(key)]
+    shown = value if key == _RECIPE else _shown(parse_flow(value, f"--baseline {text}"))
+    if shown not in axis.shown:
+        raise UserError(f"--baseline {text}: {key} takes {', '.join(axis.shown)}")
+    return keys.index(key), axis.shown.index(shown)
+
+
+def _check_folders(cells: Sequence[Cell]) -> None:
+    """Refuse labels that would share a run folder."""
+    seen: dict[str, str] = {}
+    for cell in cells:
+        other = seen.setdefault(cell.folder(0), cell.label)
+        if other != cell.label:
+            raise UserError(f"--vary: {other!r} and {cell.label!r} would share a folder")
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place that holds anything but a study."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file: choose another place")
+    if out.is_dir():
+        ours = {"runs", "study.json", "study.csv", "report.html", "trade-off.svg", "trade-off.png"}
+        strangers = sorted(p.name for p in out.iterdir() if p.name not in ours)
+        strangers = [name for name in strangers if not name.endswith(".partial")]
+        if strangers:
+            raise UserError(
+                f"--out {out}: holds {strangers[0]!r}, which no study wrote: choose another place"
+            )
+    with user_errors(f"--out {out}"):
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+
+
+def _is_done(path: Path, recipe: Recipe) -> bool:
+    """Whether a run was trained by exactly this recipe, and measured to the end."""
+    run = Run(path)
+    return run.exists and run.recipe() == recipe and is_measured(run, recipe)
+
+
+def _measured_runs(cell: Cell, out: Path) -> dict[int, RunSummary]:
+    found = {}
+    for seed, recipe in cell.recipes.items():
+        path = out / "runs" / cell.folder(seed)
+        if _is_done(path, recipe):
+            with user_errors():
+                found[seed] = read_run(path)
+    return found
+
+
+def _csv(summary: StudySummary) -> str:
+    records = list(summary.records())
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()

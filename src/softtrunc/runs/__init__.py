@@ -1,0 +1,1 @@
+"""A run folder: open it, draw samples from it."""

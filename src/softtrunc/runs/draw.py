@@ -1,0 +1,211 @@
+"""Draw images from a run: batch by batch, or into files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from softtrunc.data import stretch_levels, to_uint8
+from softtrunc.feedback.errors import user_errors
+from softtrunc.feedback.progress import Progress, Silent
+from softtrunc.feedback.signals import stop_on_signal
+from softtrunc.recipes.build import build_sampler, build_score
+from softtrunc.runs.folder import package_versions
+from softtrunc.runs.open_run import OpenRun, open_run
+from softtrunc.runs.sample_files import Destination, missing
+from softtrunc.training import Weights, read_checkpoint_info
+
+__all__ = [
+    "DrawOutcome",
+    "Drawn",
+    "DrawnBatch",
+    "cut",
+    "draw",
+    "draw_batches",
+    "draw_to",
+    "to_levels",
+]
+
+
+class DrawnBatch(NamedTuple):
+    """Consecutive images from number `first` on, grey levels (N, C, H, W), and what they took."""
+
+    first: int
+    images: UInt8[Tensor, "n c h w"]
+    nfe: int
+
+
+class Drawn:
+    """Images drawn so far, uint8 levels (N, C, H, W), and what drawing took."""
+
+    def __init__(self, images: UInt8[Tensor, "n c h w"], nfe: int) -> None:
+        self.images = images
+        self.nfe = nfe
+
+
+class DrawOutcome(NamedTuple):
+    """Where images are, or will be; how many there are; whether a signal came before the last."""
+
+    out: Path
+    done: int
+    interrupted: bool
+
+
+def cut(count: int, batch_size: int) -> list[range]:
+    """The numbers 0 ... count - 1 in consecutive batches."""
+    return [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+
+
+def to_levels(opened: OpenRun, x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+    """Samples of a run's model as grey levels of its data, on the CPU."""
+    return to_uint8(
+        x,
+        levels=opened.card.levels,
+        value_range=opened.model.value_range,
+        dequantized=opened.recipe.data.dequantize,
+    ).cpu()
+
+
+def draw_batches(opened: OpenRun, parts: Iterable[range], *, seed: int = 0) -> Iterator[DrawnBatch]:
+    """Draw images batch by batch; image i depends on `seed + i` alone.
+
+    Where several processes share the work, process r of n draws `cut(count, batch_size)[r::n]`: a
+    batch is the same whoever draws it. In batches of other sizes a network may round otherwise,
+    and a few pixels then differ by a grey level.
+
+    Args:
+        opened: the run; its recipe's `sampling` section says how.
+        parts: the numbers of the images of each batch, as `cut` makes them.
+        seed: of image 0.
+    """
+    sampler = build_sampler(opened.recipe.sampling)
+    score = build_score(opened.recipe.sampling, opened.model)
+    card = opened.card
+    for part in parts:
+        samples = sampler.sample(
+            opened.model,
+            (len(part), card.channels, card.height, card.width),
+            seeds=[seed + i for i in part],
+            device=opened.device,
+            score_fn=score,
+        )
+        yield DrawnBatch(part.start, to_levels(opened, samples.x), samples.nfe)
+
+
+def draw(
+    opened: OpenRun, count: int, *, seed: int = 0, batch_size: int = 256, progress: Progress
+) -> Drawn:
+    """Draw `count` images into memory; image i depends on `seed + i` alone.
+
+    The largest number of network evaluations of any batch is kept as `nfe`. See `draw_batches` for
+    more images than memory holds.
+    """
+    parts, nfe = [], 0
+    with progress.task(f"sample {opened.run.path.name}", count) as bar:
+        for batch in draw_batches(opened, cut(count, batch_size), seed=seed):
+            nfe = max(nfe, batch.nfe)
+            parts.append(batch.images)
+            bar.advance(len(batch.images))
+    return Drawn(torch.cat(parts), nfe)
+
+
+def _protocol(opened: OpenRun, weights: Weights, seed: int) -> dict[str, Any]:
+    """What decides the images."""
+    with user_errors():
+        info = read_checkpoint_info(opened.run.checkpoints / f"step-{opened.step:08d}")
+    file = "ema.safetensors" if weights == "ema" else "model.safetensors"
+    return {
+        "run": opened.run.path.resolve().name,
+        "step": opened.step,
+        "weights": weights,
+        "weights_sha256": info.files[file],
+        "sampling": opened.recipe.sampling.model_dump(mode="json"),
+        "seed": seed,
+        "levels": opened.card.levels,
+    }
+
+
+def _left(place: Destination, parts: Sequence[range]) -> int:
+    """How many images are still to be drawn."""
+    return sum(map(len, missing(parts, [piece.span for piece in place.pieces()])))
+
+
+def draw_to(
+    path: Path,
+    count: int,
+    out: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    weights: Weights = "ema",
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> DrawOutcome:
+    """Draw images of a run into an `.npz`, a `.zip` of PNGs or a folder of PNGs.
+
+    Grey levels fewer than 256 are stretched to 0 ... 255. At no time is more than a batch in
+    memory. Under several processes all must call it, and `out` must be on a disk that they share;
+    each draws its share of the batches. Whatever ends the work, the same call goes on with it:
+    finished batches lie beside `out` until all are there. SIGINT and SIGTERM end it after the
+    present batch. The result is the same bytes however often it was ended and whatever the number
+    of processes.
+
+    Args:
+        path: the run folder.
+        count: how many images.
+        out: where to; None: `samples/drawn` in the run folder.
+        overrides: `a.b=c` changes of the recipe's sampling section.
+        weights: averaged or raw.
+        seed: image i is drawn from `seed + i`.
+        batch_size: images at a time, in each process.
+        progress: where bars go.
+
+    Raises:
+        UserError: if the run, a key or the place is not usable, or other images were begun there.
+    """
+    opened = open_run(path, weights=weights, overrides=overrides)
+    accelerator = opened.accelerator
+    main = accelerator.is_main_process
+    progress = progress if progress is not None and main else Silent()
+    place = Destination(out or opened.run.samples / "drawn", first_number=seed)
+    protocol = _protocol(opened, weights, seed)
+    build_sampler(opened.recipe.sampling)  # what it refuses is refused before anything is made
+    if place.is_finished(protocol, count):
+        return DrawOutcome(place.out, count, interrupted=False)
+    accelerator.wait_for_everyone()  # every process has looked before the first one writes
+    if main:
+        place.begin(protocol)
+    accelerator.wait_for_everyone()
+    parts = cut(count, batch_size)
+    todo = missing(parts, [piece.span for piece in place.pieces()])
+    accelerator.wait_for_everyone()  # the same list everywhere, before it grows
+    before = count - sum(map(len, todo))
+    with (
+        stop_on_signal() as stop,
+        progress.task(f"sample {opened.run.path.name}", count, done=before) as bar,
+    ):
+        shown = before
+        mine = todo[accelerator.process_index :: accelerator.num_processes]
+        for batch in draw_batches(opened, mine, seed=seed):
+            images = stretch_levels(batch.images, opened.card.levels)
+            place.add(batch.first, images, batch.nfe)
+            done = shown + len(batch.images)
+            if main and accelerator.num_processes > 1:  # the bar is of all processes together
+                done = count - _left(place, parts)
+            bar.advance(done - shown)
+            shown = done
+            if stop.signal is not None:
+                break
+        accelerator.wait_for_everyone()
+        left = _left(place, parts)
+        accelerator.wait_for_everyone()
+        if main and not left:
+            bar.advance(count - shown)
+            place.finish(count, protocol, package_versions())
+    accelerator.wait_for_everyone()
+    return DrawOutcome(place.out, count - left, interrupted=left > 0)

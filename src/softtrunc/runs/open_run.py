@@ -1,0 +1,80 @@
+"""A trained model out of a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from softtrunc.data import DataCard
+from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.recipes.build import build_model
+from softtrunc.recipes.load import override_recipe
+from softtrunc.recipes.schema import Recipe
+from softtrunc.runs.folder import Run, flatten
+from softtrunc.score import ScoreModel
+from softtrunc.training import Weights, latest_checkpoint, load_weights
+
+__all__ = ["OpenRun", "open_run"]
+
+# What a finished run may be asked differently.
+_FREE = ("sampling.", "evaluation.", "data.source")
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run with its model in evaluation mode, on the device that accelerate chooses.
+
+    `accelerator` knows the processes among which work is shared.
+    """
+
+    run: Run
+    recipe: Recipe
+    card: DataCard
+    model: ScoreModel
+    step: int
+    seconds: float
+    accelerator: Accelerator
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.accelerator.device
+        return device
+
+
+def open_run(path: Path, *, weights: Weights = "ema", overrides: Sequence[str] = ()) -> OpenRun:
+    """Load the newest checkpoint of a run.
+
+    Args:
+        path: the run folder.
+        weights: averaged or raw.
+        overrides: `a.b=c` changes of the recipe, as `--set` takes them.
+
+    Raises:
+        UserError: if there is no run or checkpoint, it is damaged, or a key may not change.
+    """
+    run = Run(path)
+    trained = run.recipe()
+    recipe = override_recipe(trained, overrides, "--set")
+    was, now = flatten(trained.model_dump()), flatten(recipe.model_dump())
+    fixed = [
+        key
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and not key.startswith(_FREE)
+    ]
+    if fixed:
+        raise UserError(
+            f"--set {fixed[0]}={now.get(fixed[0])}: the model was trained with "
+            f"{was.get(fixed[0])}; only sampling, evaluation and data.source may change"
+        )
+    card = run.data_card()
+    model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
+    with user_errors():
+        info = load_weights(latest_checkpoint(run.checkpoints), model, weights)
+    accelerator = Accelerator()
+    model = model.to(accelerator.device).eval()
+    return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator)
