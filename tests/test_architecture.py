@@ -49,7 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "samplers": {"flow", "noise"} | WORDS,
     "density": {"flow", "noise", "times"} | WORDS,
     "interop": {"networks"} | WORDS | GROUND,
-    "training": {"objective", "data", "pretrained"} | WORDS | GROUND,
+    "training": {"objective", "data", "pretrained", "records"} | WORDS | GROUND,
     "evaluation": {"samplers", "density", "metrics", "data", "records"} | WORDS | GROUND,
     "report": {"evaluation", "records"} | GROUND,
     # Here alone names become objects of every part.

@@ -22,6 +22,7 @@ from softtrunc.recipes.build import (
     build_training,
 )
 from softtrunc.recipes.schema import Recipe
+from softtrunc.records import append_metrics
 from softtrunc.runs.folder import Run, flatten
 from softtrunc.samplers import Sampler
 from softtrunc.score import ScoreModel
@@ -179,9 +180,9 @@ def train(
         if row is None:
             return ""
         if main:
-            run.add_metrics(row.to_dict())
+            append_metrics(run.metrics_file, row)
         if spec.tracker is not None:
-            accelerator.log(row.scalars(), step=row.step)
+            accelerator.log(row.scalars, step=row.step)
         return f"loss {row.loss:.4f}  {row.images_per_second:,.0f} img/s"
 
     def save() -> None:
