@@ -31,13 +31,13 @@ from softtrunc.samplers import (
     ProbabilityFlow,
     Sampler,
     Samples,
+    Step,
     colorize,
     decode,
     encode,
     inpaint,
     slerp,
 )
-from softtrunc.samplers import Progress as Step
 from softtrunc.training import Weights
 
 __all__ = ["Editor", "RoundTrip"]
