@@ -14,10 +14,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from softtrunc.data import ImageDataset, open_dataset
-from softtrunc.data.detect import kind_of
-from softtrunc.data.formats.arrays import load_array
-from softtrunc.data.formats.files import open_files
-from softtrunc.data.load import load_files
 from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import write_text
@@ -32,13 +28,7 @@ __all__ = ["measure_files"]
 
 def _whole(source: str, split: str) -> ImageDataset:
     """A split where the source has splits, everything where it has none (and "train" is meant)."""
-    kind = kind_of(source)
-    path = Path(source)
-    if kind in ("folder", "archive"):
-        return load_files(open_files(path), split, held_out=0.0)
-    if kind == "array":
-        return load_array(path, split, held_out=0.0)
-    return open_dataset(source, split)
+    return open_dataset(source, split, held_out=0.0)
 
 
 def measure_files(
