@@ -30,8 +30,8 @@ from softtrunc.training import (
     NonFiniteLossError,
     Stopwatch,
     TrainState,
+    find_checkpoint,
     fit,
-    latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
     micro_batches,
@@ -137,7 +137,7 @@ def train(
     seconds = 0.0
     if going_on and list_checkpoints(run.checkpoints):
         with user_errors():
-            info = load_checkpoint(latest_checkpoint(run.checkpoints), state)
+            info = load_checkpoint(find_checkpoint(run.checkpoints), state)
         seconds = info.seconds
         if state.step > spec.steps:
             raise UserError(

@@ -16,7 +16,7 @@ from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
 from softtrunc.runs.folder import Run, flatten
 from softtrunc.score import ScoreModel
-from softtrunc.training import Weights, latest_checkpoint, load_weights
+from softtrunc.training import Weights, find_checkpoint, load_weights
 
 __all__ = ["OpenRun", "open_run"]
 
@@ -74,7 +74,7 @@ def open_run(path: Path, *, weights: Weights = "ema", overrides: Sequence[str] =
     card = run.data_card()
     model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
     with user_errors():
-        info = load_weights(latest_checkpoint(run.checkpoints), model, weights)
+        info = load_weights(find_checkpoint(run.checkpoints), model, weights)
     accelerator = Accelerator()
     model = model.to(accelerator.device).eval()
     return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator)
