@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import whole_file
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.edit_inputs import build_mask, read_images, to_model
-from softtrunc.jobs.trajectory import check_picture, save_frames
+from softtrunc.jobs.trajectory import check_picture, save_frames, watching
 from softtrunc.noise import Noise
 from softtrunc.recipes import schema
 from softtrunc.recipes.build import build_sampler, build_score
@@ -31,13 +31,13 @@ from softtrunc.samplers import (
     ProbabilityFlow,
     Sampler,
     Samples,
+    ScoreHook,
     colorize,
     decode,
     encode,
     inpaint,
     slerp,
 )
-from softtrunc.samplers import Progress as Step
 from softtrunc.training import Weights
 
 __all__ = ["Editor", "RoundTrip"]
@@ -95,18 +95,8 @@ class Editor:
             raise UserError("edits run in one process: leave out `accelerate launch`")
         return cls(opened, progress or Silent())
 
-    def _watched(self, label: str, work: Callable[[Callable[[Step], None]], Samples]) -> Samples:
-        """Run a sampler with a bar of its way."""
-        percent = 0
-        with self.progress.task(f"{label} (%)", 100) as bar:
-
-            def watch(step: Step) -> None:
-                nonlocal percent
-                reached = int(100 * step.fraction)
-                bar.advance(reached - percent)
-                percent = reached
-
-            return work(watch)
+    def _score(self) -> ScoreHook:
+        return build_score(self.opened.recipe.sampling, self.opened.model)
 
     def _flow(self) -> ProbabilityFlow:
         """The recipe's own flow solver where it has one, else the default one."""
@@ -140,19 +130,15 @@ class Editor:
         opened = self.opened
         inputs = read_images(opened, files, count, self.progress)
         x = to_model(opened, inputs.images)
-        score, flow = build_score(opened.recipe.sampling, opened.model), self._flow()
-        latent = self._watched(
-            "encode",
-            lambda watch: encode(opened.model, x, flow=flow, score_fn=score, callback=watch),
-        )
-        back = self._watched(
-            "decode",
-            lambda watch: decode(opened.model, latent.x, flow=flow, score_fn=score, callback=watch),
-        )
-        low, high = opened.model.value_range
+        model, score, flow = opened.model, self._score(), self._flow()
+        with watching(self.progress, "encode") as watch:
+            latent = encode(model, x, flow=flow, score_fn=score, callback=watch)
+        with watching(self.progress, "decode") as watch:
+            back = decode(model, latent.x, flow=flow, score_fn=score, callback=watch)
+        low, high = model.value_range
         error = (255.0 / (high - low)) * (back.x - x).flatten(1)
         exact = (to_levels(opened, back.x) == inputs.images).flatten(1).all(1)
-        scale = opened.model.sde.prior_std * x[0].numel() ** 0.5
+        scale = model.sde.prior_std * x[0].numel() ** 0.5
         trips = [
             RoundTrip(*row)
             for row in zip(
@@ -166,13 +152,16 @@ class Editor:
         ]
         seen = stretch_levels(inputs.images, opened.card.levels)
         with user_errors(f"--out {out}"):
-            out.parent.mkdir(parents=True, exist_ok=True)
             if out.suffix.lower() == ".png":
                 save_grid(torch.cat([seen, self._shown(back.x)]), out, columns=len(seen))
             else:
-                _save_latents(
-                    out, seen.permute(0, 2, 3, 1).numpy(), latent.x.cpu().numpy(), inputs.names
-                )
+                with whole_file(out) as partial, partial.open("wb") as file:
+                    np.savez(
+                        file,
+                        images=seen.permute(0, 2, 3, 1).numpy(),
+                        latents=latent.x.cpu().numpy(),
+                        names=np.array(inputs.names),
+                    )
         return trips, latent.nfe + back.nfe
 
     def interpolate(
@@ -198,45 +187,40 @@ class Editor:
             raise UserError(
                 "interpolate: name two or more images, or two or more seeds: --seed 3 --seed 7"
             )
-        opened, spec = self.opened, self.opened.recipe.sampling
-        score = build_score(spec, opened.model)
+        opened, score = self.opened, self._score()
         sampler: Sampler = self._flow()
         if files:
             x = to_model(opened, read_images(opened, files, 0).images)
-            ends = self._watched(
-                "encode",
-                lambda watch: encode(
-                    opened.model, x, flow=self._flow(), score_fn=score, callback=watch
-                ),
-            ).x
+            with watching(self.progress, "encode") as watch:
+                flow = self._flow()
+                ends = encode(opened.model, x, flow=flow, score_fn=score, callback=watch).x
         else:
-            card = opened.card
-            shape = (len(seeds), card.channels, card.height, card.width)
+            shape = (len(seeds), *opened.event)
             unit = Noise(len(seeds), seeds, None).draw(shape, opened.device, torch.float32)
             ends = opened.model.sde.prior_std * unit
-            chosen = build_sampler(spec)
+            chosen = build_sampler(opened.recipe.sampling)
             sampler = chosen if _deterministic(chosen) else sampler
         latents = _arc(ends, frames)
-        drawn = self._watched(
-            "sample",
-            lambda watch: sampler.sample(
+        with watching(self.progress, "sample") as watch:
+            drawn = sampler.sample(
                 opened.model,
                 latents.shape,
                 x_init=latents,
                 device=opened.device,
                 score_fn=score,
                 callback=watch,
-            ),
-        )
+            )
         save_frames(self._shown(drawn.x)[:, None], out, "--out")
         return drawn
 
-    def _conditional_sampler(self) -> FixedStepSampler:
-        """The recipe's sampler if it can hold values in place.
+    def _conditional_sampler(self, out: Path) -> FixedStepSampler:
+        """The recipe's sampler, if it can hold values in place and `out` is a PNG.
 
         Raises:
-            UserError: if it cannot.
+            UserError: if that is not so.
         """
+        if out.suffix.lower() != ".png":
+            raise UserError(f"--out {out}: write a file that ends in .png")
         sampler = build_sampler(self.opened.recipe.sampling)
         if not isinstance(sampler, FixedStepSampler):
             raise UserError(
@@ -268,25 +252,21 @@ class Editor:
         Raises:
             UserError: if an image, the mask, the sampler or the file is not usable.
         """
-        _check_png(out)
-        opened = self.opened
-        known = build_mask(opened, mask)
-        sampler = self._conditional_sampler()
-        images = read_images(opened, files, count, self.progress).images
-        repeated = to_model(opened, images).repeat_interleave(variants, 0)
-        drawn = self._watched(
-            "inpaint",
-            lambda watch: inpaint(
+        sampler = self._conditional_sampler(out)
+        known = build_mask(self.opened, mask)
+        images = read_images(self.opened, files, count, self.progress).images
+        given = to_model(self.opened, images).repeat_interleave(variants, 0)
+        with watching(self.progress, "inpaint") as watch:
+            drawn = inpaint(
                 sampler,
-                opened.model,
-                repeated,
+                self.opened.model,
+                given,
                 known,
-                seeds=range(seed, seed + len(repeated)),
-                score_fn=build_score(opened.recipe.sampling, opened.model),
+                seeds=range(seed, seed + len(given)),
+                score_fn=self._score(),
                 callback=watch,
-            ),
-        )
-        seen = stretch_levels(images, opened.card.levels)
+            )
+        seen = stretch_levels(images, self.opened.card.levels)
         gray = torch.full_like(seen, 128)
         self._save_rows(out, seen, torch.where(known, seen, gray), self._shown(drawn.x))
         return drawn
@@ -313,28 +293,26 @@ class Editor:
             UserError: if the run's images are grey, or an image, the sampler or the file is not
                 usable.
         """
-        _check_png(out)
-        opened = self.opened
-        if opened.card.channels == 1:
+        sampler, card = self._conditional_sampler(out), self.opened.card
+        if card.channels == 1:
             raise UserError(
-                f"{opened.run.path}: its images are grey: colorize needs a run trained in colour"
+                f"{self.opened.run.path}: its images are grey: colorize needs a run trained in "
+                "colour"
             )
-        sampler = self._conditional_sampler()
-        images = read_images(opened, files, count, self.progress).images
-        gray = to_model(opened, images).mean(1, keepdim=True)
-        drawn = self._watched(
-            "colorize",
-            lambda watch: colorize(
+        images = read_images(self.opened, files, count, self.progress).images
+        gray = to_model(self.opened, images).mean(1, keepdim=True)
+        given = gray.repeat_interleave(variants, 0)
+        with watching(self.progress, "colorize") as watch:
+            drawn = colorize(
                 sampler,
-                opened.model,
-                gray.repeat_interleave(variants, 0),
-                channels=opened.card.channels,
-                seeds=range(seed, seed + variants * len(gray)),
-                score_fn=build_score(opened.recipe.sampling, opened.model),
+                self.opened.model,
+                given,
+                channels=card.channels,
+                seeds=range(seed, seed + len(given)),
+                score_fn=self._score(),
                 callback=watch,
-            ),
-        )
-        seen = stretch_levels(images, opened.card.levels)
+            )
+        seen = stretch_levels(images, card.levels)
         self._save_rows(out, seen, self._shown(gray.expand_as(images)), self._shown(drawn.x))
         return drawn
 
@@ -343,11 +321,6 @@ class Editor:
         rows = torch.cat([first[:, None], second[:, None], each], 1)
         with user_errors(f"--out {out}"):
             save_grid(rows.flatten(0, 1), out, columns=rows.shape[1])
-
-
-def _check_png(out: Path) -> None:
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: write a file that ends in .png")
 
 
 def _deterministic(sampler: Sampler) -> bool:
@@ -365,10 +338,3 @@ def _arc(ends: Tensor, frames: int) -> Tensor:
     for first, second in zip(ends[:-1, None], ends[1:, None], strict=True):
         points += [slerp(first, second, i / (frames - 1)) for i in range(1, frames)]
     return torch.cat(points)
-
-
-def _save_latents(
-    path: Path, images: np.ndarray, latents: np.ndarray, names: Sequence[str]
-) -> None:
-    with whole_file(path) as partial, partial.open("wb") as file:
-        np.savez(file, images=images, latents=latents, names=np.array(names))

@@ -15,7 +15,7 @@ import yaml
 
 from softtrunc.data import DataCard
 from softtrunc.feedback.errors import UserError, user_errors
-from softtrunc.feedback.files import write_text
+from softtrunc.feedback.files import check_place, write_text
 from softtrunc.recipes.load import dump_recipe, parse_recipe
 from softtrunc.recipes.schema import Recipe
 
@@ -150,11 +150,7 @@ class Run:
                 f"{self.path}: holds a run already: add --resume to go on with it, or choose "
                 "another --out"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path}: is a file: choose another --out")
-        # A recipe.yaml that was never finished is no run.
-        if self.path.is_dir() and any(not p.name.endswith(".partial") for p in self.path.iterdir()):
-            raise UserError(f"{self.path}: is not empty: choose another --out")
+        check_place(self.path)
 
     def check_same(self, recipe: Recipe, card: DataCard) -> None:
         """Refuse to go on with another recipe or other data.

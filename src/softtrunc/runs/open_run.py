@@ -40,22 +40,34 @@ class OpenRun:
     accelerator: Accelerator
 
     @property
+    def event(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of an image."""
+        return self.card.channels, self.card.height, self.card.width
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         device: torch.device = self.accelerator.device
         return device
 
 
-def open_run(path: Path, *, weights: Weights = "ema", overrides: Sequence[str] = ()) -> OpenRun:
-    """Load the newest checkpoint of a run.
+def open_run(
+    path: Path,
+    *,
+    weights: Weights = "ema",
+    overrides: Sequence[str] = (),
+    checkpoint: int | None = None,
+) -> OpenRun:
+    """Load a checkpoint of a run.
 
     Args:
         path: the run folder.
         weights: averaged or raw.
         overrides: `a.b=c` changes of the recipe, as `--set` takes them.
+        checkpoint: the step of the checkpoint; None: the newest one.
 
     Raises:
-        UserError: if there is no run or checkpoint, it is damaged, or a key may not change.
+        UserError: if there is no run or no such checkpoint, it is damaged, or a key may not change.
     """
     run = Run(path)
     trained = run.recipe()
@@ -74,7 +86,7 @@ def open_run(path: Path, *, weights: Weights = "ema", overrides: Sequence[str] =
     card = run.data_card()
     model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
     with user_errors():
-        info = load_weights(find_checkpoint(run.checkpoints), model, weights)
+        info = load_weights(find_checkpoint(run.checkpoints, checkpoint), model, weights)
     accelerator = Accelerator()
     model = model.to(accelerator.device).eval()
     return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator)
