@@ -89,7 +89,7 @@ def check_place(
         UserError: if it is a file, or naming the first stranger.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file: choose another place")
+        raise UserError(f"--out {out}: exists and is not empty: it is a file: choose another place")
     for path in sorted(out.iterdir()) if out.is_dir() else ():
         if not path.name.endswith(".partial") and not ours(path):
             raise UserError(
