@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from softtrunc.data import find_preset
@@ -190,15 +190,16 @@ def _days(days: float) -> str:
     return f"{minutes:.3g} GPU-minutes" if minutes >= 1 else "under a GPU-minute"
 
 
-def _size(n: float, units: tuple[str, ...] = ("B", "KiB", "MiB", "GiB", "TiB")) -> str:
-    for unit in units[:-1]:
-        if n < 1024:
-            return f"{n:.3g} {unit}"
-        n /= 1024
-    return f"{n:.3g} {units[-1]}"
+def _size(n: float) -> str:
+    return _scaled(n, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def _flop(n: float) -> str:
-    units = ("", "k", "M", "G", "T", "P", "E")
-    place = 0 if n < 1 else min(int(math.log10(n) / 3), len(units) - 1)
-    return f"{n / 1000**place:,.3g} {units[place]}FLOP"
+    return _scaled(n, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _scaled(n: float, base: int, units: Sequence[str]) -> str:
+    place = 0
+    while n >= base and place < len(units) - 1:
+        n, place = n / base, place + 1
+    return f"{n:,.3g} {units[place]}"

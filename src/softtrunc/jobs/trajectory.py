@@ -21,7 +21,7 @@ from softtrunc.samplers import Progress as Step
 from softtrunc.samplers import Trajectory
 from softtrunc.training import Weights
 
-__all__ = ["check_picture", "draw_trajectory", "save_frames", "watching"]
+__all__ = ["check_suffix", "draw_trajectory", "save_frames", "watching"]
 
 _STRIP_COLUMNS = 12
 _GIF_FRAMES = 60
@@ -43,14 +43,14 @@ def watching(
         yield watch
 
 
-def check_picture(path: Path, option: str) -> None:
-    """Refuse a name that is not that of a GIF or PNG.
+def check_suffix(path: Path, option: str, *suffixes: str) -> None:
+    """Refuse the name of another kind of file, or of a folder.
 
     Raises:
         UserError: saying which option.
     """
-    if path.suffix.lower() not in (".gif", ".png"):
-        raise UserError(f"{option} {path}: write a file that ends in .gif or .png")
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{option} {path}: write a file that ends in {' or '.join(suffixes)}")
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder: write a file")
 
@@ -106,7 +106,7 @@ def draw_trajectory(
     Raises:
         UserError: if the run, a key or the file is not usable.
     """
-    check_picture(out, "--trajectory")
+    check_suffix(out, "--trajectory", ".gif", ".png")
     if not 1 <= count <= _MOST_IMAGES:
         raise UserError(f"-n {count}: a trajectory shows 1 to {_MOST_IMAGES} images")
     opened = open_run(path, weights=weights, overrides=overrides)
