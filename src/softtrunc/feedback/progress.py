@@ -31,18 +31,16 @@ class Progress(Protocol):
         """One line of text."""
 
 
-class _NoTask:
-    def advance(self, n: int = 1, note: str = "") -> None:
-        """Nothing to draw."""
-
-
 class Silent:
     """Progress that nobody sees."""
 
     @contextmanager
     def task(self, label: str, total: int, done: int = 0) -> Iterator[Task]:  # noqa: ARG002
         """A bar that is not drawn."""
-        yield _NoTask()
+        yield self
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Nothing to draw."""
 
     def say(self, line: str) -> None:
         """Nothing is printed."""

@@ -19,7 +19,7 @@ from softtrunc.feedback.files import check_place, write_text
 from softtrunc.recipes.load import dump_recipe, parse_recipe
 from softtrunc.recipes.schema import Recipe
 
-__all__ = ["UNKNOWN_FINGERPRINT", "Run", "flatten", "now", "package_versions"]
+__all__ = ["UNKNOWN_FINGERPRINT", "Run", "differing", "flatten", "now", "package_versions"]
 
 UNKNOWN_FINGERPRINT = "unknown"
 """In the data card of an imported run, whose training data were not at hand."""
@@ -61,6 +61,13 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The old and the new value by joined key, where two nested mappings differ."""
+    old, new = flatten(was), flatten(now)
+    keys = sorted(old.keys() | new.keys())
+    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 
 @dataclass(frozen=True)
@@ -158,16 +165,16 @@ class Run:
         Raises:
             UserError: saying what differs.
         """
-        old, new = flatten(self.recipe().model_dump()), flatten(recipe.model_dump())
-        differing = [
-            f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-            and not any(key == free or key.startswith(free + ".") for free in _FREE_ON_RESUME)
+        wrong = [
+            f"{key} was {old!r}, is {new!r}"
+            for key, (old, new) in differing(
+                self.recipe().model_dump(), recipe.model_dump()
+            ).items()
+            if not any(key == free or key.startswith(free + ".") for free in _FREE_ON_RESUME)
         ]
-        if differing:
+        if wrong:
             raise UserError(
-                f"{self.path}: --resume with another recipe: {'; '.join(differing)}: give the "
+                f"{self.path}: --resume with another recipe: {'; '.join(wrong)}: give the "
                 "recipe it was started with, or choose another --out"
             )
         before = self.data_card()

@@ -14,7 +14,7 @@ from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.recipes.build import build_model
 from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
-from softtrunc.runs.folder import Run, flatten
+from softtrunc.runs.folder import Run, differing
 from softtrunc.score import ScoreModel
 from softtrunc.training import Weights, find_checkpoint, load_weights
 
@@ -72,17 +72,12 @@ def open_run(
     run = Run(path)
     trained = run.recipe()
     recipe = override_recipe(trained, overrides, "--set")
-    was, now = flatten(trained.model_dump()), flatten(recipe.model_dump())
-    fixed = [
-        key
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and not key.startswith(_FREE)
-    ]
-    if fixed:
-        raise UserError(
-            f"--set {fixed[0]}={now.get(fixed[0])}: the model was trained with "
-            f"{was.get(fixed[0])}; only sampling, evaluation and data.source may change"
-        )
+    for key, (was, now) in differing(trained.model_dump(), recipe.model_dump()).items():
+        if not key.startswith(_FREE):
+            raise UserError(
+                f"--set {key}={now}: the model was trained with {was}; only sampling, evaluation "
+                "and data.source may change"
+            )
     card = run.data_card()
     model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
     with user_errors():
