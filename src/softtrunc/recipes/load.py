@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -109,36 +108,27 @@ def _nested(override: str) -> dict[str, Any]:
     return nested
 
 
-def _model_at(model: Any, steps: Sequence[int | str]) -> type[BaseModel] | None:
-    """The section that a pydantic error location points into."""
-    for step in steps:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return None
-        field = model.model_fields.get(str(step))
-        if field is None:
-            return None
-        model = field.annotation
-    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
-
-
-def _options(annotation: Any) -> list[type[BaseModel]]:
-    """The sections of a discriminated union."""
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return [a for a in typing.get_args(annotation) if isinstance(a, type)]
-    return []
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The section that a field holds, or those of a union."""
+    found = typing.get_args(annotation) or (annotation,)
+    return [each for each in found if isinstance(each, type) and issubclass(each, BaseModel)]
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
     """The keys that stand beside the last step of an error location."""
-    parents = [str(step) for step in location[:-1]]
-    if len(parents) == 2 and parents[0] in Recipe.model_fields:
-        # pydantic writes the chosen member of a union as a step of the path
-        for option in _options(Recipe.model_fields[parents[0]].annotation):
-            tags = {str(f.default) for n, f in option.model_fields.items() if n in _TAGS}
-            if parents[1] in tags:
-                return list(option.model_fields)
-    section = _model_at(Recipe, parents)
-    return list(section.model_fields) if section else []
+    sections: list[type[BaseModel]] = [Recipe]
+    for step in location[:-1]:
+        # pydantic writes the tag of a union's member as a step of the path
+        tagged = [
+            section
+            for section in sections
+            for tag in _TAGS
+            if (field := section.model_fields.get(tag))
+            and step in typing.get_args(field.annotation)
+        ]
+        fields = [section.model_fields.get(str(step)) for section in sections]
+        sections = tagged or [s for f in fields if f is not None for s in _sections(f.annotation)]
+    return list(sections[0].model_fields) if sections else []
 
 
 def _explain(error: ValidationError, where: str) -> UserError:

@@ -12,6 +12,7 @@ from typing import Any
 
 from softtrunc.data import DataCard
 from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.feedback.files import check_place
 from softtrunc.recipes.load import parse_recipe
 from softtrunc.recipes.schema import Recipe
 from softtrunc.records import (
@@ -23,7 +24,7 @@ from softtrunc.records import (
     write_recipe,
 )
 
-__all__ = ["UNKNOWN_FINGERPRINT", "Run", "flatten", "now", "package_versions"]
+__all__ = ["UNKNOWN_FINGERPRINT", "Run", "differing", "flatten", "now", "package_versions"]
 
 UNKNOWN_FINGERPRINT = "unknown"
 """In the data card of an imported run, whose training data were not at hand."""
@@ -65,6 +66,13 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The old and the new value by joined key, where two nested mappings differ."""
+    old, new = flatten(was), flatten(now)
+    keys = sorted(old.keys() | new.keys())
+    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 
 @dataclass(frozen=True)
@@ -145,11 +153,7 @@ class Run:
                 f"{self.path}: holds a run already: add --resume to go on with it, or choose "
                 "another --out"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path}: is a file: choose another --out")
-        # A recipe.yaml that was never finished is no run.
-        if self.path.is_dir() and any(not p.name.endswith(".partial") for p in self.path.iterdir()):
-            raise UserError(f"{self.path}: is not empty: choose another --out")
+        check_place(self.path)
 
     def check_same(self, recipe: Recipe, card: DataCard) -> None:
         """Refuse to go on with another recipe or other data.
@@ -157,16 +161,16 @@ class Run:
         Raises:
             UserError: saying what differs.
         """
-        old, new = flatten(self.recipe().model_dump()), flatten(recipe.model_dump())
-        differing = [
-            f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-            and not any(key == free or key.startswith(free + ".") for free in _FREE_ON_RESUME)
+        wrong = [
+            f"{key} was {old!r}, is {new!r}"
+            for key, (old, new) in differing(
+                self.recipe().model_dump(), recipe.model_dump()
+            ).items()
+            if not any(key == free or key.startswith(free + ".") for free in _FREE_ON_RESUME)
         ]
-        if differing:
+        if wrong:
             raise UserError(
-                f"{self.path}: --resume with another recipe: {'; '.join(differing)}: give the "
+                f"{self.path}: --resume with another recipe: {'; '.join(wrong)}: give the "
                 "recipe it was started with, or choose another --out"
             )
         before = self.data_card()
