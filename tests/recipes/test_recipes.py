@@ -34,6 +34,7 @@ from softtrunc.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
 )
+from softtrunc.times import ProportionalTimes
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -141,6 +142,11 @@ def test_objectives():
     assert expected.prior == HardTruncation(1e-5)
     assert isinstance(expected.weighting, PriorWeight)
     assert expected.weighting.prior == PowerPrior(1.0)
+    level = build_objective(
+        load_recipe("digits-vp-nll-st", ["objective={expected: true, times: proportional}"])
+    )
+    assert level.prior == HardTruncation(1e-5)
+    assert level.times == ProportionalTimes(VPSDE(), level.weighting, 1e-5, stratified=True)
     mixed = build_objective(
         load_recipe("digits-vp-nll-st", ["objective.weighting=mixed", "objective.average=true"])
     )
@@ -148,6 +154,22 @@ def test_objectives():
     assert mixed.coefficient == 100.0
     assert mixed.variance.times == UniformTimes(VPSDE(), stratified=True, average=True)
     assert mixed.likelihood.times == ImportanceTimes(VPSDE(), stratified=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("objective.times=proportional", "times: proportional belongs to expected: true"),
+        (
+            "objective={times: proportional, expected: true, average: true}",
+            "average: true belongs to uniform times",
+        ),
+    ],
+)
+def test_an_objective_that_makes_no_sense_is_refused_in_one_line(override, said):
+    with pytest.raises(UserError, match=said) as caught:
+        load_recipe("digits-vp-nll-st", [override])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

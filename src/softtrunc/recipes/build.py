@@ -27,7 +27,7 @@ from softtrunc.samplers import (
 )
 from softtrunc.score import ScoreModel
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
-from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
+from softtrunc.times import ImportanceTimes, LogSNRTimes, ProportionalTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
 from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
 from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
@@ -88,16 +88,16 @@ def build_objective(recipe: schema.Recipe) -> Objective:
                 coefficient=spec.mixed.coefficient,
                 balanced=spec.mixed.balanced,
             )
+        weight = weights[spec.weighting]
+        if spec.expected:
+            weight, prior = PriorWeight(weight, prior), HardTruncation(prior.eps)
         laws: dict[str, TimeLaw] = {
             "importance": importance,
             "uniform": uniform,
             "log_snr": LogSNRTimes(sde, stratified=spec.stratified, average=spec.average),
+            "proportional": ProportionalTimes(sde, weight, prior.eps, stratified=spec.stratified),
         }
-        times = laws[spec.times]
-        weight = weights[spec.weighting]
-        if spec.expected:
-            weight, prior = PriorWeight(weight, prior), HardTruncation(prior.eps)
-        return SoftTruncationLoss(sde, prior, times, weight, spec.reduction)
+        return SoftTruncationLoss(sde, prior, laws[spec.times], weight, spec.reduction)
 
 
 def build_network_config(
