@@ -16,6 +16,7 @@ from softtrunc import (
     UniformTimes,
 )
 from softtrunc.jobs.plan import describe
+from softtrunc.objective import RunningErrorLoss
 from softtrunc.recipes import Recipe, UserError, dump_recipe, load_recipe, recipe_names
 from softtrunc.recipes.build import (
     build_model,
@@ -147,6 +148,9 @@ def test_objectives():
     )
     assert level.prior == HardTruncation(1e-5)
     assert level.times == ProportionalTimes(VPSDE(), level.weighting, 1e-5, stratified=True)
+    running = build_objective(load_recipe("digits-vp-nll-st", ["objective.error_power=0.5"]))
+    assert isinstance(running, RunningErrorLoss)
+    assert (running.base, running.power) == (soft, 0.5)
     mixed = build_objective(
         load_recipe("digits-vp-nll-st", ["objective.weighting=mixed", "objective.average=true"])
     )
@@ -159,6 +163,8 @@ def test_objectives():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("objective={weighting: mixed, error_power: 1}", "error_power has no mixed form"),
+        ("objective.error_power=-1", "objective.error_power=-1: input should be greater"),
         ("objective.times=proportional", "times: proportional belongs to expected: true"),
         (
             "objective={times: proportional, expected: true, average: true}",

@@ -12,7 +12,7 @@ from softtrunc.data import ImageDataset, find_preset, open_dataset
 from softtrunc.feedback.errors import UserError, missing_packages, user_errors
 from softtrunc.feedback.progress import Progress, Task
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
-from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
+from softtrunc.objective import MixedLoss, Objective, RunningErrorLoss, SoftTruncationLoss
 from softtrunc.recipes import schema
 from softtrunc.samplers import (
     Ancestral,
@@ -97,7 +97,8 @@ def build_objective(recipe: schema.Recipe) -> Objective:
             "log_snr": LogSNRTimes(sde, stratified=spec.stratified, average=spec.average),
             "proportional": ProportionalTimes(sde, weight, prior.eps, stratified=spec.stratified),
         }
-        return SoftTruncationLoss(sde, prior, laws[spec.times], weight, spec.reduction)
+        loss = SoftTruncationLoss(sde, prior, laws[spec.times], weight, spec.reduction)
+        return RunningErrorLoss(loss, spec.error_power) if spec.error_power else loss
 
 
 def build_network_config(

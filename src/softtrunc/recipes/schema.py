@@ -154,6 +154,8 @@ class Objective(_Section):
     - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the paper's
       ablation. The mean gradient is the same without clipping only: `training.grad_clip` shortens
       the long steps of small tau, which moves Soft Truncation's weight to large times.
+    - `error_power`: divide the loss by this power of the running error at the same log-SNR; 0: do
+      not. 1 levels the loss over log-SNR.
     - `reduction`: "mean" or "sum" over the dimensions.
     """
 
@@ -162,6 +164,7 @@ class Objective(_Section):
     stratified: bool = True
     average: bool = False
     expected: bool = False
+    error_power: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
     reduction: Literal["mean", "sum"] = "mean"
     mixed: Mixed = Mixed()
 
@@ -176,6 +179,8 @@ class Objective(_Section):
             raise ValueError("times: proportional belongs to expected: true: write both")
         if self.expected and self.weighting == "mixed":
             raise ValueError("expected: true has no mixed form: choose likelihood or variance")
+        if self.error_power and self.weighting == "mixed":
+            raise ValueError("error_power has no mixed form: choose likelihood or variance")
         return self
 
 

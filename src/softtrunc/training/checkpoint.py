@@ -41,6 +41,8 @@ Weights = Literal["ema", "raw"]
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
+# In the optimiser's file, where every other entry begins with the name of a parameter.
+_MEMORY = ":memory"
 _FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
@@ -90,9 +92,10 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Adam's moments under the names of their parameters."""
+    """Adam's moments under the names of their parameters, and what the loss remembers."""
     names = {id(p): name for name, p in state.model.named_parameters()}
-    return {
+    memory: dict[str, Tensor] = {} if state.memory is None else {_MEMORY: state.memory}
+    return memory | {
         f"{names[id(parameter)]}:{key}": value.detach()
         for parameter, slots in state.optimizer.state.items()
         for key, value in slots.items()
@@ -244,6 +247,7 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
     moments = _read(path / "optimizer.safetensors")
     _fit_into(state.model, _read(path / "model.safetensors"), path / "model.safetensors")
     state.ema.load({n: averaged[n] for n in state.ema.shadow}, updates=info.ema_updates)
+    state.memory = moments.pop(_MEMORY, None)
     _load_optimizer_tensors(state, moments)
     state.step = info.step
     return info

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from softtrunc.data import ImageDataset, to_model_range
-from softtrunc.objective import LossTerms, Objective, StepDraw
+from softtrunc.objective import LossTerms, Objective, RunningErrorLoss, StepDraw
 from softtrunc.training.batches import BatchSource
 from softtrunc.training.randomness import DataOrder, Stream, step_generator, step_seed
 from softtrunc.training.state import TrainingConfig, TrainState
@@ -123,6 +123,8 @@ def fit(
     mine = slice(start, start + share)
     event = data.images.shape[1:]
     whole = (config.batch_size, *event)
+    if isinstance(objective, RunningErrorLoss) and state.memory is not None:
+        objective.memory = state.memory
 
     with BatchSource(
         data.images, order, batch_size=config.batch_size, share=mine, device=device
@@ -169,13 +171,19 @@ def fit(
             grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
             state.optimizer.step()
             state.ema.update(state.model)
+            t = torch.cat([o.t for o in terms])
+            error = torch.cat([o.error.detach() for o in terms])
+            if isinstance(objective, RunningErrorLoss):
+                sums = objective.bin_sums(t, error, math.prod(event))
+                objective.remember(accelerator.reduce(sums, reduction="sum"))
+                state.memory = objective.memory
             state.step = step + 1
             yield StepRecord(
                 step=state.step,
                 tau=float(draw.tau),
                 learning_rate=learning_rate,
-                t=torch.cat([o.t for o in terms]),
+                t=t,
                 loss=torch.cat([o.loss.detach() for o in terms]),
-                error=torch.cat([o.error.detach() for o in terms]),
+                error=error,
                 grad_norm=grad_norm.detach(),
             )
