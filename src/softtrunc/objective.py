@@ -70,9 +70,10 @@ class Objective(Protocol):
         n: int,
         *,
         tau: float | Tensor | None = None,
+        step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> StepDraw:
-        """The times of an optimiser step over `n` examples."""
+        """The times of the optimiser step number `step` over `n` examples."""
 
     def __call__(
         self,
@@ -137,15 +138,18 @@ class SoftTruncationLoss:
         n: int,
         *,
         tau: float | Float[Tensor, ""] | None = None,
+        step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> StepDraw:
         """Draw tau (unless given, in (0, T)) and the times of `n` examples, float64.
+
+        `step` is the number of the optimiser step, for priors that go by it.
 
         Raises:
             ValueError: if a given `tau` is not in (0, T).
         """
         if tau is None:
-            tau = self.prior.sample(1, generator=generator)[0]
+            tau = self.prior.sample(1, step=step, generator=generator)[0]
         elif not 0.0 < float(tau) < self.sde.t_max:
             raise ValueError(f"tau={float(tau)}: need 0 < tau < T = {self.sde.t_max}")
         else:
@@ -225,6 +229,7 @@ class MixedLoss:
         n: int,
         *,
         tau: float | Float[Tensor, ""] | None = None,
+        step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> StepDraw:
         """Draw one tau and the times of `n` examples, alternating between the two laws.
@@ -234,7 +239,7 @@ class MixedLoss:
         """
         if n % 2:
             raise ValueError(f"MixedLoss: a batch of {n} has no two halves: use an even batch size")
-        first = self.likelihood.draw(n // 2, tau=tau, generator=generator)
+        first = self.likelihood.draw(n // 2, tau=tau, step=step, generator=generator)
         t, weight = self.variance.times.draw(n // 2, first.tau, generator=generator)
         return StepDraw(
             first.tau,
@@ -327,10 +332,11 @@ class RunningErrorLoss:
         n: int,
         *,
         tau: float | Float[Tensor, ""] | None = None,
+        step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> StepDraw:
         """The draw of the loss that is weighted."""
-        return self.base.draw(n, tau=tau, generator=generator)
+        return self.base.draw(n, tau=tau, step=step, generator=generator)
 
     def __call__(
         self,

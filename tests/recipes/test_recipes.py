@@ -36,6 +36,7 @@ from softtrunc.samplers import (
     ProbabilityFlow,
 )
 from softtrunc.times import ProportionalTimes
+from softtrunc.truncation import LowDiscrepancy
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -133,6 +134,10 @@ def test_priors():
     assert build_prior(load_recipe("digits-vp-nll")) == HardTruncation(1e-5)
     recipe = load_recipe("digits-vp-nll", ["truncation={k: 2, tau_max: 0.5}"])
     assert build_prior(recipe) == PowerPrior(2.0, 1e-5, 0.5)
+    keys = ["truncation.sequence=low_discrepancy", "training.seed=4"]
+    for name, prior in (("nll-st", PowerPrior(1.0)), ("nll", HardTruncation(1e-5))):
+        even = build_prior(load_recipe(f"digits-vp-{name}", keys))
+        assert even == LowDiscrepancy(prior, seed=4)
 
 
 def test_objectives():
@@ -163,6 +168,10 @@ def test_objectives():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        (
+            "objective.expected=true & truncation.sequence=low_discrepancy",
+            "objective.expected: true draws no tau: leave out truncation.sequence",
+        ),
         ("objective={weighting: mixed, error_power: 1}", "error_power has no mixed form"),
         ("objective.error_power=-1", "objective.error_power=-1: input should be greater"),
         ("objective.times=proportional", "times: proportional belongs to expected: true"),
@@ -172,9 +181,9 @@ def test_objectives():
         ),
     ],
 )
-def test_an_objective_that_makes_no_sense_is_refused_in_one_line(override, said):
+def test_keys_that_make_no_sense_together_are_refused_in_one_line(override, said):
     with pytest.raises(UserError, match=said) as caught:
-        load_recipe("digits-vp-nll-st", [override])
+        load_recipe("digits-vp-nll-st", override.split(" & "))
     assert "\n" not in str(caught.value)
 
 

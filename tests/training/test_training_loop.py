@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from training_small import small_data, small_objective, small_state, weights
 
+from softtrunc import PowerPrior
 from softtrunc.objective import RunningErrorLoss
 from softtrunc.training import (
     Monitor,
@@ -20,6 +21,7 @@ from softtrunc.training import (
 )
 from softtrunc.training.batches import BatchSource
 from softtrunc.training.randomness import DataOrder, Stream, step_seed
+from softtrunc.truncation import LowDiscrepancy
 
 CONFIG = TrainingConfig(batch_size=12, warmup_steps=5, learning_rate=1e-3, seed=3)
 
@@ -74,6 +76,15 @@ def test_the_loss_remembers_the_errors_of_every_step(accelerator):
     assert torch.equal(state.memory, by_hand.memory)
     assert state.memory[1].sum() > 100
     assert run(accelerator, CONFIG, 1)[0].memory is None
+
+
+def test_low_discrepancy_truncations_go_by_the_step(accelerator):
+    prior = LowDiscrepancy(PowerPrior(1.0), seed=3)
+    even = dataclasses.replace(small_objective(), prior=prior)
+    state, records = run(accelerator, CONFIG, 4, objective=even)
+    _, rest = run(accelerator, CONFIG, 8, state, even)
+    taus = [float(prior.sample(1, step=step)) for step in range(8)]
+    assert [r.tau for r in records + rest] == taus
 
 
 def test_another_seed_is_another_run(accelerator):
@@ -146,8 +157,8 @@ def test_flips_mirror_about_half_of_the_images():
     seen = []
 
     class Spy:
-        def draw(self, n, *, tau=None, generator=None):
-            return small_objective().draw(n, tau=tau, generator=generator)
+        def draw(self, n, *, tau=None, step=None, generator=None):
+            return small_objective().draw(n, tau=tau, step=step, generator=generator)
 
         def __call__(self, model, x, *, tau=None, draw=None, noise=None, generator=None):
             seen.append(x.clone())

@@ -29,7 +29,7 @@ from softtrunc.score import ScoreModel
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 from softtrunc.times import ImportanceTimes, LogSNRTimes, ProportionalTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
-from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
+from softtrunc.truncation import HardTruncation, LowDiscrepancy, PowerPrior, TruncationPrior
 from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
 
 __all__ = [
@@ -69,9 +69,12 @@ def build_prior(recipe: schema.Recipe) -> TruncationPrior:
     """The law of the truncation time."""
     spec = recipe.truncation
     with user_errors("truncation"):
-        if spec.hard:
-            return HardTruncation(spec.eps)
-        return PowerPrior(spec.k, spec.eps, spec.tau_max)
+        prior: TruncationPrior = HardTruncation(spec.eps)
+        if not spec.hard:
+            prior = PowerPrior(spec.k, spec.eps, spec.tau_max)
+        if spec.sequence == "low_discrepancy":
+            prior = LowDiscrepancy(prior, recipe.training.seed)
+        return prior
 
 
 def build_objective(recipe: schema.Recipe) -> Objective:

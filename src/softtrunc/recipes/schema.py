@@ -122,11 +122,15 @@ SDE = Annotated[VP | SubVP | VE | ReciprocalVE, Field(discriminator="kind")]
 
 
 class Truncation(_Section):
-    """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard."""
+    """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard.
+
+    - `sequence`: "random", or "low_discrepancy" (any run of steps covers the law evenly).
+    """
 
     k: float = 1.0
     eps: float = 1e-5
     tau_max: float = 1.0
+    sequence: Literal["random", "low_discrepancy"] = "random"
 
     @property
     def hard(self) -> bool:
@@ -425,3 +429,9 @@ class Recipe(_Section):
     sampling: Sampling = DPMSolverSampling()
     evaluation: Evaluation = Evaluation()
     paper: Paper | None = None
+
+    @model_validator(mode="after")
+    def _tau_is_drawn(self) -> Recipe:
+        if self.objective.expected and self.truncation.sequence != "random":
+            raise ValueError("objective.expected: true draws no tau: leave out truncation.sequence")
+        return self

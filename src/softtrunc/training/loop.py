@@ -136,7 +136,8 @@ def fit(
                 for s in (Stream.NOISE, Stream.PIXELS, Stream.FLIPS)
             }
             times = step_generator(config.seed, step, Stream.TIMES)
-            draw = objective.draw(config.batch_size, generator=times).part(start, start + share)
+            whole_draw = objective.draw(config.batch_size, step=step, generator=times)
+            draw = whole_draw.part(start, start + share)
             noise = torch.randn(whole, generator=generators[Stream.NOISE], device=device)[mine]
             images = source.batch(step)
             if config.flip:
