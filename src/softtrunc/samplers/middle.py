@@ -11,8 +11,8 @@ from torch import Tensor
 
 from softtrunc.noise import Noise
 from softtrunc.samplers.base import (
+    Call,
     FixedStepSampler,
-    Run,
     Sampler,
     Samples,
     ScoreHook,
@@ -57,7 +57,7 @@ def sample_from(
     check_state(x.shape, x.dtype)
     if not 0.0 < t <= model.sde.t_max:
         raise ValueError(f"sample_from: t={t}: need 0 < t <= {model.sde.t_max}")
-    run = Run(model.sde, score_fn or model.score, Noise(x.shape[0], seeds, generator))
+    run = Call(model.sde, score_fn or model.score, Noise(x.shape[0], seeds, generator))
     with torch.no_grad(), evaluation_mode(model):
         if isinstance(sampler, ProbabilityFlow):
             x = _flow(sampler, run, x, t)
@@ -71,14 +71,14 @@ def sample_from(
     return Samples(x, run.nfe)
 
 
-def _flow(flow: ProbabilityFlow, run: Run, x: Tensor, t: float) -> Tensor:
+def _flow(flow: ProbabilityFlow, run: Call, x: Tensor, t: float) -> Tensor:
     end = point_at(run.sde, min(t, resolve_t_end(run.sde, flow.t_end)))
     if end.t < t:
         x = flow.transport(run, x, point_at(run.sde, t), end)
     return run.denoise(x, end) if flow.denoise_final else x
 
 
-def _steps(sampler: FixedStepSampler, run: Run, x: Tensor, t: float) -> Tensor:
+def _steps(sampler: FixedStepSampler, run: Call, x: Tensor, t: float) -> Tensor:
     moves = sampler.steps - 1 if sampler.denoise_final else sampler.steps
     start = point_at(run.sde, t)
     # A step of almost no length would divide by what rounding left of it.
