@@ -61,6 +61,7 @@ ARROWS: dict[str, set[str]] = {
     "jobs": {
         *("runs", "recipes", "report", "evaluation", "training", "interop", "records"),
         *("samplers", "density", "metrics", "data", "noise", "pretrained", "networks"),
+        "objective",
         *WORDS,
         *GROUND,
     },

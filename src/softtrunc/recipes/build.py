@@ -25,7 +25,7 @@ from softtrunc.samplers import (
     ScoreHook,
     autocast_score,
 )
-from softtrunc.score import ScoreModel
+from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 from softtrunc.times import ImportanceTimes, LogSNRTimes, ProportionalTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
@@ -150,7 +150,7 @@ def build_sampler(spec: schema.Sampling) -> Sampler:
         return _SAMPLERS[spec.sampler](**options)
 
 
-def build_score(spec: schema.Sampling, model: ScoreModel) -> ScoreHook:
+def build_score(spec: schema.Sampling, model: ScoreFunction) -> ScoreHook:
     """The model's score in the precision of a recipe's `sampling` section."""
     if spec.precision == "fp32":
         return model.score
