@@ -21,7 +21,7 @@ from softtrunc.feedback.errors import RunFailedError, UserError
 from softtrunc.feedback.progress import Progress, Task
 from softtrunc.feedback.signals import stop_on_signal
 from softtrunc.jobs.measure import measure
-from softtrunc.jobs.measure_density import has_meaning
+from softtrunc.jobs.measured import has_meaning
 from softtrunc.jobs.train import train
 from softtrunc.recipes.schema import Recipe
 

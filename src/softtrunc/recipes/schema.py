@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from softtrunc.evaluation.figure import FIGURES_BY_DEQUANTIZATION, DensityFigure
+
 __all__ = [
     "FIGURES_BY_DEQUANTIZATION",
     "SDE",
@@ -43,21 +45,6 @@ Time = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
 NetworkPrecision = Literal["fp32", "bf16", "fp16"]
-DensityFigure = Literal[
-    "nll_residual",
-    "nll",
-    "nelbo",
-    "nll_lossless",
-    "nelbo_lossless",
-    "nll_learned",
-    "nelbo_learned",
-]
-FIGURES_BY_DEQUANTIZATION: dict[str, tuple[DensityFigure, ...]] = {
-    "uniform": ("nll_residual", "nll", "nelbo"),
-    "none": ("nll_lossless", "nelbo_lossless"),
-    "learned": ("nll_learned", "nelbo_learned"),
-}
-"""The bits/dim of each way to make discrete levels continuous."""
 
 
 class _Section(BaseModel):
