@@ -2,82 +2,61 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
+
+from softtrunc.cli.options import Data, Overrides, Weights, as_overrides, figures_of
 
 if TYPE_CHECKING:
     from softtrunc.records import Figure
 
 __all__ = ["evaluate"]
 
-_Option = typer.Option
-Run = Annotated[Path | None, typer.Argument(help="A run folder.")]
-Bpd = Annotated[bool, _Option("--bpd", help="Bits per dimension.")]
-Fid = Annotated[bool, _Option("--fid", help="Frechet distance of samples.")]
-InceptionScore = Annotated[bool, _Option("--is", help="Inception score of samples, in 10 splits.")]
-Kid = Annotated[bool, _Option("--kid", help="Kernel distance of samples.")]
+Run = Annotated[Path | None, Argument(help="A run folder.")]
+Bpd = Annotated[bool, Option("--bpd", help="Bits per dimension.")]
+Fid = Annotated[bool, Option("--fid", help="Frechet distance of samples.")]
+InceptionScore = Annotated[bool, Option("--is", help="Inception score of samples, in 10 splits.")]
+Kid = Annotated[bool, Option("--kid", help="Kernel distance of samples.")]
 Prdc = Annotated[
-    bool, _Option("--prdc", "--precision-recall", help="Precision and recall of samples.")
+    bool, Option("--prdc", "--precision-recall", help="Precision and recall of samples.")
 ]
 Features = Annotated[
-    str | None,
-    _Option(
-        metavar="PATH",
-        help="TorchScript extractor; the standard Inception network unless recipe or this say.",
-    ),
+    str | None, Option(metavar="PATH", help="TorchScript extractor in place of the recipe's.")
 ]
 Mode = Annotated[
-    str | None, _Option(help="How images come to the extractor's size: legacy or clean.")
+    str | None, Option(help="How images come to the extractor's size: legacy or clean.")
 ]
 Samples = Annotated[
     str | None,
-    _Option(
-        metavar="PATH",
-        help="Instead of a run: images that anybody made, in a folder, archive or array, "
-        "against --data.",
-    ),
+    Option(metavar="PATH", help="Instead of a run: anybody's images, against --data."),
 ]
 Out = Annotated[
-    Path | None, _Option(help="With --samples: the JSON file; beside the samples unless given.")
-]
-Data = Annotated[
-    str | None, _Option(help="The images, where they are not where training read them.")
+    Path | None, Option(help="With --samples: the JSON file; beside the samples unless given.")
 ]
 Split = Annotated[
     str | None,
-    _Option(
-        help="train or test. Unless given: bits/dim of held-out images, samples against training "
-        "images."
-    ),
+    Option(help="train or test; else bits/dim of held-out images, samples against training ones."),
 ]
-Limit = Annotated[int | None, _Option(min=1, help="Only so many images for bits/dim.")]
-Passes = Annotated[int | None, _Option(min=1, help="Passes over the images, with fresh noise.")]
+Limit = Annotated[int | None, Option(min=1, help="Only so many images for bits/dim.")]
+Passes = Annotated[int | None, Option(min=1, help="Passes over the images, each with fresh noise.")]
 Dequantization = Annotated[
     str | None,
-    _Option(
+    Option(
         help="Which bits/dim: uniform (with and without residual, NELBO), none (probability of the "
         "levels, lossless) or learned (a dequantizer trained on the spot)."
     ),
 ]
 Eps = Annotated[
-    str | None,
-    _Option(metavar="TIME,TIME,...", help="Bits/dim at each of these smallest diffusion times."),
+    str | None, Option(metavar="TIME,TIME", help="Bits/dim at each of these smallest times.")
 ]
-Probes = Annotated[int | None, _Option(min=1, help="Hutchinson probes of the divergence.")]
+Probes = Annotated[int | None, Option(min=1, help="Hutchinson probes of the divergence.")]
 PerImage = Annotated[
-    Path | None,
-    _Option(metavar="FILE", help="Every image's bits/dim, to FILE.csv or FILE.parquet."),
+    Path | None, Option(metavar="FILE", help="Every image's bits/dim, to FILE.csv or FILE.parquet.")
 ]
-Count = Annotated[int | None, _Option("-n", "--n", "--count", min=2, help="How many samples.")]
-Weights = Annotated[str, _Option(help="ema or raw.")]
-Overrides = Annotated[
-    list[str] | None,
-    _Option("--set", metavar="KEY=VALUE", help="Change a key: --set evaluation.rtol=1e-4"),
-]
+Count = Annotated[int | None, Option("-n", "--n", "--count", min=2, help="How many samples.")]
 
 
 def evaluate(
@@ -112,7 +91,6 @@ def evaluate(
     softtrunc evaluate ...` shares the work.
     """
     from softtrunc.cli.console import ConsoleProgress
-    from softtrunc.cli.options import figures_override, weights_of
     from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.measure import measure
 
@@ -138,11 +116,8 @@ def evaluate(
         "evaluation.samples": count,
         "evaluation.probes": probes,
         "evaluation.passes": passes,
+        "evaluation.figures": figures_of(dequantization),
     }
-    # JSON's quotes are YAML's too, whatever a path holds.
-    changes = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
-    if dequantization is not None:
-        changes.append(figures_override(dequantization))
     found = measure(
         run,
         density=bpd or not figures,
@@ -150,8 +125,8 @@ def evaluate(
         split=split,
         limit=limit,
         eps=_times(eps),
-        weights=weights_of(weights),
-        overrides=[*changes, *(overrides or [])],
+        weights=weights,
+        overrides=as_overrides(keys, overrides),
         per_image=per_image,
         progress=ConsoleProgress(),
     )

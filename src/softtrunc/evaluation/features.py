@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from softtrunc.data import ImageDataset, stretch_levels
 from softtrunc.feedback.errors import UserError, nearest, user_errors
-from softtrunc.feedback.progress import Progress, Task
+from softtrunc.feedback.progress import Progress
 from softtrunc.metrics import (
     DigitsFeatures,
+    Fashion16Features,
     FeatureExtractor,
     FeatureStatistics,
     Provenance,
@@ -45,36 +45,36 @@ Resize = Literal["legacy", "clean"]
 DIGITS = DigitsFeatures.name
 """The digits' own classifier, as a recipe names it."""
 
+_FASHION16 = Fashion16Features.name
 _INCEPTION = "inception"
 
 
-def open_extractor(
-    name: str | None, resize: Resize, digits: ImageDataset | None, progress: Progress
-) -> FeatureExtractor:
+def open_extractor(name: str | None, resize: Resize, images: ImageDataset) -> FeatureExtractor:
     """The feature extractor that an evaluation names.
 
     Args:
-        name: `DIGITS`, "inception" or the path of a TorchScript file; None: "inception".
+        name: "digits-mlp", "fashion16-cnn", "inception" or the path of a TorchScript file; None:
+            "inception".
         resize: how images come to its size.
-        digits: the images that the digits' own classifier is trained on; None: none.
-        progress: where the bar of a download goes.
+        images: the training images, on which the digits' own classifier is trained.
 
     Raises:
         UserError: if there is none, or it cannot be used.
     """
     name = name or _INCEPTION
     if name == DIGITS:
-        if digits is None or digits.labels is None or digits.card.name != "digits":
+        if images.labels is None or images.card.name != "digits":
             raise UserError(f"evaluation.features={DIGITS} judges the digits only: give a path")
-        return DigitsFeatures(digits.images, digits.labels)
-    with ExitStack() as stack, user_errors("evaluation.features"):
-        if name == _INCEPTION:
-            path = inception_file(_DownloadBar(progress, stack))
-        else:
-            path = Path(name)
-            if not path.is_file():
-                hint = nearest(name, [DIGITS, _INCEPTION])
-                raise UserError(f"evaluation.features={name}: no such file; {hint}")
+        return DigitsFeatures(images.images, images.labels)
+    if name == _FASHION16:
+        if (images.card.height, images.card.width) != (16, 16):
+            raise UserError(f"evaluation.features={name} judges 16x16 images only: give a path")
+        return Fashion16Features()
+    if name != _INCEPTION and not Path(name).is_file():
+        hint = nearest(name, [DIGITS, _FASHION16, _INCEPTION])
+        raise UserError(f"evaluation.features={name}: no such file; {hint}")
+    with user_errors("evaluation.features"):
+        path = inception_file() if name == _INCEPTION else Path(name)
         return TorchScriptFeatures(path, resize=resize)
 
 
@@ -84,30 +84,12 @@ def extractor_identity(name: str | None) -> dict[str, object]:
     Raises:
         OSError: if there is no such file.
     """
-    if name == DIGITS:
-        return {"extractor": DIGITS}
+    if name in (DIGITS, _FASHION16):
+        return {"extractor": name}
     if name in (None, _INCEPTION):
         return {"extractor_hash": INCEPTION_SHA256}
     with Path(name).open("rb") as stream:
         return {"extractor_hash": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-class _DownloadBar:
-    """A bar that appears with the first bytes, counted in MiB."""
-
-    def __init__(self, progress: Progress, stack: ExitStack) -> None:
-        self._progress = progress
-        self._stack = stack
-        self._task: Task | None = None
-        self._shown = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        """So many bytes came."""
-        if self._task is None:
-            label = "fetch the Inception network, MiB"
-            self._task = self._stack.enter_context(self._progress.task(label, total >> 20))
-        self._task.advance((done >> 20) - self._shown)
-        self._shown = done >> 20
 
 
 def share_of(count: int, accelerator: Accelerator) -> range:

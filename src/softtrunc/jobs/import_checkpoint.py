@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -20,7 +20,7 @@ from softtrunc.interop import (
     describe_public_config,
     read_public_config,
 )
-from softtrunc.interop.conditioning import candidate_conditionings, random_images
+from softtrunc.interop.conditioning import random_images
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.recipes import schema
 from softtrunc.recipes.build import build_data, build_model, build_network_config, build_training
@@ -32,6 +32,12 @@ from softtrunc.training import TrainState, Weights, save_checkpoint
 
 __all__ = ["Imported", "describe_recipe", "import_checkpoint", "recipe_of_public_config"]
 
+_KINDS: dict[type[SDE], str] = {
+    VPSDE: "vp",
+    SubVPSDE: "subvp",
+    VESDE: "ve",
+    ReciprocalVESDE: "rve",
+}
 # Images on which candidate conditionings are compared.
 _PROBES = 64
 
@@ -51,7 +57,7 @@ class Imported:
 
 
 def describe_recipe(recipe: str) -> ModelDescription:
-    """The model that a recipe describes; what `softtrunc.interop` makes of a recipe's name.
+    """The model that a recipe describes, for `softtrunc.interop.load_score_sde_checkpoint`.
 
     Args:
         recipe: name of a recipe, or a YAML file.
@@ -116,8 +122,7 @@ def import_checkpoint(
         raise UserError(f"--conditioning {conditioning}: {nearest(conditioning, allowed)}")
     resolved = _resolve(recipe, config, overrides, out.name)
     if conditioning not in (None, "auto"):
-        network = resolved.network.model_copy(update={"conditioning": conditioning})
-        resolved = resolved.model_copy(update={"network": network})
+        resolved = _conditioned(resolved, conditioning)
     data = None if resolved.data.source is None else build_data(resolved, "train")
     card = _card(resolved, data)
     model = build_model(resolved, channels=card.channels, image_size=(card.height, card.width))
@@ -129,9 +134,7 @@ def import_checkpoint(
     if conditioning == "auto":
         choice = _choose_conditioning(model.eval(), data, card)
         model.conditioning, errors = choice.conditioning, choice.errors
-    network = resolved.network.model_copy(update={"conditioning": model.conditioning})
-    resolved = resolved.model_copy(update={"network": network})
-
+    resolved = _conditioned(resolved, model.conditioning)
     state = TrainState.create(model, build_training(resolved))
     if weights == "ema":  # the average has them; the model itself goes on from the last ones
         with user_errors():
@@ -159,25 +162,29 @@ def _resolve(
     return override_recipe(resolved, overrides, where)
 
 
+def _conditioned(recipe: schema.Recipe, conditioning: str | None) -> schema.Recipe:
+    network = recipe.network.model_copy(update={"conditioning": conditioning})
+    return recipe.model_copy(update={"network": network})
+
+
 def _card(recipe: schema.Recipe, data: ImageDataset | None) -> DataCard:
     """What is known of the data: everything, or the shape of an image."""
     if data is not None:
         return data.card
-    size, channels = recipe.data.image_size, recipe.data.channels
+    size = recipe.data.height_and_width
     if size is None:
         raise UserError(
             f"recipe {recipe.name}: it does not say how large its images are: add "
             "--set data.image_size=32 (and data.channels=1 for grayscale), or --data PATH"
         )
-    height, width = (size, size) if isinstance(size, int) else size
     return DataCard(
         name="unknown",
         split="train",
         source="unknown",
         count=0,
-        channels=channels or 3,
-        height=height,
-        width=width,
+        channels=recipe.data.channels or 3,
+        height=size[0],
+        width=size[1],
         levels=256,
         preprocessing="unknown",
         fingerprint=UNKNOWN_FINGERPRINT,
@@ -206,7 +213,7 @@ def _choose_conditioning(
             prediction=model.prediction,
             value_range=model.value_range,
         )
-        for name in candidate_conditionings(model.sde)
+        for name in model.sde.conditionings
     }
     return choose_conditioning(models, images, generator=generator)
 
@@ -242,7 +249,7 @@ def recipe_of_public_config(
             "dequantize": config["data"].get("dequantization") == "uniform"
             or config["data"].get("uniform_dequantization") is True,
         },
-        "sde": _sde(description.sde),
+        "sde": {"kind": _KINDS[type(description.sde)], **asdict(description.sde)},
         "truncation": _truncation(config, description),
         "objective": _objective(config),
         "network": _network(network) | {"conditioning": description.conditioning},
@@ -260,20 +267,6 @@ def _spoken(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {key: _spoken(item) for key, item in value.items() if item is not None}
-
-
-def _sde(sde: SDE) -> dict[str, Any]:
-    match sde:
-        case VPSDE(beta_min=low, beta_max=high):
-            return {"kind": "vp", "beta_min": low, "beta_max": high}
-        case SubVPSDE(beta_min=low, beta_max=high):
-            return {"kind": "subvp", "beta_min": low, "beta_max": high}
-        case VESDE(sigma_min=low, sigma_max=high):
-            return {"kind": "ve", "sigma_min": low, "sigma_max": high}
-        case ReciprocalVESDE(sigma_min=low, sigma_max=high, eps=eps):
-            return {"kind": "rve", "sigma_min": low, "sigma_max": high, "eps": eps}
-        case _:
-            raise TypeError(f"no recipe says {type(sde).__name__}")
 
 
 def _network(network: ScoreUNetConfig) -> dict[str, Any]:

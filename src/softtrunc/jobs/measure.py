@@ -40,7 +40,14 @@ from softtrunc.metrics import FeatureExtractor
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
-from softtrunc.records import Evaluation, Figure, TrainingCost, read_evaluation, write_evaluation
+from softtrunc.records import (
+    Evaluation,
+    Figure,
+    TrainingCost,
+    median_rate,
+    read_evaluation,
+    write_evaluation,
+)
 from softtrunc.runs.draw import draw_batches
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, now, package_versions
 from softtrunc.runs.open_run import OpenRun, open_run
@@ -111,7 +118,7 @@ def measure(
     extractor = None
     if wanted:
         with opened.accelerator.main_process_first():
-            extractor = open_extractor(spec.features, spec.resize, data["train"], progress)
+            extractor = open_extractor(spec.features, spec.resize, data["train"])
     file = _EvaluationFile(opened, weights)
     if at:
         for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
@@ -189,10 +196,9 @@ def _identity(figure: Figure) -> str:
 
 
 def _training_cost(opened: OpenRun) -> TrainingCost:
-    rates = sorted(row["images_per_second"] for row in opened.run.metrics())
     return TrainingCost(
         seconds=opened.seconds,
-        images_per_second=rates[len(rates) // 2] if rates else None,
+        images_per_second=median_rate(opened.run.metrics()),
         parameters=sum(p.numel() for p in opened.model.parameters()),
         steps=opened.step,
         batch_size=opened.recipe.training.batch_size,

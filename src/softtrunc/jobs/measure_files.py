@@ -13,10 +13,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from softtrunc.data import ImageDataset, open_dataset
-from softtrunc.data.detect import kind_of
-from softtrunc.data.formats.arrays import load_array
-from softtrunc.data.formats.files import open_files
-from softtrunc.data.load import load_files
 from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures
 from softtrunc.evaluation.features import Resize, open_extractor
 from softtrunc.feedback.errors import UserError, user_errors
@@ -70,13 +66,13 @@ def measure_files(
     progress = progress or Silent()
     wanted, mode = check_sample_figures(figures), _resize(resize)
     with user_errors("--samples"):
-        ours = _whole(samples, "train")
+        ours = open_dataset(samples, "train", held_out=0.0)
     with user_errors("--data"):
-        theirs = _whole(data, split)
+        theirs = open_dataset(data, split, held_out=0.0)
     _check_alike(ours, theirs)
     accelerator = Accelerator()
     with accelerator.main_process_first():
-        extractor = open_extractor(features, mode, theirs, progress)
+        extractor = open_extractor(features, mode, theirs)
 
     def read(numbers: range) -> Iterator[Tensor]:
         for part in torch.arange(numbers.start, numbers.stop).split(batch_size):
@@ -109,16 +105,6 @@ def measure_files(
             write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
     progress.say(f"figures in {out}")
     return JudgedFiles(judged.count, tuple(found))
-
-
-def _whole(source: str, split: str) -> ImageDataset:
-    """A split where the source has splits, everything where it has none (and "train" is meant)."""
-    kind, path = kind_of(source), Path(source)
-    if kind in ("folder", "archive"):
-        return load_files(open_files(path), split, held_out=0.0)
-    if kind == "array":
-        return load_array(path, split, held_out=0.0)
-    return open_dataset(source, split)
 
 
 def _resize(name: str) -> Resize:

@@ -7,11 +7,12 @@ and `colorize` with an unconditional model; `Trajectory` keeps the way a sample 
 
 from softtrunc.samplers.base import (
     Callback,
+    Constraint,
     FixedStepSampler,
-    Progress,
     Sampler,
     Samples,
     ScoreHook,
+    Step,
 )
 from softtrunc.samplers.conditional import colorize, inpaint
 from softtrunc.samplers.dpm_solver import DPMSolver
@@ -31,6 +32,7 @@ from softtrunc.samplers.trajectory import Trajectory
 __all__ = [
     "Ancestral",
     "Callback",
+    "Constraint",
     "DPMSolver",
     "EulerMaruyama",
     "FixedStepSampler",
@@ -39,10 +41,10 @@ __all__ = [
     "Predictor",
     "PredictorCorrector",
     "ProbabilityFlow",
-    "Progress",
     "Sampler",
     "Samples",
     "ScoreHook",
+    "Step",
     "Trajectory",
     "autocast_score",
     "colorize",
