@@ -10,7 +10,7 @@ pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 from softtrunc.data import open_dataset, prepare  # noqa: E402
-from softtrunc.data.detect import kind_of  # noqa: E402
+from softtrunc.data.detect import open_source  # noqa: E402
 
 IMAGES = noise(30, 8, 8, 3)
 
@@ -34,7 +34,7 @@ def test_files_of_a_split_follow_each_other(tmp_path, below):
     write(place / "train-00000-of-00002.parquet", range(9), label=list(range(9)))
     write(place / "validation-00000-of-00001.parquet", range(20, 30), label=list(range(10)))
     source = tmp_path / "repository"
-    assert kind_of(source) == "parquet"
+    assert open_source(source).kind == "parquet"
     train, test = (open_dataset(source, split) for split in ("train", "test"))
     assert np.array_equal(train.images, nchw(range(20)))
     assert train.labels.tolist() == list(range(20))

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import UInt8
 
 from softtrunc.data.dataset import Skipped
-from softtrunc.data.detect import Kind, open_source
-from softtrunc.data.images.collect import Progress, collect, decode_each
+from softtrunc.data.detect import open_source
+from softtrunc.data.images.collect import Advance, collect, decode_each, nothing_readable
 from softtrunc.data.images.decode import Decoded, is_grey
 from softtrunc.data.images.fit import Fit, pair
 from softtrunc.data.images.pixels import stretch_levels
-from softtrunc.data.source import Part, Source
+from softtrunc.data.source import Kind, Part, Source
 
 __all__ = ["Inspection", "SigmaMax", "inspect", "largest_distance"]
 
@@ -161,7 +161,7 @@ def inspect(
     *,
     image_size: int | tuple[int, int] | None = None,
     samples: int = 64,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Inspection:
     """Look through a data set of any kind that `open_dataset` reads.
 
@@ -193,8 +193,7 @@ def inspect(
                 progress(done, total)
     unreadable = sorted(tally.unreadable)
     if not tally.sizes:
-        reason = f"; the first, {unreadable[0].name}: {unreadable[0].reason}" if unreadable else ""
-        raise ValueError(f"no readable image under {opened.location}{reason}")
+        raise nothing_readable(opened.location, unreadable)
     if size is None:
         (width, height), _ = tally.sizes.most_common(1)[0]
         size = height, width

@@ -28,7 +28,8 @@ from softtrunc.density import (
     probability_flow_nll,
     spread_range,
 )
-from softtrunc.evaluation.figure import DENSITY_FIGURES, Figure
+from softtrunc.evaluation.figure import DENSITY_FIGURES
+from softtrunc.records import Figure
 from softtrunc.score import ScoreModel
 
 __all__ = [

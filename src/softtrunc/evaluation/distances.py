@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from softtrunc.data import ImageDataset, stretch_levels
-from softtrunc.evaluation.figure import Figure
 from softtrunc.feedback.errors import UserError, nearest
 from softtrunc.feedback.progress import Progress
 from softtrunc.metrics import (
@@ -28,6 +27,7 @@ from softtrunc.metrics import (
     kernel_inception_distance,
     precision_recall,
 )
+from softtrunc.records import Figure
 
 __all__ = ["Judge", "SampleFigure", "Samples", "check_sample_figures", "share_of"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from softtrunc.networks import ScoreUNet
 from softtrunc.score import ScoreFunction, ScoreModel
-from softtrunc.sde import SDE, VESDE, ReciprocalVESDE
+from softtrunc.sde import SDE
 
 __all__ = ["DiffusersOutput", "DiffusersUNet"]
 
@@ -41,7 +41,7 @@ def _noise_to_signal(sde: SDE, steps: int, least: float) -> Tensor:
     ends = sde.log_snr(torch.tensor([sde.t_end, sde.t_max], dtype=torch.float64))
     ends = ends.clamp(max=-2.0 * math.log(least))
     share = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
-    if isinstance(sde, VESDE | ReciprocalVESDE):
+    if sde.exploding:
         return (-0.5 * torch.lerp(ends[0], ends[1], share)).exp()
     first, last = sde.time_of_log_snr(ends)
     return (-0.5 * sde.log_snr(torch.lerp(first, last, share))).exp()

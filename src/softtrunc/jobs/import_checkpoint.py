@@ -20,7 +20,7 @@ from softtrunc.interop import (
     describe_public_config,
     read_public_config,
 )
-from softtrunc.interop.conditioning import candidate_conditionings, random_images
+from softtrunc.interop.conditioning import random_images
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.recipes import schema
 from softtrunc.recipes.build import build_data, build_model, build_network_config, build_training
@@ -57,7 +57,7 @@ class Imported:
 
 
 def describe_recipe(recipe: str) -> ModelDescription:
-    """The model that a recipe describes; what `softtrunc.interop` makes of a recipe's name.
+    """The model that a recipe describes, for `softtrunc.interop.load_score_sde_checkpoint`.
 
     Args:
         recipe: name of a recipe, or a YAML file.
@@ -213,7 +213,7 @@ def _choose_conditioning(
             prediction=model.prediction,
             value_range=model.value_range,
         )
-        for name in candidate_conditionings(model.sde)
+        for name in model.sde.conditionings
     }
     return choose_conditioning(models, images, generator=generator)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from softtrunc.evaluation.distances import check_sample_figures
-from softtrunc.evaluation.figure import DENSITY_FIGURES, Figure
+from softtrunc.evaluation.figure import DENSITY_FIGURES
 from softtrunc.evaluation.image_results import check_table_path
 from softtrunc.feedback.errors import UserError
 from softtrunc.feedback.files import write_text
@@ -27,6 +28,7 @@ from softtrunc.jobs.measure_samples import (
 )
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.schema import Recipe
+from softtrunc.records import Figure, median_rate
 from softtrunc.runs.folder import (
     UNKNOWN_FINGERPRINT,
     Run,
@@ -40,12 +42,10 @@ __all__ = ["is_measured", "measure"]
 
 
 def _training_summary(opened: OpenRun) -> dict[str, Any]:
-    rows = opened.run.metrics()
     spec = opened.recipe.training
-    rates = sorted(row["images_per_second"] for row in rows)
     return {
         "seconds": opened.seconds,
-        "images_per_second": rates[len(rates) // 2] if rates else None,
+        "images_per_second": median_rate(opened.run.metrics()),
         "parameters": sum(p.numel() for p in opened.model.parameters()),
         "steps": opened.step,
         "batch_size": spec.batch_size,
@@ -143,7 +143,7 @@ def measure(
         if not opened.accelerator.is_main_process:
             return
         kept = [f for f in content["figures"] if not _replaces(figure, f)]
-        content["figures"] = [*kept, figure.to_dict()]
+        content["figures"] = [*kept, asdict(figure)]
         text = json.dumps(content, indent=1, allow_nan=False)
         write_text(opened.run.evaluation_file, text + "\n")
 

@@ -23,12 +23,12 @@ from softtrunc.evaluation.bits import (
     smallest_time,
     solver_error,
 )
-from softtrunc.evaluation.figure import Figure
 from softtrunc.evaluation.image_results import ResultFiles, TableRows, write_table
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.progress import Progress
 from softtrunc.jobs.dequantizer import obtain_dequantizer
 from softtrunc.recipes.schema import Recipe
+from softtrunc.records import Figure
 from softtrunc.runs.folder import package_versions
 from softtrunc.runs.open_run import OpenRun
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from softtrunc.data import ImageDataset, open_dataset
-from softtrunc.data.detect import kind_of
-from softtrunc.data.formats.arrays import load_array
-from softtrunc.data.formats.files import open_files
-from softtrunc.data.load import load_files
 from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures
-from softtrunc.evaluation.figure import Figure
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import write_text
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.measure_samples import build_extractor
 from softtrunc.recipes.schema import Evaluation
+from softtrunc.records import Figure
 from softtrunc.runs.folder import now, package_versions
 
 __all__ = ["measure_files"]
@@ -31,13 +28,7 @@ __all__ = ["measure_files"]
 
 def _whole(source: str, split: str) -> ImageDataset:
     """A split where the source has splits, everything where it has none (and "train" is meant)."""
-    kind = kind_of(source)
-    path = Path(source)
-    if kind in ("folder", "archive"):
-        return load_files(open_files(path), split, held_out=0.0)
-    if kind == "array":
-        return load_array(path, split, held_out=0.0)
-    return open_dataset(source, split)
+    return open_dataset(source, split, held_out=0.0)
 
 
 def measure_files(
@@ -113,7 +104,7 @@ def measure_files(
     }
 
     def store(figure: Figure) -> None:
-        content["figures"].append(figure.to_dict())
+        content["figures"].append(asdict(figure))
         with user_errors(f"--out {out}"):
             write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
 

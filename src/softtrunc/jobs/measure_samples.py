@@ -12,7 +12,6 @@ from torch import Tensor
 from softtrunc.data import ImageDataset, stretch_levels
 from softtrunc.data.pictures import save_grid
 from softtrunc.evaluation.distances import Judge, SampleFigure, Samples
-from softtrunc.evaluation.figure import Figure
 from softtrunc.feedback.errors import UserError, nearest, user_errors
 from softtrunc.feedback.progress import Progress, Silent, Task
 from softtrunc.metrics import (
@@ -22,6 +21,7 @@ from softtrunc.metrics import (
     inception_file,
 )
 from softtrunc.recipes.schema import Evaluation, Recipe
+from softtrunc.records import Figure
 from softtrunc.runs.draw import draw
 from softtrunc.runs.open_run import OpenRun
 

@@ -24,6 +24,7 @@ from softtrunc.recipes.build import (
     build_training,
 )
 from softtrunc.recipes.schema import Recipe
+from softtrunc.records import append_metrics
 from softtrunc.runs.folder import Run, flatten
 from softtrunc.training import (
     Monitor,
@@ -221,9 +222,9 @@ class _Training:
         if row is None:
             return ""
         if self.main:
-            self.run.add_metrics(row.to_dict())
+            append_metrics(self.run.metrics_file, row)
         if self.recipe.training.tracker is not None:
-            self.accelerator.log(row.scalars(), step=row.step)
+            self.accelerator.log(row.scalars, step=row.step)
         return f"loss {row.loss:.4f}  {row.images_per_second:,.0f} img/s"
 
     def _save(self) -> None:

@@ -17,8 +17,7 @@ from softtrunc.feedback.progress import Progress, Silent, counting
 from softtrunc.recipes.build import build_sampler, build_score
 from softtrunc.runs.draw import to_levels
 from softtrunc.runs.open_run import OpenRun, open_run
-from softtrunc.samplers import Progress as Step
-from softtrunc.samplers import Trajectory
+from softtrunc.samplers import Step, Trajectory
 from softtrunc.training import Weights
 
 __all__ = ["check_suffix", "draw_trajectory", "save_frames", "watching"]

@@ -1,7 +1,7 @@
 """Metrics of samples: feature extractors, and distances and scores over what they give."""
 
+from softtrunc.metrics.classifiers import DigitsFeatures, Fashion16Features
 from softtrunc.metrics.features import (
-    DigitsFeatures,
     FeatureExtractor,
     TorchScriptFeatures,
     distance_name,
@@ -16,6 +16,7 @@ from softtrunc.metrics.statistics import FeatureStatistics, Provenance
 
 __all__ = [
     "DigitsFeatures",
+    "Fashion16Features",
     "FeatureExtractor",
     "FeatureStatistics",
     "InceptionScore",

@@ -12,7 +12,7 @@ from softtrunc.data import ImageDataset, find_preset, open_dataset
 from softtrunc.feedback.errors import UserError, missing_packages, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
-from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
+from softtrunc.objective import MixedLoss, Objective, RunningErrorLoss, SoftTruncationLoss
 from softtrunc.recipes import schema
 from softtrunc.samplers import (
     Ancestral,
@@ -27,9 +27,9 @@ from softtrunc.samplers import (
 )
 from softtrunc.score import ScoreModel
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
-from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
+from softtrunc.times import ImportanceTimes, LogSNRTimes, ProportionalTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
-from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
+from softtrunc.truncation import HardTruncation, LowDiscrepancy, PowerPrior, TruncationPrior
 from softtrunc.weighting import PriorWeight, Weighting, likelihood_weight, variance_weight
 
 __all__ = [
@@ -74,9 +74,12 @@ def build_prior(recipe: schema.Recipe) -> TruncationPrior:
     """The law of the truncation time."""
     spec = recipe.truncation
     with user_errors("truncation"):
-        if spec.hard:
-            return HardTruncation(spec.eps)
-        return PowerPrior(spec.k, spec.eps, spec.tau_max)
+        prior: TruncationPrior = HardTruncation(spec.eps)
+        if not spec.hard:
+            prior = PowerPrior(spec.k, spec.eps, spec.tau_max)
+        if spec.sequence == "low_discrepancy":
+            prior = LowDiscrepancy(prior, recipe.training.seed)
+        return prior
 
 
 def build_objective(recipe: schema.Recipe) -> Objective:
@@ -102,8 +105,10 @@ def build_objective(recipe: schema.Recipe) -> Objective:
             )
         weight = weights[spec.weighting]
         if spec.expected:
-            return loss(spec.times, PriorWeight(weight, prior), HardTruncation(prior.eps))
-        return loss(spec.times, weight, prior)
+            weight, prior = PriorWeight(weight, prior), HardTruncation(prior.eps)
+        laws["proportional"] = ProportionalTimes(sde, weight, prior.eps, stratified=spec.stratified)
+        plain = loss(spec.times, weight, prior)
+        return RunningErrorLoss(plain, spec.error_power) if spec.error_power else plain
 
 
 def build_network_config(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from softtrunc.feedback.errors import UserError, nearest
+from softtrunc.feedback.errors import UserError, nearest, user_errors
+from softtrunc.feedback.yaml import dump_yaml, parse_yaml
 from softtrunc.recipes.schema import Recipe
 
 __all__ = [
@@ -39,30 +38,9 @@ def recipe_names() -> list[str]:
     return [name for name in _library() if not name.startswith("_")]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-5` as a string and `no` as false; here they are a number and a word."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
-)
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
 def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    with user_errors(where):
+        return parse_yaml(text)
 
 
 def parse_flow(text: str, where: str) -> Any:
@@ -225,19 +203,6 @@ def _overridden(raw: Mapping[str, Any], overrides: Sequence[str], where: str) ->
     return parse_recipe(merged, where)
 
 
-def dump_recipe(recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> str:
-    """The recipe as YAML, every default written out; with `provenance` as the last key."""
-    content: dict[str, Any] = recipe.model_dump(mode="python")
-    if provenance is not None:
-        content["provenance"] = dict(provenance)
-    plain = _plain(content)
-    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists: YAML's safe dumper knows no tuples."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every default written out."""
+    return dump_yaml(recipe.model_dump())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,13 +10,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from softtrunc.data import DataCard
 from softtrunc.feedback.errors import UserError, user_errors
-from softtrunc.feedback.files import check_place, write_text
-from softtrunc.recipes.load import dump_recipe, parse_recipe
+from softtrunc.feedback.files import check_place
+from softtrunc.recipes.load import parse_recipe
 from softtrunc.recipes.schema import Recipe
+from softtrunc.records import (
+    MetricsLine,
+    RecipeRecord,
+    cut_metrics,
+    read_metrics,
+    read_recipe,
+    write_recipe,
+)
 
 __all__ = ["UNKNOWN_FINGERPRINT", "Run", "differing", "flatten", "now", "package_versions"]
 
@@ -106,19 +111,14 @@ class Run:
         """Whether a run was ever started here."""
         return self.recipe_file.exists()
 
-    def _content(self) -> dict[str, Any]:
+    def _record(self) -> RecipeRecord:
         if not self.recipe_file.is_file():
             raise UserError(
                 f"{self.path}: no run here (no recipe.yaml): name a folder that "
                 "`softtrunc train` wrote"
             )
-        try:
-            content = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.recipe_file}: not readable as YAML") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{self.recipe_file}: cut short or edited: it holds no recipe")
-        return content
+        with user_errors():
+            return read_recipe(self.recipe_file)
 
     def recipe(self) -> Recipe:
         """The recipe of the run.
@@ -126,9 +126,7 @@ class Run:
         Raises:
             UserError: if this is no run folder, or its recipe is damaged.
         """
-        content = self._content()
-        content.pop("provenance", None)
-        return parse_recipe(content, str(self.recipe_file))
+        return parse_recipe(self._record().settings, str(self.recipe_file))
 
     def data_card(self) -> DataCard:
         """What the training data were.
@@ -136,15 +134,13 @@ class Run:
         Raises:
             UserError: if this is no run folder, or its recipe is damaged.
         """
-        provenance = self._content().get("provenance") or {}
         with user_errors(f"{self.recipe_file}: provenance.data"):
-            return DataCard.from_dict(provenance.get("data") or {})
+            return DataCard.from_dict(self._record().provenance.get("data") or {})
 
     def start(self, recipe: Recipe, card: DataCard) -> None:
         """Write `recipe.yaml`; the run exists from here on."""
-        self.path.mkdir(parents=True, exist_ok=True)
         provenance = {"created": now(), "versions": package_versions(), "data": asdict(card)}
-        write_text(self.recipe_file, dump_recipe(recipe, provenance))
+        write_recipe(self.recipe_file, RecipeRecord(recipe.model_dump(), provenance))
 
     def check_vacant(self) -> None:
         """Refuse a folder that holds a run or anything else.
@@ -185,34 +181,22 @@ class Run:
                 f"(SHA-256 {card.fingerprint[:12]}): give the data it was started with"
             )
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`; a last line cut short by a kill is left out.
+    def metrics(self) -> tuple[MetricsLine, ...]:
+        """The lines of `metrics.jsonl`; a last one cut short by a kill is left out.
 
         Raises:
             UserError: if any other line is damaged.
         """
-        if not self.metrics_file.exists():
-            return []
-        rows: list[dict[str, Any]] = []
-        lines = self.metrics_file.read_bytes().splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                int(row["step"])
-                rows.append(row)
-            except (ValueError, KeyError, TypeError):
-                if number < len(lines):
-                    raise UserError(
-                        f"{self.metrics_file}: line {number} is damaged: mend or delete it"
-                    ) from None
-        return rows
+        found = read_metrics(self.metrics_file)
+        for number in found.damaged[:-1] if found.cut_short else found.damaged:
+            raise UserError(f"{self.metrics_file}: line {number} is damaged: mend or delete it")
+        return found.lines
 
     def cut_metrics(self, step: int) -> None:
-        """Forget rows beyond `step`: they will be computed and written again."""
-        rows = [row for row in self.metrics() if row["step"] <= step]
-        write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+        """Forget lines beyond `step`: they will be computed and written again.
 
-    def add_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        Raises:
+            UserError: if a line is damaged.
+        """
+        self.metrics()
+        cut_metrics(self.metrics_file, step)

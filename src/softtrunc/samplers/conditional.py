@@ -14,13 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from softtrunc.noise import Noise
-from softtrunc.samplers.base import (
-    Callback,
-    Constraint,
-    FixedStepSampler,
-    Samples,
-    ScoreHook,
-)
+from softtrunc.samplers.base import Callback, FixedStepSampler, Samples, ScoreHook
 from softtrunc.samplers.grids import Point
 from softtrunc.score import ScoreFunction
 
@@ -40,17 +34,14 @@ def inpaint(
 ) -> Samples:
     """Fill in what is missing.
 
-    With `denoise_final` the known values come back unchanged.
+    With `denoise_final` the known values come back unchanged. `seeds`, `generator`, `score_fn` and
+    `callback` are those of `Sampler.sample`.
 
     Args:
         sampler: any fixed-step sampler; the source used `PredictorCorrector`.
         model: anything with `.sde` and `.score(x, t)`.
         known: `(B, *event)` in the model's data range; what lies outside the mask is not read.
         mask: True where `known` is known; broadcastable to `known`.
-        seeds: see `Sampler.sample`.
-        generator: see `Sampler.sample`.
-        score_fn: see `Sampler.sample`.
-        callback: see `Sampler.sample`.
 
     Raises:
         ValueError: if the mask does not fit or holds anything but True and False.
@@ -70,7 +61,17 @@ def inpaint(
             target = where.alpha * target + where.sigma * noise.like(x)
         return torch.where(mask, target, x)
 
-    return _conditioned(sampler, model, known, hold, seeds, generator, score_fn, callback)
+    return sampler.sample(
+        model,
+        known.shape,
+        seeds=seeds,
+        generator=generator,
+        device=known.device,
+        dtype=torch.promote_types(known.dtype, torch.float32),
+        score_fn=score_fn,
+        callback=callback,
+        constraint=hold,
+    )
 
 
 def colorize(
@@ -88,17 +89,13 @@ def colorize(
 
     In an orthonormal basis of the channels whose first vector is constant, the grey value is one
     coordinate, and its noise is independent of the others: holding the mean in place is
-    inpainting there.
+    inpainting there. `seeds`, `generator`, `score_fn` and `callback` are those of `Sampler.sample`.
 
     Args:
         sampler: any fixed-step sampler; the source used `PredictorCorrector`.
         model: anything with `.sde` and `.score(x, t)` for `(B, channels, *space)`.
         gray: `(B, 1, *space)` in the model's data range.
         channels: how many channels the model has, >= 2.
-        seeds: see `Sampler.sample`.
-        generator: see `Sampler.sample`.
-        score_fn: see `Sampler.sample`.
-        callback: see `Sampler.sample`.
 
     Raises:
         ValueError: if `gray` does not have one channel or `channels` is below 2.
@@ -115,31 +112,13 @@ def colorize(
             target = where.alpha * target + spread * noise.like(target)
         return x + (target - x.mean(1, keepdim=True))
 
-    full = gray.expand(gray.shape[0], channels, *gray.shape[2:])
-    return _conditioned(sampler, model, full, hold, seeds, generator, score_fn, callback)
-
-
-def _conditioned(
-    sampler: FixedStepSampler,
-    model: ScoreFunction,
-    like: Tensor,
-    hold: Constraint,
-    seeds: Sequence[int] | None,
-    generator: torch.Generator | None,
-    score_fn: ScoreHook | None,
-    callback: Callback | None,
-) -> Samples:
-    if not isinstance(sampler, FixedStepSampler):
-        raise ValueError(
-            f"{type(sampler).__name__} cannot hold values in place: use a fixed-step sampler, "
-            "e.g. PredictorCorrector()"
-        )
-    return sampler._draw(
+    return sampler.sample(
         model,
-        like.shape,
-        Noise(like.shape[0], seeds, generator),
-        device=like.device,
-        dtype=torch.promote_types(like.dtype, torch.float32),
+        (gray.shape[0], channels, *gray.shape[2:]),
+        seeds=seeds,
+        generator=generator,
+        device=gray.device,
+        dtype=torch.promote_types(gray.dtype, torch.float32),
         score_fn=score_fn,
         callback=callback,
         constraint=hold,

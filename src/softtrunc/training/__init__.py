@@ -16,7 +16,7 @@ from softtrunc.training.checkpoint import (
 )
 from softtrunc.training.ema import EMA
 from softtrunc.training.loop import StepRecord, fit, micro_batches
-from softtrunc.training.monitor import MetricsRow, Monitor, NonFiniteLossError, Stopwatch
+from softtrunc.training.monitor import Monitor, NonFiniteLossError, Stopwatch
 from softtrunc.training.state import TrainingConfig, TrainState
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "WEIGHTS_FILES",
     "CheckpointError",
     "CheckpointInfo",
-    "MetricsRow",
     "Monitor",
     "NonFiniteLossError",
     "StepRecord",

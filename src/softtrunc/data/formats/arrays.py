@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,12 +15,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from softtrunc.data.dataset import ImageDataset
-from softtrunc.data.images.decode import conform
-from softtrunc.data.images.fit import describe_fit, fit_to
-from softtrunc.data.splits import HELD_OUT, check_split, choose_rows
+from softtrunc.data.formats.folder import files_source
+from softtrunc.data.source import ArrayImages, Part, Source, plain_name
 
-__all__ = ["Npz", "is_array", "load_array", "to_nchw"]
+__all__ = ["Npz", "array_source", "is_array", "to_nchw"]
 
 # Names under which people keep images and labels, by split.
 _IMAGE_KEYS = {
@@ -39,10 +40,7 @@ class _Header(NamedTuple):
 
     @property
     def bytes_in_file(self) -> int:
-        count = 1
-        for side in self.shape:
-            count *= side
-        return self.bytes_in_header + count * self.dtype.itemsize
+        return self.bytes_in_header + math.prod(self.shape) * self.dtype.itemsize
 
 
 @runtime_checkable
@@ -165,40 +163,34 @@ def _first(keys: tuple[str, ...], present: Mapping[str, object]) -> str | None:
     return next((key for key in keys if key in present), None)
 
 
-def _load_npz(
-    path: Path, split: str, held_out: float
-) -> tuple[UInt8[np.ndarray, "n c h w"], np.ndarray | None]:
-    npz = Npz(path)
-    key = _first(_IMAGE_KEYS[split], npz.headers)
-    if key is not None:
-        label_key = _first(_LABEL_KEYS[split], npz.headers)
-        labels = None if label_key is None else npz.read(label_key)
-        return to_nchw(npz.read(key), f"{path}: {key}"), labels
-    key, label_key = _first(_WHOLE_IMAGES, npz.headers), _first(_WHOLE_LABELS, npz.headers)
+def _of_npz(npz: Npz, key: str, label_key: str | None) -> ArrayImages:
+    images = to_nchw(npz.read(key), f"{npz.path}: {key}")
+    labels = None if label_key is None else npz.read(label_key).reshape(-1)
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"{npz.path}: {len(images)} images in {key}, {len(labels)} in {label_key}")
+    return ArrayImages(npz.path, images, labels)
+
+
+def _whole_npz(npz: Npz) -> ArrayImages:
+    """The one array of images, whose name tells no split."""
+    key = _first(_WHOLE_IMAGES, npz.headers)
     arrays = [k for k, h in npz.headers.items() if len(h.shape) in (3, 4)]
     if key is None and len(arrays) == 1:
         key = arrays[0]
     if key is None:
         raise ValueError(
-            f"{path}: arrays {', '.join(sorted(npz.headers)) or '(none)'}: no telling which are "
-            f"the {split} images: name them x_train and x_test, or images"
+            f"{npz.path}: arrays {', '.join(sorted(npz.headers)) or '(none)'}: no telling which "
+            "are the images: name them x_train and x_test, or images"
         )
-    images = to_nchw(npz.read(key), f"{path}: {key}")
-    rows = choose_rows(len(images), split, held_out)
-    labels = None if label_key is None else npz.read(label_key)
-    if labels is not None and len(labels) != len(images):
-        raise ValueError(f"{path}: {len(images)} images in {key}, {len(labels)} in {label_key}")
-    return images[rows], None if labels is None else labels[rows]
+    return _of_npz(npz, key, _first(_WHOLE_LABELS, npz.headers))
 
 
-def _load_npy(path: Path, split: str, held_out: float) -> UInt8[np.ndarray, "n c h w"]:
+def _of_npy(path: Path) -> ArrayImages:
     with path.open("rb") as stream:
         header = _read_header(stream, str(path))
     _check_header(header, path.stat().st_size, str(path))
     mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    images = to_nchw(mapped, str(path))
-    chosen: np.ndarray = images[choose_rows(len(images), split, held_out)]
-    return chosen
+    return ArrayImages(path, to_nchw(mapped, str(path)))
 
 
 def is_array(path: Path) -> bool:
@@ -216,46 +208,28 @@ def is_array(path: Path) -> bool:
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
-def load_array(
-    path: Path,
-    split: str,
-    *,
-    image_size: int | tuple[int, int] | None = None,
-    channels: int | None = None,
-    held_out: float = HELD_OUT,
-) -> ImageDataset:
-    """Read a .npy or .npz of uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W).
+def array_source(path: Path, held_out: float) -> Source:
+    """A .npy or .npz of uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W).
 
     In an .npz, arrays `x_train` and `x_test` (also `train_images`, `train`, ...) are the splits,
-    with labels in `y_train` and `y_test`. Otherwise a share of the rows of `images`, `arr_0`,
-    `x`, `data`, `samples` or the only such array, chosen by a hash of the row number, is the test
-    split.
-
-    Args:
-        path: the file.
-        split: as in `load_folder`.
-        image_size: likewise.
-        channels: likewise.
-        held_out: likewise.
+    with labels in `y_train` and `y_test`. Otherwise `images`, `arr_0`, `x`, `data`, `samples` or
+    the only such array is divided like a folder of images, by the numbers of its rows.
 
     Raises:
-        FileNotFoundError: if there is no such file.
         ValueError: if it is cut short, holds pickles, or no uint8 images.
     """
-    check_split(split, path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    fit = fit_to(image_size)
-    labels: np.ndarray | None = None
     if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
-        images, labels = _load_npz(path, split, held_out)
+        npz = Npz(path)
+        keys = {split: _first(names, npz.headers) for split, names in _IMAGE_KEYS.items()}
+        if any(keys.values()):
+
+            def opener(split: str, key: str) -> Part:
+                return _of_npz(npz, key, _first(_LABEL_KEYS[split], npz.headers)).part()
+
+            parts = {s: functools.partial(opener, s, key) for s, key in keys.items() if key}
+            return Source(plain_name(path), "array", str(path), parts)
+        images = _whole_npz(npz)
     else:
-        images = _load_npy(path, split, held_out)
-    return ImageDataset.create(
-        conform(images, fit, channels),
-        name=path.stem,
-        split=split,
-        source=str(path),
-        preprocessing=describe_fit(fit),
-        labels=None if labels is None else labels.reshape(-1),
-    )
+        images = _of_npy(path)
+    advice = "too few images for a SPLIT split: name arrays x_train and x_test in an .npz"
+    return dataclasses.replace(files_source(images, "array", held_out), advice=advice)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from softtrunc.data.dataset import ImageDataset
+from softtrunc.data.source import ArrayImages, Part, Source
+from softtrunc.data.splits import check_split
 
-__all__ = ["load_digits_split"]
+__all__ = ["digits_source", "load_digits_split"]
+
+_LOCATION = "scikit-learn"
+_LEVELS = 17
 
 _TEST_IMAGES = 360
 
@@ -20,14 +27,10 @@ def load_digits_split(split: str) -> ImageDataset:
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the test
     part, as embedded in scikit-learn.
 
-    Args:
-        split: "train" or "test".
-
     Raises:
         ValueError: if there is no such split.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f'digits: split {split!r} is unknown: write "train" or "test"')
+    check_split(split, "digits")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -41,7 +44,17 @@ def load_digits_split(split: str) -> ImageDataset:
         digits.images[chosen].astype(np.uint8)[:, None],
         name="digits",
         split=split,
-        source="scikit-learn",
-        levels=17,
+        source=_LOCATION,
+        levels=_LEVELS,
         labels=digits.target[chosen].astype(np.int64),
     )
+
+
+def digits_source() -> Source:
+    """The digits, which are as they are to be."""
+
+    def opener(split: str) -> Part:
+        return ArrayImages.finished(load_digits_split(split), _LOCATION)
+
+    parts = {split: functools.partial(opener, split) for split in ("train", "test")}
+    return Source("digits", "digits", _LOCATION, parts, _LEVELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import math
 import re
@@ -12,12 +13,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from softtrunc.data.dataset import ImageDataset
-from softtrunc.data.images.decode import conform
-from softtrunc.data.images.fit import describe_fit, fit_to
-from softtrunc.data.splits import check_split
+from softtrunc.data.source import ArrayImages, Part, Source, plain_name
 
-__all__ = ["find_idx", "idx_folder", "is_idx_name", "load_idx", "read_idx"]
+__all__ = ["idx_source", "is_idx_name", "read_idx"]
 
 _UINT8 = 0x08
 _TYPES = {0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
@@ -82,7 +80,7 @@ def is_idx_name(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
 
 
-def find_idx(folder: Path) -> dict[str, Path]:
+def _image_files(folder: Path) -> dict[str, Path]:
     """The image files of the MNIST family in a folder, by split ("train", "test"); else empty.
 
     Raises:
@@ -104,59 +102,39 @@ def find_idx(folder: Path) -> dict[str, Path]:
     return found
 
 
-def idx_folder(folder: Path) -> Path | None:
-    """Where IDX files lie: in a folder, or in one below it as in torchvision's `MNIST/raw`.
+def idx_source(path: Path) -> Source | None:
+    """A data set of the MNIST family: `train-images-idx3-ubyte`, `t10k-...`, plain or .gz.
+
+    The files lie in the folder, or in one below it as in torchvision's `MNIST/raw`; labels are read
+    where theirs lie beside. None: there are no such files.
 
     Raises:
         ValueError: if there are those of several families.
     """
-    for place in (folder, *(folder / below for below in _BELOW)):
-        if place.is_dir() and find_idx(place):
-            return place
-    return None
+    for below in ("", *_BELOW):
+        folder = path / below
+        if folder.is_dir() and (found := _image_files(folder)):
+            break
+    else:
+        return None
 
+    def opener(path: Path) -> Part:
+        images = read_idx(path)
+        if images.ndim != 3:
+            raise ValueError(
+                f"{path}: {images.ndim} dimensions: images have 3 (count, height, width)"
+            )
+        name = path.name.replace("-images", "-labels").replace("idx3-ubyte", "idx1-ubyte")
+        beside = path.with_name(name)
+        labels = read_idx(beside) if beside.is_file() else None
+        return ArrayImages(folder, images[:, None], labels).part()
 
-def load_idx(
-    folder: Path,
-    split: str,
-    *,
-    image_size: int | tuple[int, int] | None = None,
-    channels: int | None = None,
-) -> ImageDataset:
-    """Read a data set of the MNIST family: `train-images-idx3-ubyte`, `t10k-...`, plain or .gz.
-
-    Labels are read where their files lie beside.
-
-    Args:
-        folder: where the files lie.
-        split: as in `load_folder`.
-        image_size: likewise.
-        channels: likewise.
-
-    Raises:
-        FileNotFoundError: if the folder or the split's file is missing.
-        ValueError: if a file is broken, or labels and images do not agree.
-    """
-    check_split(split, folder)
-    fit = fit_to(image_size)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    path = find_idx(folder).get(split)
-    if path is None:
-        stem = "train" if split == "train" else "t10k"
-        raise FileNotFoundError(f"{folder}: no {stem}-images-idx3-ubyte[.gz] for the {split} split")
-    images = read_idx(path)
-    if images.ndim != 3:
-        raise ValueError(f"{path}: {images.ndim} dimensions: images have 3 (count, height, width)")
-    beside = path.with_name(
-        path.name.replace("-images", "-labels").replace("idx3-ubyte", "idx1-ubyte")
-    )
-    labels = read_idx(beside) if beside.is_file() else None
-    return ImageDataset.create(
-        conform(images[:, None], fit, channels),
-        name=folder.resolve().name,
-        split=split,
-        source=str(folder),
-        preprocessing=describe_fit(fit),
-        labels=labels,
+    missing = "t10k" if "train" in found else "train"
+    in_order = sorted(found.items(), reverse=True)
+    return Source(
+        name=plain_name(folder),
+        kind="idx",
+        location=str(folder),
+        parts={split: functools.partial(opener, path) for split, path in in_order},
+        advice=f"no {missing}-images-idx3-ubyte[.gz] for the SPLIT split",
     )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from softtrunc.data.dataset import Skipped
 from softtrunc.data.formats.folder import files_source
+from softtrunc.data.formats.optional import import_for
 from softtrunc.data.images.decode import MAX_FILE_BYTES
-from softtrunc.data.source import Encoded, Part, Source
+from softtrunc.data.source import Encoded, ImageFiles, Part, Source
 from softtrunc.data.splits import split_of_folder
 
-__all__ = ["LmdbFiles", "find_lmdb", "lmdb_source"]
+__all__ = ["lmdb_source"]
 
 _NAME = re.compile(r"(?P<category>.+)_(?P<split>train|val|test)(_lmdb)?$")
 
@@ -23,37 +23,7 @@ def _is_lmdb(folder: Path) -> bool:
     return (folder / "data.mdb").is_file()
 
 
-def find_lmdb(folder: Path) -> dict[str, Path]:
-    """LMDB folders by split: the folder itself and its other half beside it, or those in it.
-
-    A folder whose name tells no split has the key "".
-
-    Raises:
-        ValueError: if there are several of one split.
-    """
-    if _is_lmdb(folder):
-        match = _NAME.fullmatch(folder.resolve().name)
-        if match is None:
-            return {"": folder}
-        places = sorted(folder.resolve().parent.glob(f"{match['category']}_*"))
-    else:
-        places = sorted(path for path in folder.iterdir() if path.is_dir())
-    found: dict[str, Path] = {}
-    for place in places:
-        match = _NAME.fullmatch(place.name)
-        if match is None or not _is_lmdb(place):
-            continue
-        split = split_of_folder(match["split"]) or match["split"]
-        if split in found:
-            raise ValueError(
-                f"{folder}: {found[split].name} and {place.name} are both {split} images: give one "
-                "LMDB folder"
-            )
-        found[split] = place
-    return found
-
-
-class LmdbFiles:
+class _LmdbFiles(ImageFiles):
     """The image files in an LMDB folder, named and ordered by their keys.
 
     Raises:
@@ -63,30 +33,21 @@ class LmdbFiles:
 
     def __init__(self, location: Path) -> None:
         self.location = location
-        self.skipped: Sequence[Skipped] = ()
         with _Transaction(location) as transaction:
             keys = transaction.cursor().iternext(keys=True, values=False)
-            self.names: Sequence[str] = [_name(bytes(key)) for key in keys]
+            self.names = [bytes(key).decode("latin1") for key in keys]
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the keys."""
-        with _Transaction(self.location) as transaction:
+        with _Transaction(Path(self.location)) as transaction:
             for name in sorted(names):
-                content = transaction.get(_key(name))
+                content = transaction.get(name.encode("latin1"))
                 if content is None:
                     yield Encoded(name, None, "no such key")
                 elif len(content) > MAX_FILE_BYTES:
                     yield Encoded(name, None, f"{len(content):,} bytes are too many")
                 else:
                     yield Encoded(name, bytes(content))
-
-
-def _name(key: bytes) -> str:
-    return key.decode("latin1")
-
-
-def _key(name: str) -> bytes:
-    return name.encode("latin1")
 
 
 class _Transaction:
@@ -96,7 +57,7 @@ class _Transaction:
         self._location = location
 
     def __enter__(self) -> Any:
-        lmdb = _import_lmdb()
+        lmdb = import_for("LMDB folders", "lmdb", "lsun")
         try:
             self._environment = lmdb.open(
                 str(self._location), readonly=True, lock=False, readahead=False, meminit=False
@@ -119,32 +80,39 @@ class _Transaction:
         self._environment.close()
 
 
-def _import_lmdb() -> Any:
-    try:
-        import lmdb
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "LMDB folders need the package lmdb: pip install 'softtrunc[lsun]'"
-        ) from error
-    return lmdb
-
-
-def lmdb_source(folder: Path, found: dict[str, Path]) -> Source:
-    """LSUN: `CATEGORY_train_lmdb` and `CATEGORY_val_lmdb` are the splits.
+def lmdb_source(folder: Path, held_out: float) -> Source | None:
+    """LSUN, if it is that: `CATEGORY_train_lmdb` and `CATEGORY_val_lmdb` are the splits.
 
     One LMDB folder whose name tells no split is divided like a folder of images.
+
+    Raises:
+        ValueError: if there are several of one split.
     """
-    if "" in found:
-        return files_source(LmdbFiles(folder), "lmdb")
+    match = _NAME.fullmatch(folder.resolve().name)
+    if _is_lmdb(folder) and match is None:
+        return files_source(_LmdbFiles(folder), "lmdb", held_out)
+    if _is_lmdb(folder) and match is not None:
+        places = folder.resolve().parent.glob(f"{match['category']}_*")  # and its other half
+    else:
+        places = folder.iterdir()
+    found: dict[str, Path] = {}
+    for place in sorted(places):
+        match = _NAME.fullmatch(place.name)
+        if match is None or not _is_lmdb(place):
+            continue
+        split = split_of_folder(match["split"]) or match["split"]
+        if split in found:
+            raise ValueError(
+                f"{folder}: {found[split].name} and {place.name} are both {split} images: give one "
+                "LMDB folder"
+            )
+        found[split] = place
+    if not found:
+        return None
 
     def opener(path: Path) -> Part:
-        files = LmdbFiles(path)
-        return Part(files, files.names)
+        return _LmdbFiles(path).part()
 
     category = next(iter(found.values())).name.split("_train")[0].split("_val")[0]
-    return Source(
-        name=f"lsun-{category}",
-        kind="lmdb",
-        location=str(folder),
-        parts={split: functools.partial(opener, path) for split, path in found.items()},
-    )
+    parts = {split: functools.partial(opener, path) for split, path in found.items()}
+    return Source(f"lsun-{category}", "lmdb", str(folder), parts)

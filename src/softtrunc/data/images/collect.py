@@ -16,9 +16,17 @@ from softtrunc.data.images.decode import Decoded, decode
 from softtrunc.data.images.fit import Fit
 from softtrunc.data.source import Encoded, ImageFiles
 
-__all__ = ["Collected", "Progress", "collect", "decode_each", "several_sizes", "try_decode"]
+__all__ = [
+    "Advance",
+    "Collected",
+    "collect",
+    "decode_each",
+    "nothing_readable",
+    "several_sizes",
+    "try_decode",
+]
 
-Progress = Callable[[int, int], None]
+Advance = Callable[[int, int], None]
 """Called with the number of images done and their total."""
 
 T = TypeVar("T")
@@ -94,6 +102,12 @@ def several_sizes(
     )
 
 
+def nothing_readable(location: object, skipped: Sequence[Skipped]) -> ValueError:
+    """The refusal of data of which no image can be decoded."""
+    first = f"; the first, {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+    return ValueError(f"no readable image under {location}{first}")
+
+
 def _same(decoded: Decoded) -> Decoded:
     return decoded
 
@@ -105,7 +119,7 @@ def collect(
     fit: Fit | None,
     channels: int | None,
     largest: int | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Collected:
     """Decode images into one array in the order of `names`.
 
@@ -150,8 +164,7 @@ def collect(
         if progress is not None:
             progress(done, len(names))
     if images is None:
-        reason = f"; the first, {skipped[0].name}: {skipped[0].reason}" if skipped else ""
-        raise ValueError(f"no readable image under {files.location}{reason}")
+        raise nothing_readable(files.location, skipped)
     rows = np.flatnonzero(filled)
     kept = images if len(rows) == len(names) else images[rows]
     return Collected(kept, rows, sorted(skipped), lossy, converted)

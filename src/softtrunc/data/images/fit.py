@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-__all__ = ["Fit", "describe_fit", "fit_to", "pair"]
+__all__ = ["Fit", "describe_fit", "fit_to", "pair", "pixels_of"]
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -51,9 +51,9 @@ class Fit:
             )
         cropped = self._cropped(image)
         if cropped.size == (width, height):
-            return _pixels(cropped)
+            return pixels_of(cropped)
         if not self.strict:
-            return _pixels(cropped.resize((width, height), self._resampling()))
+            return pixels_of(cropped.resize((width, height), self._resampling()))
         if cropped.width < width or cropped.height < height:
             raise ValueError(
                 f"is {image.width}x{image.height} (width x height), smaller than the protocol's "
@@ -90,7 +90,8 @@ class Fit:
         return image.crop((left, top, left + crop_width, top + crop_height))
 
 
-def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+def pixels_of(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    """Pixels (height, width, C) of an image in mode "L" or "RGB"."""
     pixels: np.ndarray = np.asarray(image)
     return pixels.reshape(image.height, image.width, -1)
 

@@ -18,20 +18,21 @@ import numpy as np
 import PIL
 
 from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
-from softtrunc.data.images.collect import Progress, several_sizes, try_decode
+from softtrunc.data.images.collect import Advance, nothing_readable, several_sizes, try_decode
 from softtrunc.data.images.fit import describe_fit
-from softtrunc.data.load import CountError, How, name_of, open_part
+from softtrunc.data.load import CountError, How, open_part
 from softtrunc.data.preparing.fill import Filled, Target, chunks, workers_for
 from softtrunc.data.preparing.journal import Journal
 from softtrunc.data.preparing.prepared import open_prepared, write_split
 from softtrunc.data.source import ArrayImages, Part, Source
+from softtrunc.feedback.files import replace_folder
 
-__all__ = ["prepare_source"]
+__all__ = ["Bar", "prepare_source"]
 
 _SECONDS_BETWEEN_COMMITS = 2.0
 _COPY_ROWS = 1024
 
-Bar = Callable[[str], Progress]
+Bar = Callable[[str], Advance]
 """Gives the progress of one piece of work by its name."""
 
 
@@ -44,26 +45,7 @@ def prepare_source(
     workers: int = 1,
     bar: Bar | None = None,
 ) -> dict[str, DataCard]:
-    """Write splits of a source into a new folder that appears when everything is in it.
-
-    Until then the work lies beside it in `.NAME.partial`; after a kill the same call goes on from
-    there. The bytes written do not depend on the number of workers, nor on kills.
-
-    Args:
-        source: what to read.
-        out: the folder to make; it may exist if it is empty.
-        splits: which ones.
-        how: what images are brought to.
-        workers: processes that decode.
-        bar: draws progress.
-
-    Returns:
-        The cards by split.
-
-    Raises:
-        CountError: if numbers of images are not the protocol's.
-        ValueError: if `out` is in use or too small for the data, or the source cannot be read.
-    """
+    """Write splits of a source into a new folder, with the arguments and refusals of `prepare`."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out}: exists: choose another folder, or delete it first")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +55,7 @@ def prepare_source(
         cards = {
             split: _Preparation(source, split, how, place).run(workers, bar) for split in splits
         }
-        if out.exists():
-            out.rmdir()
-        done.rename(out)
+        replace_folder(done, out)
         shutil.rmtree(place)
     return cards
 
@@ -120,6 +100,7 @@ class _Preparation:
         self._how = how
         self._place = place
         self._raw = place / f"{split}.raw.npy"
+        self._preset = None if how.preset is None else how.preset.name
         self._first = ""
 
     def run(self, workers: int, bar: Bar | None) -> DataCard:
@@ -137,29 +118,26 @@ class _Preparation:
         if not journal.done.all():
             self._fill(part, journal, shape, workers, bar)
         rows = np.asarray([row for row in range(len(part.names)) if row not in journal.skipped])
-        reasons = [Skipped(part.names[row], why) for row, why in sorted(journal.skipped.items())]
+        skipped = [Skipped(part.names[row], why) for row, why in sorted(journal.skipped.items())]
         if not len(rows):
-            first = f"{reasons[0].name}: {reasons[0].reason}"
-            raise ValueError(f"no readable image under {self._source.location}; the first, {first}")
-        why = f"unreadable: {reasons[0].name}: {reasons[0].reason}" if reasons else ""
-        self._how.check_count(self._source.location, self._split, len(rows), why)
+            raise nothing_readable(self._source.location, skipped)
+        self._how.check_count(self._source, self._split, len(rows), skipped)
         grey = self._how.channels is None and not journal.colour
         file = self._settle(rows, 1 if grey else shape[0])
         data = ImageDataset.create(
             np.load(file, mmap_mode="r", allow_pickle=False),
-            name=name_of(self._source, self._how, self._split, len(rows), journal.lossy),
+            name=self._how.name(self._source, self._split, len(rows), journal.lossy),
             split=self._split,
             source=self._source.location,
             levels=self._source.levels,
             preprocessing=describe_fit(self._how.fit),
             labels=None if part.labels is None else part.labels[rows],
-            skipped=[*part.files.skipped, *sorted(reasons)],
+            skipped=[*part.files.skipped, *sorted(skipped)],
             converted=journal.converted,
             progress=bar(f"check {self._split}") if bar else None,
         )
         file.replace(done / f"{self._split}.npy")
-        preset = None if self._how.preset is None else self._how.preset.name
-        write_split(done, data, {"kind": self._source.kind, "preset": preset})
+        write_split(done, data, {"kind": self._source.kind, "preset": self._preset})
         self._raw.unlink(missing_ok=True)
         return data.card
 
@@ -171,7 +149,7 @@ class _Preparation:
         return {
             "source": str(where.resolve()) if where.exists() else self._source.location,
             "file": None if stat is None else [stat.st_size, stat.st_mtime_ns],
-            "preset": None if self._how.preset is None else self._how.preset.name,
+            "preset": self._preset,
             "fit": repr(self._how.fit),
             "channels": self._how.channels,
             "names": names.hexdigest(),
@@ -187,16 +165,15 @@ class _Preparation:
             return channels or depth, height, width
         if fit is not None:
             return channels or 3, *fit.size
-        reason = ""
+        skipped: list[Skipped] = []
         for item in part.files.read(part.names):
             decoded = try_decode(item, None, 3)
-            if isinstance(decoded, Skipped):
-                reason = reason or f"; the first, {decoded.name}: {decoded.reason}"
-            else:
+            if not isinstance(decoded, Skipped):
                 self._first = item.name
                 height, width = decoded.pixels.shape[:2]
                 return channels or 3, height, width
-        raise ValueError(f"no readable image under {self._source.location}{reason}")
+            skipped.append(decoded)
+        raise nothing_readable(self._source.location, skipped)
 
     def _fill(
         self,
