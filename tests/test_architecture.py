@@ -56,7 +56,7 @@ ARROWS: dict[str, set[str]] = {
     | GROUND,
     "report": {"evaluation", "records"} | GROUND,
     # Here alone names become objects of every part.
-    "recipes": {"training", "samplers"} | BELOW_TRAINING | WORDS | GROUND,
+    "recipes": {"training", "samplers", "evaluation"} | BELOW_TRAINING | WORDS | GROUND,
     "runs": {"recipes", "samplers", "training", "data", "records", "score"} | GROUND,
     "jobs": {
         *("runs", "recipes", "report", "evaluation", "training", "interop", "records"),

@@ -18,10 +18,7 @@ __all__ = [
     "Steps",
     "Weights",
     "as_overrides",
-    "data_override",
-    "figures_override",
-    "quoted",
-    "weights_of",
+    "figures_of",
 ]
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
@@ -44,45 +41,20 @@ Precision = Annotated[str | None, typer.Option(help="Of the network: fp32, bf16 
 
 def as_overrides(keys: Mapping[str, object], given: Sequence[str] | None) -> list[str]:
     """Options as `--set`s of these keys, before those that were given themselves."""
-    told = {key: value for key, value in keys.items() if value is not None}
-    return [*(f"{key}={quoted(value)}" for key, value in told.items()), *(given or [])]
+    # JSON's quotes are YAML's too, whatever a path holds.
+    told = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
+    return [*told, *(given or [])]
 
 
-def quoted(value: object) -> str:
-    """A value as YAML: JSON's quotes are YAML's too, whatever a path holds."""
-    return json.dumps(value)
-
-
-def data_override(data: str) -> str:
-    """`--data PATH` as a `--set`."""
-    return f"data.source={quoted(data)}"
-
-
-def figures_override(dequantization: str) -> str:
-    """`--dequantization NAME` as a `--set`: the figures of that name.
+def figures_of(dequantization: str | None) -> Sequence[str] | None:
+    """The figures in bits/dim that `--dequantization NAME` means, None where it is not given.
 
     Raises:
         UserError: if there is no such dequantization.
     """
     from softtrunc.feedback.errors import UserError, nearest
-    from softtrunc.recipes.schema import FIGURES_BY_DEQUANTIZATION
+    from softtrunc.recipes.schema import FIGURES_BY_DEQUANTIZATION as KNOWN
 
-    if dequantization not in FIGURES_BY_DEQUANTIZATION:
-        known = nearest(dequantization, FIGURES_BY_DEQUANTIZATION)
-        raise UserError(f"--dequantization {dequantization}: {known}")
-    return f"evaluation.figures={json.dumps(FIGURES_BY_DEQUANTIZATION[dequantization])}"
-
-
-def weights_of(name: str) -> Literal["ema", "raw"]:
-    """The value of `--weights`.
-
-    Raises:
-        UserError: if it is neither "ema" nor "raw".
-    """
-    from softtrunc.feedback.errors import UserError, nearest
-
-    if name == "ema":
-        return "ema"
-    if name == "raw":
-        return "raw"
-    raise UserError(f"--weights {name}: {nearest(name, ('ema', 'raw'))}")
+    if dequantization is not None and dequantization not in KNOWN:
+        raise UserError(f"--dequantization {dequantization}: {nearest(dequantization, KNOWN)}")
+    return None if dequantization is None else KNOWN[dequantization]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from softtrunc.jobs.demo import DemoOutcome
     from softtrunc.jobs.edit import RoundTrip
     from softtrunc.jobs.study import StudyOutcome
+    from softtrunc.records import Figure
 
 __all__ = ["comparison_table", "figure_table", "plain_table", "round_trip_table", "study_tables"]
 
@@ -42,28 +43,23 @@ def comparison_table(demo: DemoOutcome) -> Table:
     return table
 
 
-def figure_table(title: str, figures: Sequence[Mapping[str, Any]]) -> Table:
-    """The figures of one `evaluation.json`, one a row."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-    )
-    table.add_column("figure")
-    for column in ("value", "± SE", "n", "evaluations (mean / max)", "seconds"):
-        table.add_column(column, justify="right")
-    for figure in figures:
-        error, nfe = figure["standard_error"], figure["nfe"]
-        protocol = figure["protocol"]
+def figure_table(title: str, figures: Sequence[Figure]) -> Table:
+    """The figures of one evaluation, one a row; with their eps where several were measured."""
+    eps = [figure.protocol.get("eps") for figure in figures]
+    several = len({value for value in eps if value is not None}) > 1
+    columns = ["value", "± SE", "n", "evaluations (mean / max)", "seconds"]
+    columns = ["eps", *columns] if several else columns
+    table = plain_table(["figure", *columns], numbers=columns, title=title)
+    for figure, time in zip(figures, eps, strict=True):
+        error, nfe, protocol = figure.standard_error, figure.nfe, figure.protocol
         table.add_row(
-            f"{figure['name']}{', ' + figure['unit'] if figure['unit'] else ''}",
-            f"{figure['value']:.4f}" if abs(figure["value"]) >= 0.01 else f"{figure['value']:.3g}",
+            f"{figure.name}{', ' + figure.unit if figure.unit else ''}",
+            *(("" if time is None else f"{time:g}",) if several else ()),
+            f"{figure.value:.4f}" if abs(figure.value) >= 0.01 else f"{figure.value:.3g}",
             "" if error is None else f"{error:.4f}",
             str(protocol.get("n", protocol.get("samples", ""))),
             "" if nfe is None else f"{nfe['mean']:.1f} / {nfe['max']:.0f}",
-            f"{figure['seconds']:.1f}",
+            "" if figure.seconds is None else f"{figure.seconds:.1f}",
         )
     return table
 

@@ -1,16 +1,62 @@
-"""The figures in bits/dim: their keys in `evaluation.json` and their titles."""
+"""The figures in bits/dim: their keys in `evaluation.json`, their titles, and what each one is."""
 
 from __future__ import annotations
 
-__all__ = ["DENSITY_FIGURES"]
+from dataclasses import dataclass
+from typing import Literal
 
-DENSITY_FIGURES = {
-    "nll_residual": "bits/dim with residual",
-    "nll": "bits/dim without",
-    "nelbo": "NELBO",
-    "nll_lossless": "bits/dim lossless",
-    "nelbo_lossless": "NELBO lossless",
-    "nll_learned": "bits/dim, learned dequantiser",
-    "nelbo_learned": "NELBO, learned dequantiser",
+__all__ = ["DENSITY_FIGURES", "FIGURES_BY_DEQUANTIZATION", "FORMS", "DensityFigure", "DensityForm"]
+
+DensityFigure = Literal[
+    "nll_residual",
+    "nll",
+    "nelbo",
+    "nll_lossless",
+    "nelbo_lossless",
+    "nll_learned",
+    "nelbo_learned",
+]
+Dequantization = Literal["uniform", "none", "learned"]
+Estimator = Literal["probability-flow ODE", "score-matching bound"]
+Residual = Literal["none", "Gaussian", "discretised Gaussian, entropy term kept"]
+
+_ODE: Estimator = "probability-flow ODE"
+_BOUND: Estimator = "score-matching bound"
+_DISCRETE: Residual = "discretised Gaussian, entropy term kept"
+
+
+@dataclass(frozen=True)
+class DensityForm:
+    """What a figure in bits/dim is.
+
+    - `title`: over the column of a table.
+    - `dequantization`: what fills a grey level's cell: uniform noise, nothing (the figure is a
+      probability of the levels, lossless), or noise that was learned.
+    - `estimator`: of the model's density. `residual`: the step from the smallest time to the data.
+    """
+
+    title: str
+    dequantization: Dequantization
+    estimator: Estimator
+    residual: Residual
+
+
+FORMS: dict[DensityFigure, DensityForm] = {
+    "nll_residual": DensityForm("bits/dim with residual", "uniform", _ODE, "Gaussian"),
+    "nll": DensityForm("bits/dim without", "uniform", _ODE, "none"),
+    "nelbo": DensityForm("NELBO", "uniform", _BOUND, "Gaussian"),
+    "nll_lossless": DensityForm("bits/dim lossless", "none", _ODE, _DISCRETE),
+    "nelbo_lossless": DensityForm("NELBO lossless", "none", _BOUND, _DISCRETE),
+    "nll_learned": DensityForm("bits/dim, learned dequantiser", "learned", _ODE, "Gaussian"),
+    "nelbo_learned": DensityForm("NELBO, learned dequantiser", "learned", _BOUND, "Gaussian"),
 }
-"""The figures in bits/dim, in the order of the table, and their column titles."""
+"""All of them, in the order of a table."""
+
+DENSITY_FIGURES: dict[str, str] = {key: form.title for key, form in FORMS.items()}
+"""Their titles by key."""
+
+FIGURES_BY_DEQUANTIZATION: dict[str, tuple[DensityFigure, ...]] = {
+    name: tuple(key for key, form in FORMS.items() if form.dequantization == name)
+    for name in ("uniform", "none", "learned")
+}
+"""The keys of each way to make discrete levels continuous."""

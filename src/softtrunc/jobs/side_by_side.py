@@ -20,8 +20,8 @@ import torch
 from softtrunc.feedback.errors import RunFailedError, UserError
 from softtrunc.feedback.progress import Progress, Task
 from softtrunc.feedback.signals import stop_on_signal
-from softtrunc.jobs.measure import is_measured, measure
-from softtrunc.jobs.measure_density import has_meaning
+from softtrunc.jobs.measure import measure
+from softtrunc.jobs.measured import has_meaning, is_measured
 from softtrunc.jobs.prepare import core_count
 from softtrunc.jobs.train import train
 from softtrunc.recipes.schema import Recipe

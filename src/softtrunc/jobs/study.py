@@ -17,8 +17,7 @@ import yaml
 from softtrunc.feedback.errors import RunFailedError, UserError, nearest, user_errors
 from softtrunc.feedback.files import check_place, write_bytes, write_text
 from softtrunc.feedback.progress import Progress
-from softtrunc.jobs.measure import is_measured
-from softtrunc.jobs.measure_density import has_meaning
+from softtrunc.jobs.measured import has_meaning, is_measured
 from softtrunc.jobs.side_by_side import train_and_measure
 from softtrunc.recipes.build import build_objective, build_sampler, build_training
 from softtrunc.recipes.load import load_recipe, parse_flow

@@ -43,7 +43,7 @@ def _check(path: Path, what: object, advice: str) -> None:
         )
 
 
-def inception_file(_progress: object = None) -> Path:
+def inception_file() -> Path:
     """The path of `inception-2015-12-05.pt` in the cache folder, fetched if it is not there.
 
     The file appears when it is whole and its SHA-256 is right, and not at all otherwise; a file

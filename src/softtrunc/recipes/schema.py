@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from softtrunc.evaluation.figure import FIGURES_BY_DEQUANTIZATION, DensityFigure
+
 __all__ = [
     "FIGURES_BY_DEQUANTIZATION",
     "SDE",
@@ -42,21 +44,6 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Natural = Annotated[int, Field(ge=0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
-DensityFigure = Literal[
-    "nll_residual",
-    "nll",
-    "nelbo",
-    "nll_lossless",
-    "nelbo_lossless",
-    "nll_learned",
-    "nelbo_learned",
-]
-FIGURES_BY_DEQUANTIZATION: dict[str, tuple[DensityFigure, ...]] = {
-    "uniform": ("nll_residual", "nll", "nelbo"),
-    "none": ("nll_lossless", "nelbo_lossless"),
-    "learned": ("nll_learned", "nelbo_learned"),
-}
-"""The bits/dim of each way to make discrete levels continuous."""
 
 
 class _Section(BaseModel):
@@ -359,8 +346,9 @@ class Evaluation(_Section):
     - `passes`: how often every image is counted, each time with fresh noise.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
-    - `features`: "digits-mlp", "inception" (the standard network, found or fetched), or the path of
-      a TorchScript extractor; null: a distance only where one is asked for, over "inception".
+    - `features`: "digits-mlp", "fashion16-cnn", "inception" (the standard network, found or
+      fetched), or the path of a TorchScript extractor; null: a distance only where one is asked
+      for, over "inception".
     - `resize`: how images come to the extractor's size: "legacy" (by the network itself) or "clean"
       (Pillow, antialiased).
     - `seed`: of every draw of the evaluation.
