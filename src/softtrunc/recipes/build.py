@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -143,9 +142,6 @@ def build_training(recipe: schema.Recipe) -> TrainingConfig:
 def build_sampler(spec: schema.Sampling) -> Sampler:
     """The sampler of a recipe's `sampling` section."""
     options = spec.model_dump(exclude={"sampler", "precision"})
-    if isinstance(spec, schema.HeunSampling):
-        low, high = spec.churn_range
-        options["churn_range"] = (low, math.inf if high is None else high)
     with user_errors("sampling"):
         return _SAMPLERS[spec.sampler](**options)
 

@@ -57,37 +57,37 @@ def sample_from(
     check_state(x.shape, x.dtype)
     if not 0.0 < t <= model.sde.t_max:
         raise ValueError(f"sample_from: t={t}: need 0 < t <= {model.sde.t_max}")
-    run = Call(model.sde, score_fn or model.score, Noise(x.shape[0], seeds, generator))
+    call = Call(model.sde, score_fn or model.score, Noise(x.shape[0], seeds, generator))
     with torch.no_grad(), evaluation_mode(model):
         if isinstance(sampler, ProbabilityFlow):
-            x = _flow(sampler, run, x, t)
+            x = _flow(sampler, call, x, t)
         elif isinstance(sampler, FixedStepSampler):
-            x = _steps(sampler, run, x, t)
+            x = _steps(sampler, call, x, t)
         else:
             raise ValueError(
                 f"{type(sampler).__name__} cannot start in the middle: use ProbabilityFlow or a "
                 "fixed-step sampler"
             )
-    return Samples(x, run.nfe)
+    return Samples(x, call.nfe)
 
 
-def _flow(flow: ProbabilityFlow, run: Call, x: Tensor, t: float) -> Tensor:
-    end = point_at(run.sde, min(t, resolve_t_end(run.sde, flow.t_end)))
+def _flow(flow: ProbabilityFlow, call: Call, x: Tensor, t: float) -> Tensor:
+    end = point_at(call.sde, min(t, resolve_t_end(call.sde, flow.t_end)))
     if end.t < t:
-        x = flow.transport(run, x, point_at(run.sde, t), end)
-    return run.denoise(x, end) if flow.denoise_final else x
+        x = flow.transport(call, x, point_at(call.sde, t), end)
+    return call.denoise(x, end) if flow.denoise_final else x
 
 
-def _steps(sampler: FixedStepSampler, run: Call, x: Tensor, t: float) -> Tensor:
+def _steps(sampler: FixedStepSampler, call: Call, x: Tensor, t: float) -> Tensor:
     moves = sampler.steps - 1 if sampler.denoise_final else sampler.steps
-    start = point_at(run.sde, t)
+    start = point_at(call.sde, t)
     # A step of almost no length would divide by what rounding left of it.
     nearest = start.half_log_snr + 1e-6
-    rest = [p for p in sampler._points(run.sde, moves) if p.half_log_snr > nearest]
+    rest = [p for p in sampler._points(call.sde, moves) if p.half_log_snr > nearest]
     points = [start, *rest]
     state = State(x)
     for here, there in pairwise(points):
-        state = sampler._step(run, state, here, there)
+        state = sampler._step(call, state, here, there)
     if sampler.denoise_final:
-        state = sampler._last_step(run, state, points[-1])
+        state = sampler._last_step(call, state, points[-1])
     return state.x
