@@ -100,7 +100,8 @@ def build_objective(recipe: schema.Recipe) -> Objective:
             "log_snr": LogSNRTimes(sde, stratified=spec.stratified, average=spec.average),
             "proportional": ProportionalTimes(sde, weight, prior.eps, stratified=spec.stratified),
         }
-        loss = SoftTruncationLoss(sde, prior, laws[spec.times], weight, spec.reduction)
+        per = recipe.truncation.per
+        loss = SoftTruncationLoss(sde, prior, laws[spec.times], weight, spec.reduction, per)
         return RunningErrorLoss(loss, spec.error_power) if spec.error_power else loss
 
 

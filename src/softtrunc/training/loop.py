@@ -32,7 +32,7 @@ class StepRecord:
     """What one optimiser step did. Tensors stay on the device: reading them waits for it.
 
     - `step`: finished steps, this one included.
-    - `tau`: the truncation time, the same on all processes.
+    - `tau`: the truncation time, the same on all processes; of several, the smallest.
     - `learning_rate`: of this step.
     - `t`, `loss`, `error`: one value per example of this process's share, see `LossTerms`.
     - `grad_norm`: global norm of the gradient before clipping, ().
@@ -181,7 +181,7 @@ def fit(
             state.step = step + 1
             yield StepRecord(
                 step=state.step,
-                tau=float(draw.tau),
+                tau=float(whole_draw.tau.min()),
                 learning_rate=learning_rate,
                 t=t,
                 loss=torch.cat([o.loss.detach() for o in terms]),
