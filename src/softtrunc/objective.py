@@ -32,18 +32,24 @@ __all__ = [
 
 Reduction = Literal["mean", "sum"]
 """Over the dimensions of an example: "mean" divides by their number, "sum" does not."""
+Per = Literal["step", "example"]
+"""What has a truncation time of its own."""
 
 
 class StepDraw(NamedTuple):
-    """The random times of one optimiser step; a part of the batch takes `part(start, stop)`."""
+    """The random times of one optimiser step; a part of the batch takes `part(start, stop)`.
 
-    tau: Float[Tensor, ""]
+    `tau` is `()`, or `(n,)` where each example has its own.
+    """
+
+    tau: Float[Tensor, "*n"]
     t: Float[Tensor, " n"]
     weight: Float[Tensor, " n"]
 
     def part(self, start: int, stop: int) -> StepDraw:
-        """The share of examples `start` to `stop`: the same tau, their own times."""
-        return StepDraw(self.tau, self.t[start:stop], self.weight[start:stop])
+        """The share of examples `start` to `stop`: the same shared tau, their own times."""
+        tau = self.tau[start:stop] if self.tau.ndim else self.tau
+        return StepDraw(tau, self.t[start:stop], self.weight[start:stop])
 
 
 class LossTerms(NamedTuple):
@@ -51,13 +57,13 @@ class LossTerms(NamedTuple):
 
     - `loss` (B,): estimate of L for each example.
     - `t` (B,): its diffusion time, float64.
-    - `tau` (): the truncation time that all share, float64.
+    - `tau` (): the truncation time that all share, float64; `(B,)` if each has its own.
     - `error` (B,): `||sigma score + z||^2`, by the same reduction, without any weight.
     """
 
     loss: Float[Tensor, " b"]
     t: Float[Tensor, " b"]
-    tau: Float[Tensor, ""]
+    tau: Float[Tensor, "*n"]
     error: Float[Tensor, " b"]
 
 
@@ -112,9 +118,12 @@ class SoftTruncationLoss:
         times: the law of t on [tau, T].
         weighting: the weight w(t) of the squared score error.
         reduction: "mean" divides an example's loss by its number of dimensions, "sum" does not.
+        per: "step": one tau for the batch, which is Soft Truncation. "example": one each. Then the
+            loss is the same in expectation, and every batch sees all times, as with the expected
+            weight; no step looks at large times alone.
 
     Raises:
-        ValueError: if the reduction is unknown, `times` belongs to another SDE, or eps >= T.
+        ValueError: if `reduction` or `per` is unknown, `times` belongs to another SDE, or eps >= T.
     """
 
     sde: SDE
@@ -122,10 +131,13 @@ class SoftTruncationLoss:
     times: TimeLaw
     weighting: Weighting
     reduction: Reduction = "mean"
+    per: Per = "step"
 
     def __post_init__(self) -> None:
         if self.reduction not in get_args(Reduction):
             raise ValueError(f'reduction {self.reduction!r} is unknown: write "mean" or "sum"')
+        if self.per not in get_args(Per):
+            raise ValueError(f'per {self.per!r} is unknown: write "step" or "example"')
         if self.times.sde != self.sde:
             raise ValueError(
                 f"times were made for {self.times.sde}, the loss for {self.sde}: give both one SDE"
@@ -149,7 +161,9 @@ class SoftTruncationLoss:
             ValueError: if a given `tau` is not in (0, T).
         """
         if tau is None:
-            tau = self.prior.sample(1, step=step, generator=generator)[0]
+            count = n if self.per == "example" else 1
+            tau = self.prior.sample(count, step=step, generator=generator)
+            tau = tau if self.per == "example" else tau[0]
         elif not 0.0 < float(tau) < self.sde.t_max:
             raise ValueError(f"tau={float(tau)}: need 0 < tau < T = {self.sde.t_max}")
         else:
@@ -223,6 +237,8 @@ class MixedLoss:
             raise ValueError("MixedLoss: both halves need the same SDE and the same prior of tau")
         if self.likelihood.reduction != self.variance.reduction:
             raise ValueError("MixedLoss: both halves need the same reduction")
+        if "example" in (self.likelihood.per, self.variance.per):
+            raise ValueError('MixedLoss: both halves share one tau: write per="step"')
 
     def draw(
         self,

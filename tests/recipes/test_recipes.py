@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -153,6 +154,8 @@ def test_objectives():
     )
     assert level.prior == HardTruncation(1e-5)
     assert level.times == ProportionalTimes(VPSDE(), level.weighting, 1e-5, stratified=True)
+    each = build_objective(load_recipe("digits-vp-nll-st", ["truncation.per=example"]))
+    assert each == replace(soft, per="example")
     running = build_objective(load_recipe("digits-vp-nll-st", ["objective.error_power=0.5"]))
     assert isinstance(running, RunningErrorLoss)
     assert (running.base, running.power) == (soft, 0.5)
@@ -170,8 +173,11 @@ def test_objectives():
     [
         (
             "objective.expected=true & truncation.sequence=low_discrepancy",
-            "objective.expected: true draws no tau: leave out truncation.sequence",
+            "objective.expected: true draws no tau: leave out truncation.per and .sequence",
         ),
+        ("objective.expected=true & truncation.per=example", "draws no tau: leave out"),
+        ("objective.weighting=mixed & truncation.per=example", "per: example has no mixed form"),
+        ("truncation.per=batch", "truncation.per='batch': input should be 'step' or 'example'"),
         ("objective={weighting: mixed, error_power: 1}", "error_power has no mixed form"),
         ("objective.error_power=-1", "objective.error_power=-1: input should be greater"),
         ("objective.times=proportional", "times: proportional belongs to expected: true"),

@@ -40,6 +40,10 @@ def run(accelerator, config, steps, state=None, objective=None):
     return state, records
 
 
+def per_example():
+    return dataclasses.replace(small_objective(), per="example")
+
+
 def over_running_error():
     return RunningErrorLoss(small_objective(), 0.5)
 
@@ -93,7 +97,7 @@ def test_another_seed_is_another_run(accelerator):
     assert not torch.equal(one.model.network.first.weight, other.model.network.first.weight)
 
 
-@pytest.mark.parametrize("make", [small_objective, over_running_error])
+@pytest.mark.parametrize("make", [small_objective, over_running_error, per_example])
 @pytest.mark.parametrize("micro", [1, 3, 6])
 def test_micro_batches_change_nothing_but_rounding(accelerator, micro, make):
     whole, records = run(accelerator, CONFIG, 6, objective=make())

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from softtrunc.cli.options import Data, Overrides, Weights, as_overrides
+
 __all__ = ["anatomy"]
 
 
@@ -29,12 +31,9 @@ def anatomy(
         int, typer.Option(min=1, help="Times at which one run takes over from the other.")
     ] = 7,
     split: Annotated[str, typer.Option(help="Images for the bound: test or train.")] = "test",
-    data: Annotated[str | None, typer.Option(help="The images, if they moved.")] = None,
-    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change sampling or evaluation."),
-    ] = None,
+    data: Data = None,
+    weights: Weights = "ema",
+    overrides: Overrides = None,
 ) -> None:
     """Tell which diffusion times decide density, and which decide samples.
 
@@ -44,7 +43,6 @@ def anatomy(
     """
     from softtrunc.cli.anatomy_tables import anatomy_tables
     from softtrunc.cli.console import ConsoleProgress, stdout
-    from softtrunc.cli.options import data_override, weights_of
     from softtrunc.jobs.anatomy import anatomy as measure
 
     out = out or runs[0] / "anatomy"
@@ -57,8 +55,8 @@ def anatomy(
         draws=draws,
         times=times,
         split=split,
-        weights=weights_of(weights),
-        overrides=[*([data_override(data)] if data else []), *(overrides or [])],
+        weights=weights,
+        overrides=as_overrides({"data.source": data}, overrides),
         progress=ConsoleProgress(),
     )
     console = stdout(80)

@@ -289,9 +289,9 @@ def _law(opened: OpenRun, log_snr: Tensor) -> list[dict[str, float | None]]:
         return [{} for _ in log_snr[1:]]
     # Norms settle in the first half of the training.
     rows = opened.run.metrics()
-    rows = [r for r in rows[len(rows) // 2 :] if r.get("taus") and r.get("grad_norms")]
-    taus = [tau for row in rows for tau in row["taus"]]
-    norms = [norm for row in rows for norm in row["grad_norms"]]
+    late = [row for row in rows[len(rows) // 2 :] if row.taus and row.grad_norms]
+    taus = [tau for row in late for tau in row.taus]
+    norms = [norm for row in late for norm in row.grad_norms]
     clip = opened.recipe.training.grad_clip
     known = bool(taus) and len(taus) == len(norms)
     law = law_of_times(

@@ -92,7 +92,9 @@ def build_objective(recipe: schema.Recipe) -> Objective:
     }
 
     def loss(times: str, weight: Weighting, prior: TruncationPrior) -> SoftTruncationLoss:
-        return SoftTruncationLoss(sde, prior, laws[times], weight, spec.reduction)
+        return SoftTruncationLoss(
+            sde, prior, laws[times], weight, spec.reduction, recipe.truncation.per
+        )
 
     with user_errors("objective"):
         if spec.weighting == "mixed":

@@ -108,12 +108,14 @@ SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
 class Truncation(_Section):
     """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard.
 
+    - `per`: one tau for every "step", or for every "example" of it.
     - `sequence`: "random", or "low_discrepancy" (any run of steps covers the law evenly).
     """
 
     k: float = 1.0
     eps: float = 1e-5
     tau_max: float = 1.0
+    per: Literal["step", "example"] = "step"
     sequence: Literal["random", "low_discrepancy"] = "random"
 
     @property
@@ -401,6 +403,13 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _tau_is_drawn(self) -> Recipe:
-        if self.objective.expected and self.truncation.sequence != "random":
-            raise ValueError("objective.expected: true draws no tau: leave out truncation.sequence")
+        drawn = {"per": self.truncation.per, "sequence": self.truncation.sequence}
+        if self.objective.expected and drawn != {"per": "step", "sequence": "random"}:
+            raise ValueError(
+                "objective.expected: true draws no tau: leave out truncation.per and .sequence"
+            )
+        if self.objective.weighting == "mixed" and self.truncation.per == "example":
+            raise ValueError(
+                "truncation.per: example has no mixed form: choose likelihood or variance"
+            )
         return self
