@@ -20,7 +20,7 @@ from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import write_text
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.anatomy_samples import Chimeras, regeneration
-from softtrunc.jobs.measure_density import check_images
+from softtrunc.jobs.measure import check_images
 from softtrunc.jobs.parts import Parts
 from softtrunc.objective import SoftTruncationLoss
 from softtrunc.recipes.build import build_data, build_objective

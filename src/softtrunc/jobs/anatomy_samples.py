@@ -13,9 +13,9 @@ from torch import Tensor
 from softtrunc.data import ImageDataset, stretch_levels, to_model_range, to_uint8
 from softtrunc.data.pictures import save_grid
 from softtrunc.evaluation.distances import Judge, Samples
+from softtrunc.evaluation.features import open_extractor
 from softtrunc.evaluation.regenerate import regenerate
 from softtrunc.feedback.progress import Progress
-from softtrunc.jobs.measure_samples import build_extractor
 from softtrunc.jobs.parts import Parts
 from softtrunc.metrics import FeatureExtractor
 from softtrunc.noise import Noise
@@ -94,7 +94,7 @@ class Chimeras:
         if self._spec.features is None:
             progress.say("no distances: --set evaluation.features=FILE names a feature extractor")
         else:
-            self._extractor = build_extractor(self._spec, train, progress)
+            self._extractor = open_extractor(self._spec.features, self._spec.resize, train)
 
     def measure(self, out: Path) -> tuple[list[float | None], list[dict[str, Any]]]:
         """Each run's own distance, and those of the chimeras; a grid of each way round in `out`.
