@@ -26,7 +26,7 @@ from softtrunc.samplers import (
     autocast_score,
 )
 from softtrunc.score import ScoreModel
-from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.sde import SDE, SDES
 from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
 from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
@@ -52,17 +52,7 @@ _LARGEST_UNPREPARED = 4 << 30
 def build_sde(recipe: schema.Recipe) -> SDE:
     """The forward diffusion."""
     with user_errors("sde"):
-        match recipe.sde:
-            case schema.VP(beta_min=low, beta_max=high):
-                return VPSDE(low, high)
-            case schema.SubVP(beta_min=low, beta_max=high):
-                return SubVPSDE(low, high)
-            case schema.VE(sigma_min=low, sigma_max=high):
-                return VESDE(low, high)
-            case schema.ReciprocalVE(sigma_min=low, sigma_max=high, eps=eps):
-                return ReciprocalVESDE(low, high, eps)
-            case _ as unreachable:
-                assert_never(unreachable)
+        return SDES[recipe.sde.kind](**recipe.sde.model_dump(exclude={"kind"}))
 
 
 def build_prior(recipe: schema.Recipe) -> TruncationPrior:
