@@ -48,7 +48,8 @@ ARROWS: dict[str, set[str]] = {
     "flow": {"noise"} | WORDS,
     "samplers": {"flow", "noise"} | WORDS,
     "density": {"flow", "noise", "times"} | WORDS,
-    "interop": {"networks"} | WORDS | GROUND,
+    # A checkpoint may be described by the name of a recipe.
+    "interop": {"networks", "recipes"} | WORDS | GROUND,
     "training": {"objective", "data", "pretrained", "records"} | WORDS | GROUND,
     # What the truncation prior makes of the times is told of the loss itself.
     "evaluation": {"samplers", "density", "metrics", "data", "records", "objective", "times"}
