@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "interop": {"networks"} | WORDS | GROUND,
     "training": {"objective", "data", "pretrained", "records"} | WORDS | GROUND,
     "evaluation": {"samplers", "density", "metrics", "data", "records"} | WORDS | GROUND,
-    "report": {"evaluation", "records"} | GROUND,
+    "report": {"evaluation", "records", "truncation"} | GROUND,
     # Here alone names become objects of every part.
     "recipes": {"training", "samplers"} | BELOW_TRAINING | WORDS | GROUND,
     "runs": {"recipes", "samplers", "training", "data", "records", "score"} | GROUND,

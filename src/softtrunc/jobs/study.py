@@ -24,7 +24,7 @@ from softtrunc.recipes.build import build_objective, build_sampler, build_traini
 from softtrunc.recipes.load import load_recipe, parse_flow
 from softtrunc.recipes.schema import Recipe
 from softtrunc.report import read_run, write_report
-from softtrunc.report.runs import RunSummary
+from softtrunc.report.runs import RunRecord
 from softtrunc.report.study import Setting, StudySummary, study_summary, trade_off_picture
 from softtrunc.report.summary import format_setting
 from softtrunc.runs.folder import Run
@@ -292,7 +292,7 @@ def _is_done(path: Path, recipe: Recipe) -> bool:
     return run.exists and run.recipe() == recipe and is_measured(run, recipe)
 
 
-def _measured_runs(cell: Cell, out: Path) -> dict[int, RunSummary]:
+def _measured_runs(cell: Cell, out: Path) -> dict[int, RunRecord]:
     found = {}
     for seed, recipe in cell.recipes.items():
         path = out / "runs" / cell.folder(seed)
