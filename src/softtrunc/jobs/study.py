@@ -23,7 +23,7 @@ from softtrunc.recipes.build import build_objective, build_sampler, build_traini
 from softtrunc.recipes.load import load_recipe, parse_flow
 from softtrunc.recipes.schema import Recipe
 from softtrunc.report import read_run, write_report
-from softtrunc.report.runs import RunSummary
+from softtrunc.report.runs import RunRecord
 from softtrunc.report.study import Setting, StudySummary, study_summary, trade_off_picture
 from softtrunc.report.summary import format_setting
 from softtrunc.runs.folder import Run
@@ -320,7 +320,7 @@ def _is_done(path: Path, recipe: Recipe) -> bool:
     return run.recipe().model_copy(update=asked) == recipe and is_measured(run, recipe)
 
 
-def _measured_runs(cell: Cell, out: Path) -> dict[int, RunSummary]:
+def _measured_runs(cell: Cell, out: Path) -> dict[int, RunRecord]:
     """By seed, the runs that are done, with the figures of this cell alone."""
     found = {}
     for seed, recipe in cell.recipes.items():
