@@ -50,7 +50,10 @@ ARROWS: dict[str, set[str]] = {
     "density": {"flow", "noise", "times"} | WORDS,
     "interop": {"networks"} | WORDS | GROUND,
     "training": {"objective", "data", "pretrained", "records"} | WORDS | GROUND,
-    "evaluation": {"samplers", "density", "metrics", "data", "records"} | WORDS | GROUND,
+    # What the truncation prior makes of the times is told of the loss itself.
+    "evaluation": {"samplers", "density", "metrics", "data", "records", "objective", "times"}
+    | WORDS
+    | GROUND,
     "report": {"evaluation", "records"} | GROUND,
     # Here alone names become objects of every part.
     "recipes": {"training", "samplers", "evaluation"} | BELOW_TRAINING | WORDS | GROUND,
@@ -58,6 +61,7 @@ ARROWS: dict[str, set[str]] = {
     "jobs": {
         *("runs", "recipes", "report", "evaluation", "training", "interop", "records"),
         *("samplers", "density", "metrics", "data", "noise", "pretrained", "networks"),
+        "objective",
         *WORDS,
         *GROUND,
     },

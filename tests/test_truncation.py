@@ -15,6 +15,7 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from softtrunc import HardTruncation, PowerPrior, TruncationPrior
+from softtrunc.truncation import LowDiscrepancy
 
 EXPONENTS = [0.0, 0.8, 0.9, 1.0, 1.1, 2.0, 3.0, 50.0]
 every_k = pytest.mark.parametrize("k", EXPONENTS)
@@ -190,7 +191,11 @@ def test_float32_arguments_are_widened():
     assert HardTruncation().icdf(torch.tensor([0.5])).dtype == torch.float64
 
 
-@pytest.mark.parametrize("prior", [PowerPrior(1.1), HardTruncation(1e-3)], ids=str)
+@pytest.mark.parametrize(
+    "prior",
+    [PowerPrior(1.1), HardTruncation(1e-3), LowDiscrepancy(PowerPrior(1.1))],
+    ids=lambda prior: type(prior).__name__,
+)
 def test_every_prior_keeps_the_shape_and_the_generator(prior: TruncationPrior):
     for shape in ((), (3,), (2, 3)):
         v = torch.full(shape, 0.5, dtype=torch.float64)
@@ -242,3 +247,45 @@ def test_priors_are_values():
     assert HardTruncation() == HardTruncation(1e-5)
     with pytest.raises(FrozenInstanceError):
         PowerPrior(1).k = 2.0
+
+
+def steps_of(prior: TruncationPrior, first: int, count: int) -> Tensor:
+    return torch.cat([prior.sample(1, step=i) for i in range(first, first + count)])
+
+
+def discrepancy(prior: TruncationPrior, tau: Tensor) -> float:
+    """The largest difference between the share of draws below a time and its probability."""
+    return stats.kstest(tau.numpy(), lambda v: prior.cdf(double(v)).numpy()).statistic
+
+
+@pytest.mark.parametrize("first", [0, 1_000, 10**12])
+@pytest.mark.parametrize("k", [0.0, 1.0, 2.0])
+def test_any_run_of_low_discrepancy_steps_covers_the_law(k, first):
+    prior = PowerPrior(k)
+    even = LowDiscrepancy(prior, seed=3)
+    for count in (10, 100, 1_000):
+        tau = steps_of(even, first, count)
+        assert discrepancy(prior, tau) < (1 + math.log(count)) / count
+        random = prior.sample(count, generator=torch.Generator().manual_seed(0))
+        assert discrepancy(prior, tau) < discrepancy(prior, random)
+
+
+def test_over_the_seeds_a_low_discrepancy_step_follows_its_law():
+    prior = PowerPrior(1.1)
+    tau = torch.cat([LowDiscrepancy(prior, seed).sample(1, step=77) for seed in range(2_000)])
+    # Fails by chance with probability 1e-4; the seeds are fixed.
+    assert stats.kstest(tau.numpy(), lambda v: prior.cdf(double(v)).numpy()).pvalue > 1e-4
+
+
+def test_low_discrepancy_draws_are_a_function_of_seed_and_step():
+    even = LowDiscrepancy(PowerPrior(1), seed=1)
+    again = LowDiscrepancy(PowerPrior(1), seed=1)
+    assert torch.equal(even.sample(1, step=9, generator=torch.Generator()), again.sample(1, step=9))
+    assert not torch.equal(even.sample(1, step=9), LowDiscrepancy(PowerPrior(1)).sample(1, step=9))
+    # What draws several a step goes along the same sequence.
+    assert torch.equal(even.sample(4, step=2), steps_of(even, 8, 4))
+    assert even.eps == 1e-5
+    tau = double([1e-6, 1e-4, 0.3])
+    for method in ("cdf", "log_prob"):
+        assert torch.equal(getattr(even, method)(tau), getattr(even.prior, method)(tau))
+    assert (steps_of(LowDiscrepancy(HardTruncation(1e-3)), 0, 5) == 1e-3).all()

@@ -20,22 +20,36 @@ from softtrunc.times import TimeLaw
 from softtrunc.truncation import TruncationPrior
 from softtrunc.weighting import Weighting
 
-__all__ = ["LossTerms", "MixedLoss", "Objective", "Reduction", "SoftTruncationLoss", "StepDraw"]
+__all__ = [
+    "LossTerms",
+    "MixedLoss",
+    "Objective",
+    "Reduction",
+    "RunningErrorLoss",
+    "SoftTruncationLoss",
+    "StepDraw",
+]
 
 Reduction = Literal["mean", "sum"]
 """Over the dimensions of an example: "mean" divides by their number, "sum" does not."""
+Per = Literal["step", "example"]
+"""What has a truncation time of its own."""
 
 
 class StepDraw(NamedTuple):
-    """The random times of one optimiser step; a part of the batch takes `part(start, stop)`."""
+    """The random times of one optimiser step; a part of the batch takes `part(start, stop)`.
 
-    tau: Float[Tensor, ""]
+    `tau` is `()`, or `(n,)` where each example has its own.
+    """
+
+    tau: Float[Tensor, "*n"]
     t: Float[Tensor, " n"]
     weight: Float[Tensor, " n"]
 
     def part(self, start: int, stop: int) -> StepDraw:
-        """The share of examples `start` to `stop`: the same tau, their own times."""
-        return StepDraw(self.tau, self.t[start:stop], self.weight[start:stop])
+        """The share of examples `start` to `stop`: the same shared tau, their own times."""
+        tau = self.tau[start:stop] if self.tau.ndim else self.tau
+        return StepDraw(tau, self.t[start:stop], self.weight[start:stop])
 
 
 class LossTerms(NamedTuple):
@@ -43,13 +57,13 @@ class LossTerms(NamedTuple):
 
     - `loss` (B,): estimate of L for each example.
     - `t` (B,): its diffusion time, float64.
-    - `tau` (): the truncation time that all share, float64.
+    - `tau` (): the truncation time that all share, float64; `(B,)` if each has its own.
     - `error` (B,): `||sigma score + z||^2`, by the same reduction, without any weight.
     """
 
     loss: Float[Tensor, " b"]
     t: Float[Tensor, " b"]
-    tau: Float[Tensor, ""]
+    tau: Float[Tensor, "*n"]
     error: Float[Tensor, " b"]
 
 
@@ -62,9 +76,10 @@ class Objective(Protocol):
         n: int,
         *,
         tau: float | Tensor | None = None,
+        step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> StepDraw:
-        """The times of an optimiser step over `n` examples."""
+        """The times of the optimiser step number `step` over `n` examples."""
 
     def __call__(
         self,
@@ -103,9 +118,12 @@ class SoftTruncationLoss:
         times: the law of t on [tau, T].
         weighting: the weight w(t) of the squared score error.
         reduction: "mean" divides an example's loss by its number of dimensions, "sum" does not.
+        per: "step": one tau for the batch, which is Soft Truncation. "example": one each. Then the
+            loss is the same in expectation, and every batch sees all times, as with the expected
+            weight; no step looks at large times alone.
 
     Raises:
-        ValueError: if the reduction is unknown, `times` belongs to another SDE, or eps >= T.
+        ValueError: if `reduction` or `per` is unknown, `times` belongs to another SDE, or eps >= T.
     """
 
     sde: SDE
@@ -113,10 +131,13 @@ class SoftTruncationLoss:
     times: TimeLaw
     weighting: Weighting
     reduction: Reduction = "mean"
+    per: Per = "step"
 
     def __post_init__(self) -> None:
         if self.reduction not in get_args(Reduction):
             raise ValueError(f'reduction {self.reduction!r} is unknown: write "mean" or "sum"')
+        if self.per not in get_args(Per):
+            raise ValueError(f'per {self.per!r} is unknown: write "step" or "example"')
         if self.times.sde != self.sde:
             raise ValueError(
                 f"times were made for {self.times.sde}, the loss for {self.sde}: give both one SDE"
@@ -129,15 +150,20 @@ class SoftTruncationLoss:
         n: int,
         *,
         tau: float | Float[Tensor, ""] | None = None,
+        step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> StepDraw:
         """Draw tau (unless given, in (0, T)) and the times of `n` examples, float64.
+
+        `step` is the number of the optimiser step, for priors that go by it.
 
         Raises:
             ValueError: if a given `tau` is not in (0, T).
         """
         if tau is None:
-            tau = self.prior.sample(1, generator=generator)[0]
+            count = n if self.per == "example" else 1
+            tau = self.prior.sample(count, step=step, generator=generator)
+            tau = tau if self.per == "example" else tau[0]
         elif not 0.0 < float(tau) < self.sde.t_max:
             raise ValueError(f"tau={float(tau)}: need 0 < tau < T = {self.sde.t_max}")
         else:
@@ -211,12 +237,15 @@ class MixedLoss:
             raise ValueError("MixedLoss: both halves need the same SDE and the same prior of tau")
         if self.likelihood.reduction != self.variance.reduction:
             raise ValueError("MixedLoss: both halves need the same reduction")
+        if "example" in (self.likelihood.per, self.variance.per):
+            raise ValueError('MixedLoss: both halves share one tau: write per="step"')
 
     def draw(
         self,
         n: int,
         *,
         tau: float | Float[Tensor, ""] | None = None,
+        step: int | None = None,
         generator: torch.Generator | None = None,
     ) -> StepDraw:
         """Draw one tau and the times of `n` examples, alternating between the two laws.
@@ -226,7 +255,7 @@ class MixedLoss:
         """
         if n % 2:
             raise ValueError(f"MixedLoss: a batch of {n} has no two halves: use an even batch size")
-        first = self.likelihood.draw(n // 2, tau=tau, generator=generator)
+        first = self.likelihood.draw(n // 2, tau=tau, step=step, generator=generator)
         t, weight = self.variance.times.draw(n // 2, first.tau, generator=generator)
         return StepDraw(
             first.tau,
@@ -264,3 +293,99 @@ class MixedLoss:
         # Twice each half: the mean over the whole batch is then the sum of the halves' means.
         loss = torch.stack([2.0 * density, 2.0 * scale * sample], dim=1).flatten()
         return LossTerms(loss, t, draw.tau, error)
+
+
+class RunningErrorLoss:
+    """A loss over the error that its log-SNR has had so far: `L E[error | log-SNR]^-p`.
+
+    With p = 1 every noise level has about the same loss, as under the learned uncertainty of EDM2
+    (Karras et al. 2023, arXiv 2312.02696); there a small network fits the level of
+    the loss, here a running mean in bins of log-SNR does. With p = 1/2 noise levels whose error is
+    small, which are the large times, are raised half as far.
+
+    The means weigh the loss of a step as they were before it and take in its errors after it, by
+    `remember(bin_sums(...))`, which `softtrunc.training.fit` calls. So the weight of a step does
+    not depend on how the step was cut into micro-batches or spread over processes.
+
+    - `memory` (2, bins): decayed sums of error per dimension and of examples, float64. It starts
+      with one example of error 1, that of a network that predicts no noise. All state is here.
+
+    Args:
+        base: the loss whose examples are weighted.
+        power: p, > 0.
+        bins: equal parts of the log-SNR between eps and T.
+        momentum: what one further example in a bin leaves of the weight of those before, in (0, 1):
+            a mean is over about the last `1 / (1 - momentum)`.
+
+    Raises:
+        ValueError: if power, bins or momentum is out of range.
+    """
+
+    def __init__(
+        self, base: SoftTruncationLoss, power: float, *, bins: int = 32, momentum: float = 0.995
+    ) -> None:
+        if not 0.0 < power < math.inf:
+            raise ValueError(f"RunningErrorLoss: power={power}: need a number > 0, e.g. 0.5")
+        if bins < 1:
+            raise ValueError(f"RunningErrorLoss: bins={bins}: need a whole number >= 1")
+        if not 0.0 < momentum < 1.0:
+            raise ValueError(f"RunningErrorLoss: momentum={momentum}: need 0 < momentum < 1")
+        self.base = base
+        self.power = power
+        self.momentum = momentum
+        self.memory = torch.ones(2, bins, dtype=torch.float64)
+
+    def _bin(self, t: Tensor) -> Tensor:
+        """The bin of each time; the first holds T."""
+        ends = t.new_tensor([self.base.sde.t_max, self.base.prior.eps])
+        low, high = self.base.sde.log_snr(ends)
+        bins = self.memory.shape[1]
+        place: Tensor = (self.base.sde.log_snr(t) - low) / (high - low) * bins
+        return place.long().clamp(0, bins - 1)
+
+    def draw(
+        self,
+        n: int,
+        *,
+        tau: float | Float[Tensor, ""] | None = None,
+        step: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> StepDraw:
+        """The draw of the loss that is weighted."""
+        return self.base.draw(n, tau=tau, step=step, generator=generator)
+
+    def __call__(
+        self,
+        model: ScoreFunction,
+        x: Float[Tensor, "b *event"],
+        *,
+        tau: float | Float[Tensor, ""] | None = None,
+        draw: StepDraw | None = None,
+        noise: Float[Tensor, "b *event"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> LossTerms:
+        """The loss of a batch; arguments as in `SoftTruncationLoss`."""
+        terms = self.base(model, x, tau=tau, draw=draw, noise=noise, generator=generator)
+        total, count = self.memory.to(terms.t)
+        # The guard is for models that know the noise exactly.
+        mean = (total / count).clamp(min=1e-12)[self._bin(terms.t)]
+        return terms._replace(loss=terms.loss * mean.pow(-self.power).to(terms.loss))
+
+    def bin_sums(
+        self, t: Float[Tensor, " b"], error: Float[Tensor, " b"], dimensions: int
+    ) -> Float[Tensor, "2 bins"]:
+        """Sums of error per dimension and of examples in each bin.
+
+        Args:
+            t: as in `LossTerms`.
+            error: as in `LossTerms`.
+            dimensions: of one example.
+        """
+        per_dimension = error.detach().to(t) / (dimensions if self.base.reduction == "sum" else 1)
+        # A product, not a scatter: on a GPU that would add in random order.
+        member = torch.nn.functional.one_hot(self._bin(t), self.memory.shape[1]).to(t)
+        return torch.stack([per_dimension, torch.ones_like(t)]) @ member
+
+    def remember(self, sums: Float[Tensor, "2 bins"]) -> None:
+        """Take in the errors of a step, summed over its parts and processes."""
+        self.memory = self.memory.to(sums) * self.momentum ** sums[1] + sums

@@ -51,6 +51,11 @@ class PriorWeight:
     another estimator; comparing the two is one of the paper's ablations (arXiv 2106.05527,
     section 4.2).
 
+    The gradients agree in the mean without gradient clipping only. Clipping shortens the steps of
+    small tau, whose gradients are the longest, and leaves those of large tau alone: the weight
+    that Soft Truncation then acts with leans further to large times than w_P. On Fashion-MNIST
+    16x16 at a clip of 1, k = 1 acts like an unclipped k near 0.8.
+
     Args:
         base: the weight w that the truncated losses carry.
         prior: the law of tau.

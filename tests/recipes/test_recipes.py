@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from softtrunc import (
     UniformTimes,
 )
 from softtrunc.jobs.plan import describe
+from softtrunc.objective import RunningErrorLoss
 from softtrunc.recipes import Recipe, UserError, dump_recipe, load_recipe, recipe_names
 from softtrunc.recipes.build import (
     build_model,
@@ -34,6 +36,8 @@ from softtrunc.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
 )
+from softtrunc.times import ProportionalTimes
+from softtrunc.truncation import LowDiscrepancy
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -131,6 +135,10 @@ def test_priors():
     assert build_prior(load_recipe("digits-vp-nll")) == HardTruncation(1e-5)
     recipe = load_recipe("digits-vp-nll", ["truncation={k: 2, tau_max: 0.5}"])
     assert build_prior(recipe) == PowerPrior(2.0, 1e-5, 0.5)
+    keys = ["truncation.sequence=low_discrepancy", "training.seed=4"]
+    for name, prior in (("nll-st", PowerPrior(1.0)), ("nll", HardTruncation(1e-5))):
+        even = build_prior(load_recipe(f"digits-vp-{name}", keys))
+        assert even == LowDiscrepancy(prior, seed=4)
 
 
 def test_objectives():
@@ -141,6 +149,16 @@ def test_objectives():
     assert expected.prior == HardTruncation(1e-5)
     assert isinstance(expected.weighting, PriorWeight)
     assert expected.weighting.prior == PowerPrior(1.0)
+    level = build_objective(
+        load_recipe("digits-vp-nll-st", ["objective={expected: true, times: proportional}"])
+    )
+    assert level.prior == HardTruncation(1e-5)
+    assert level.times == ProportionalTimes(VPSDE(), level.weighting, 1e-5, stratified=True)
+    each = build_objective(load_recipe("digits-vp-nll-st", ["truncation.per=example"]))
+    assert each == replace(soft, per="example")
+    running = build_objective(load_recipe("digits-vp-nll-st", ["objective.error_power=0.5"]))
+    assert isinstance(running, RunningErrorLoss)
+    assert (running.base, running.power) == (soft, 0.5)
     mixed = build_objective(
         load_recipe("digits-vp-nll-st", ["objective.weighting=mixed", "objective.average=true"])
     )
@@ -148,6 +166,31 @@ def test_objectives():
     assert mixed.coefficient == 100.0
     assert mixed.variance.times == UniformTimes(VPSDE(), stratified=True, average=True)
     assert mixed.likelihood.times == ImportanceTimes(VPSDE(), stratified=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "objective.expected=true & truncation.sequence=low_discrepancy",
+            "objective.expected: true draws no tau: leave out truncation.per and .sequence",
+        ),
+        ("objective.expected=true & truncation.per=example", "draws no tau: leave out"),
+        ("objective.weighting=mixed & truncation.per=example", "per: example has no mixed form"),
+        ("truncation.per=batch", "truncation.per='batch': input should be 'step' or 'example'"),
+        ("objective={weighting: mixed, error_power: 1}", "error_power has no mixed form"),
+        ("objective.error_power=-1", "objective.error_power=-1: input should be greater"),
+        ("objective.times=proportional", "times: proportional belongs to expected: true"),
+        (
+            "objective={times: proportional, expected: true, average: true}",
+            "average: true belongs to uniform times",
+        ),
+    ],
+)
+def test_keys_that_make_no_sense_together_are_refused_in_one_line(override, said):
+    with pytest.raises(UserError, match=said) as caught:
+        load_recipe("digits-vp-nll-st", override.split(" & "))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ import queue
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.process import BaseProcess
-from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -68,7 +67,12 @@ class _Failed(NamedTuple):
     users_mistake: bool
 
 
-_Messages = Queue[_Begin | _Advance | _Finished | _Failed]
+_Message = _Begin | _Advance | _Finished | _Failed
+
+
+@runtime_checkable
+class _Messages(Protocol):
+    def put(self, message: _Message, /) -> None: ...
 
 
 class _RemoteProgress:
@@ -168,7 +172,7 @@ def train_and_measure(
     finished, failures = True, dict[str, str]()
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signal())
-        messages: _Messages = context.Queue()
+        messages = context.Queue()
         stack.callback(_terminate, running)
         whole = stack.enter_context(progress.task(label, len(recipes))) if label else None
         bars = _Bars(progress)
@@ -197,7 +201,7 @@ def train_and_measure(
                 if not running:
                     break
             try:
-                message = messages.get(timeout=0.2)
+                message: _Message = messages.get(timeout=0.2)
             except queue.Empty:
                 for name, child in list(running.items()):
                     if not child.process.is_alive() and messages.empty():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -12,7 +11,7 @@ from softtrunc.data import ImageDataset, find_preset, open_dataset
 from softtrunc.feedback.errors import UserError, missing_packages, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
-from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
+from softtrunc.objective import MixedLoss, Objective, RunningErrorLoss, SoftTruncationLoss
 from softtrunc.recipes import schema
 from softtrunc.samplers import (
     Ancestral,
@@ -25,11 +24,11 @@ from softtrunc.samplers import (
     ScoreHook,
     autocast_score,
 )
-from softtrunc.score import ScoreModel
+from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
-from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
+from softtrunc.times import ImportanceTimes, LogSNRTimes, ProportionalTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
-from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
+from softtrunc.truncation import HardTruncation, LowDiscrepancy, PowerPrior, TruncationPrior
 from softtrunc.weighting import PriorWeight, Weighting, likelihood_weight, variance_weight
 
 __all__ = [
@@ -74,9 +73,12 @@ def build_prior(recipe: schema.Recipe) -> TruncationPrior:
     """The law of the truncation time."""
     spec = recipe.truncation
     with user_errors("truncation"):
-        if spec.hard:
-            return HardTruncation(spec.eps)
-        return PowerPrior(spec.k, spec.eps, spec.tau_max)
+        prior: TruncationPrior = HardTruncation(spec.eps)
+        if not spec.hard:
+            prior = PowerPrior(spec.k, spec.eps, spec.tau_max)
+        if spec.sequence == "low_discrepancy":
+            prior = LowDiscrepancy(prior, recipe.training.seed)
+        return prior
 
 
 def build_objective(recipe: schema.Recipe) -> Objective:
@@ -90,7 +92,9 @@ def build_objective(recipe: schema.Recipe) -> Objective:
     }
 
     def loss(times: str, weight: Weighting, prior: TruncationPrior) -> SoftTruncationLoss:
-        return SoftTruncationLoss(sde, prior, laws[times], weight, spec.reduction)
+        return SoftTruncationLoss(
+            sde, prior, laws[times], weight, spec.reduction, recipe.truncation.per
+        )
 
     with user_errors("objective"):
         if spec.weighting == "mixed":
@@ -102,8 +106,10 @@ def build_objective(recipe: schema.Recipe) -> Objective:
             )
         weight = weights[spec.weighting]
         if spec.expected:
-            return loss(spec.times, PriorWeight(weight, prior), HardTruncation(prior.eps))
-        return loss(spec.times, weight, prior)
+            weight, prior = PriorWeight(weight, prior), HardTruncation(prior.eps)
+        laws["proportional"] = ProportionalTimes(sde, weight, prior.eps, stratified=spec.stratified)
+        plain = loss(spec.times, weight, prior)
+        return RunningErrorLoss(plain, spec.error_power) if spec.error_power else plain
 
 
 def build_network_config(
@@ -138,14 +144,11 @@ def build_training(recipe: schema.Recipe) -> TrainingConfig:
 def build_sampler(spec: schema.Sampling) -> Sampler:
     """The sampler of a recipe's `sampling` section."""
     options = spec.model_dump(exclude={"sampler", "precision"})
-    if isinstance(spec, schema.HeunSampling):
-        low, high = spec.churn_range
-        options["churn_range"] = (low, math.inf if high is None else high)
     with user_errors("sampling"):
         return _SAMPLERS[spec.sampler](**options)
 
 
-def build_score(spec: schema.Sampling, model: ScoreModel) -> ScoreHook:
+def build_score(spec: schema.Sampling, model: ScoreFunction) -> ScoreHook:
     """The model's score in the precision of a recipe's `sampling` section."""
     if spec.precision == "fp32":
         return model.score

@@ -106,11 +106,17 @@ SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
 
 
 class Truncation(_Section):
-    """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard."""
+    """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard.
+
+    - `per`: one tau for every "step", or for every "example" of it.
+    - `sequence`: "random", or "low_discrepancy" (any run of steps covers the law evenly).
+    """
 
     k: float = 1.0
     eps: float = 1e-5
     tau_max: float = 1.0
+    per: Literal["step", "example"] = "step"
+    sequence: Literal["random", "low_discrepancy"] = "random"
 
     @property
     def hard(self) -> bool:
@@ -129,32 +135,42 @@ class Objective(_Section):
     """The loss.
 
     - `weighting`: "likelihood" (g^2), "variance" (sigma^2) or "mixed" (see `mixed`).
-    - `times`: "importance" (log-SNR uniform, the loss an integral over time), "uniform", or
+    - `times`: "importance" (log-SNR uniform, the loss an integral over time), "uniform",
       "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as "uniform",
-      for RVE the same as for the VE that it is in another clock).
+      for RVE the same as for the VE that it is in another clock), or "proportional" (to the
+      expected weight, so that every example counts the same; with `expected`).
     - `stratified`: one time in each of batch-size many equal cells.
-    - `average`: divide the integral by the length of its range (not with importance times).
-    - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the same
-      loss in expectation, the paper's ablation.
+    - `average`: divide the integral by the length of its range (with times: uniform or log_snr).
+    - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the paper's
+      ablation. The mean gradient is the same without clipping only: `training.grad_clip` shortens
+      the long steps of small tau, which moves Soft Truncation's weight to large times.
+    - `error_power`: divide the loss by this power of the running error at the same log-SNR; 0: do
+      not. 1 levels the loss over log-SNR.
     - `reduction`: "mean" or "sum" over the dimensions.
     """
 
     weighting: Literal["likelihood", "variance", "mixed"] = "likelihood"
-    times: Literal["importance", "uniform", "log_snr"] = "importance"
+    times: Literal["importance", "uniform", "log_snr", "proportional"] = "importance"
     stratified: bool = True
     average: bool = False
     expected: bool = False
+    error_power: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
     reduction: Literal["mean", "sum"] = "mean"
     mixed: Mixed = Mixed()
 
     @model_validator(mode="after")
     def _combinations(self) -> Objective:
-        if self.average and self.times == "importance" and self.weighting != "mixed":
+        integral = self.weighting != "mixed" and self.times in ("importance", "proportional")
+        if self.average and integral:
             raise ValueError(
                 "average: true belongs to uniform times: write times: uniform, or average: false"
             )
+        if self.times == "proportional" and not self.expected:
+            raise ValueError("times: proportional belongs to expected: true: write both")
         if self.expected and self.weighting == "mixed":
             raise ValueError("expected: true has no mixed form: choose likelihood or variance")
+        if self.error_power and self.weighting == "mixed":
+            raise ValueError("error_power has no mixed form: choose likelihood or variance")
         return self
 
 
@@ -384,3 +400,16 @@ class Recipe(_Section):
     sampling: Sampling = DPMSolverSampling()
     evaluation: Evaluation = Evaluation()
     paper: Paper | None = None
+
+    @model_validator(mode="after")
+    def _tau_is_drawn(self) -> Recipe:
+        drawn = {"per": self.truncation.per, "sequence": self.truncation.sequence}
+        if self.objective.expected and drawn != {"per": "step", "sequence": "random"}:
+            raise ValueError(
+                "objective.expected: true draws no tau: leave out truncation.per and .sequence"
+            )
+        if self.objective.weighting == "mixed" and self.truncation.per == "example":
+            raise ValueError(
+                "truncation.per: example has no mixed form: choose likelihood or variance"
+            )
+        return self

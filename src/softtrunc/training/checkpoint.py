@@ -44,6 +44,8 @@ WEIGHTS_FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.saf
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
+# In the optimiser's file, where every other entry begins with the name of a parameter.
+_MEMORY = ":memory"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _FILES = (*WEIGHTS_FILES.values(), _OPTIMIZER_FILE)
 
@@ -103,9 +105,10 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Adam's moments under the names of their parameters."""
+    """Adam's moments under the names of their parameters, and what the loss remembers."""
     names = {id(p): name for name, p in state.model.named_parameters()}
-    return {
+    memory: dict[str, Tensor] = {} if state.memory is None else {_MEMORY: state.memory}
+    return memory | {
         f"{names[id(parameter)]}:{key}": value
         for parameter, slots in state.optimizer.state.items()
         for key, value in slots.items()
@@ -259,6 +262,7 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
     moments = _read(path / _OPTIMIZER_FILE)
     _fit_into(state.model, path / WEIGHTS_FILES["raw"])
     state.ema.load({n: averaged[n] for n in state.ema.shadow}, updates=info.ema_updates)
+    state.memory = moments.pop(_MEMORY, None)
     _load_optimizer_tensors(state, moments)
     state.step = info.step
     return info

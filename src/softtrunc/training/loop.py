@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from softtrunc.data import ImageDataset, to_model_range
-from softtrunc.objective import LossTerms, Objective, StepDraw
+from softtrunc.objective import LossTerms, Objective, RunningErrorLoss, StepDraw
 from softtrunc.score import ScoreFunction
 from softtrunc.training.batches import BatchSource
 from softtrunc.training.randomness import DataOrder, Stream, step_generator, step_seed
@@ -33,7 +33,7 @@ class StepRecord:
     """What one optimiser step did. Tensors stay on the device: reading them waits for it.
 
     - `step`: finished steps, this one included.
-    - `tau`: the truncation time, the same on all processes.
+    - `tau`: the truncation time, the same on all processes; of several, the smallest.
     - `learning_rate`: of this step.
     - `t`, `loss`, `error`: one value per example of this process's share, see `LossTerms`.
     - `grad_norm`: global norm of the gradient before clipping, ().
@@ -120,13 +120,16 @@ def fit(
     module = accelerator.prepare_model(_LossModule(state.model, objective))
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     order = DataOrder(len(data), seed=config.seed)
+    if isinstance(objective, RunningErrorLoss) and state.memory is not None:
+        objective.memory = state.memory
     with BatchSource(
         data.images, order, batch_size=config.batch_size, share=mine, device=accelerator.device
     ) as source:
         while state.step < steps:
             step = state.step
             times = step_generator(config.seed, step, Stream.TIMES)
-            draw = objective.draw(config.batch_size, generator=times).part(mine.start, mine.stop)
+            whole_draw = objective.draw(config.batch_size, step=step, generator=times)
+            draw = whole_draw.part(mine.start, mine.stop)
             images, cells = _augmented(source.batch(step), config, step, mine)
             x = to_model_range(
                 images, levels=data.card.levels, value_range=value_range, noise=cells
@@ -153,14 +156,20 @@ def fit(
             grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
             state.optimizer.step()
             state.ema.update(state.model)
+            t = torch.cat([o.t for o in terms])
+            error = torch.cat([o.error.detach() for o in terms])
+            if isinstance(objective, RunningErrorLoss):
+                sums = objective.bin_sums(t, error, math.prod(x.shape[1:]))
+                objective.remember(accelerator.reduce(sums, reduction="sum"))
+                state.memory = objective.memory
             state.step = step + 1
             yield StepRecord(
                 step=state.step,
-                tau=float(draw.tau),
+                tau=float(whole_draw.tau.min()),
                 learning_rate=config.learning_rate_at(step),
-                t=torch.cat([o.t for o in terms]),
+                t=t,
                 loss=torch.cat([o.loss.detach() for o in terms]),
-                error=torch.cat([o.error.detach() for o in terms]),
+                error=error,
                 grad_norm=grad_norm.detach(),
             )
 

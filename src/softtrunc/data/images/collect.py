@@ -108,10 +108,6 @@ def nothing_readable(location: object, skipped: Sequence[Skipped]) -> ValueError
     return ValueError(f"no readable image under {location}{first}")
 
 
-def _same(decoded: Decoded) -> Decoded:
-    return decoded
-
-
 def collect(
     files: ImageFiles,
     names: Sequence[str],
@@ -123,13 +119,9 @@ def collect(
 ) -> Collected:
     """Decode images into one array in the order of `names`.
 
-    Args:
-        files: where they lie.
-        names: which ones.
-        fit: what to bring them to; None: they must all have one size.
-        channels: 1 or 3; None: 3 if any image has colour.
-        largest: most bytes that the array may take.
-        progress: called after each image.
+    With no `fit` they must all have one size; with no number of channels they have 3 if any image
+    has colour. `largest` is the most bytes that the array may take; `progress` is called after each
+    image.
 
     Raises:
         ValueError: if none can be read, they take too many bytes, or sizes differ and none was
@@ -141,7 +133,7 @@ def collect(
     filled = np.zeros(len(names), dtype=bool)
     skipped: list[Skipped] = []
     lossy, converted = False, Counter[str]()
-    results = decode_each(files.read(names), _same, fit=fit, channels=channels)
+    results = decode_each(files.read(names), lambda image: image, fit=fit, channels=channels)
     for done, (name, result) in enumerate(results, start=1):
         if isinstance(result, Skipped):
             skipped.append(result)
