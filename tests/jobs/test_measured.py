@@ -114,9 +114,7 @@ def test_a_new_protocol_stands_beside_the_old_one(whole, tmp_path):
     assert is_measured(run, other)
     assert measured_figures(run, RECIPE) == before
     assert [f.protocol["eps"] for f in figures(run) if f.key == "nelbo"] == [1e-5, 1e-3]
-    ours, theirs = (
-        {f.key: f for f in measured_figures(run, recipe)} for recipe in (RECIPE, other)
-    )
+    ours, theirs = ({f.key: f for f in measured_figures(run, recipe)} for recipe in (RECIPE, other))
     assert ours.keys() == theirs.keys()
     assert ours["nelbo"].value != theirs["nelbo"].value
     steps = [f["frechet_distance"].protocol["sampler"]["steps"] for f in (ours, theirs)]
