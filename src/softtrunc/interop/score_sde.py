@@ -183,12 +183,7 @@ class ScoreSDECheckpoint:
         """Write the weights into a network; it stays untouched unless all of them fit.
 
         The state of the network is checked whichever weights are asked for: what is not trained
-        (the Fourier frequencies) comes from there.
-
-        Args:
-            network: of the shape that the checkpoint is for.
-            sde: of the model, to compare the file's noise levels with.
-            weights: averaged or last ones.
+        (the Fourier frequencies) comes from there. The SDE is for the file's own noise levels.
 
         Raises:
             ValueError: naming every key that is missing, unknown or wrongly shaped.

@@ -25,7 +25,7 @@ from softtrunc.samplers import (
     autocast_score,
 )
 from softtrunc.score import ScoreFunction, ScoreModel
-from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.sde import SDE, SDES
 from softtrunc.times import ImportanceTimes, LogSNRTimes, ProportionalTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
 from softtrunc.truncation import HardTruncation, LowDiscrepancy, PowerPrior, TruncationPrior
@@ -47,12 +47,6 @@ __all__ = [
 # Image files that decode to more bytes than this are to be prepared once, not at every start.
 _LARGEST_UNPREPARED = 4 << 30
 
-_SDES: dict[str, Callable[..., SDE]] = {
-    "vp": VPSDE,
-    "subvp": SubVPSDE,
-    "ve": VESDE,
-    "rve": ReciprocalVESDE,
-}
 _SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "pc": PredictorCorrector,
     "euler_maruyama": EulerMaruyama,
@@ -66,7 +60,7 @@ _SAMPLERS: dict[str, Callable[..., Sampler]] = {
 def build_sde(recipe: schema.Recipe) -> SDE:
     """The forward diffusion."""
     with user_errors("sde"):
-        return _SDES[recipe.sde.kind](**recipe.sde.model_dump(exclude={"kind"}))
+        return SDES[recipe.sde.kind](**recipe.sde.model_dump(exclude={"kind"}))
 
 
 def build_prior(recipe: schema.Recipe) -> TruncationPrior:
