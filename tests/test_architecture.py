@@ -54,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": {"samplers", "density", "metrics", "data", "records", "objective", "times"}
     | WORDS
     | GROUND,
-    "report": {"evaluation", "records"} | GROUND,
+    "report": {"evaluation", "records", "truncation"} | GROUND,
     # Here alone names become objects of every part.
     "recipes": {"training", "samplers", "evaluation"} | BELOW_TRAINING | WORDS | GROUND,
     "runs": {"recipes", "samplers", "training", "data", "records", "score"} | GROUND,

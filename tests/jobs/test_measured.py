@@ -12,6 +12,7 @@ from softtrunc.cli import main
 from softtrunc.evaluation.features import extractor_identity
 from softtrunc.jobs.measure import measure
 from softtrunc.jobs.measured import is_measured, measured_figures
+from softtrunc.jobs.study import Cell, _measured_runs
 from softtrunc.jobs.train import train
 from softtrunc.recipes import UserError, load_recipe
 from softtrunc.recipes.load import override_recipe
@@ -105,7 +106,7 @@ def test_other_images_and_other_weights_are_no_measurement_of_this_recipe(run):
 
 
 def test_a_new_protocol_stands_beside_the_old_one(whole, tmp_path):
-    run = Run(shutil.copytree(whole.path, tmp_path / "run"))
+    run = Run(shutil.copytree(whole.path, tmp_path / "runs" / "run_seed=0"))
     before = measured_figures(run, RECIPE)
     changes = ["evaluation.eps=1e-3", "sampling.steps=3"]
     other = varied(*changes)
@@ -119,6 +120,11 @@ def test_a_new_protocol_stands_beside_the_old_one(whole, tmp_path):
     assert ours["nelbo"].value != theirs["nelbo"].value
     steps = [f["frechet_distance"].protocol["sampler"]["steps"] for f in (ours, theirs)]
     assert steps == [2, 3]
+    # A report shows what was measured last, a study in each of its cells what the cell asks for.
+    assert read_run(run.path).figure("nelbo") == theirs["nelbo"]
+    cells = [Cell(name, "run", {}, {0: r}, None) for name, r in (("a", RECIPE), ("b", other))]
+    shown = [_measured_runs(cell, tmp_path)[0].figure("nelbo") for cell in cells]
+    assert shown == [ours["nelbo"], theirs["nelbo"]]
     # Once more the same: in its own place.
     measure(run.path, overrides=changes)
     assert len(figures(run)) == 2 * len(before)

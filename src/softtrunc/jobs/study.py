@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,13 @@ import yaml
 from softtrunc.feedback.errors import RunFailedError, UserError, nearest, user_errors
 from softtrunc.feedback.files import check_place, write_bytes, write_text
 from softtrunc.feedback.progress import Progress
-from softtrunc.jobs.measured import has_meaning, is_measured
+from softtrunc.jobs.measured import has_meaning, is_measured, measured_figures
 from softtrunc.jobs.side_by_side import train_and_measure
 from softtrunc.recipes.build import build_objective, build_sampler, build_training
 from softtrunc.recipes.load import load_recipe, parse_flow
 from softtrunc.recipes.schema import Recipe
 from softtrunc.report import read_run, write_report
-from softtrunc.report.runs import RunSummary
+from softtrunc.report.runs import RunRecord
 from softtrunc.report.study import Setting, StudySummary, study_summary, trade_off_picture
 from softtrunc.report.summary import format_setting
 from softtrunc.runs.folder import Run
@@ -320,14 +320,18 @@ def _is_done(path: Path, recipe: Recipe) -> bool:
     return run.recipe().model_copy(update=asked) == recipe and is_measured(run, recipe)
 
 
-def _measured_runs(cell: Cell, out: Path) -> dict[int, RunSummary]:
+def _measured_runs(cell: Cell, out: Path) -> dict[int, RunRecord]:
     """By seed, the runs that are done, with the figures of this cell alone."""
     found = {}
     for seed, recipe in cell.recipes.items():
         path = out / "runs" / cell.folder(seed)
         if _is_done(path, recipe):
             with user_errors():
-                found[seed] = read_run(path)
+                record = read_run(path)
+            if record.evaluation is not None:
+                figures = tuple(measured_figures(Run(path), recipe))
+                evaluation = replace(record.evaluation, figures=figures)
+                found[seed] = replace(record, evaluation=evaluation)
     return found
 
 
