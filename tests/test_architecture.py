@@ -66,7 +66,7 @@ ARROWS: dict[str, set[str]] = {
         *WORDS,
         *GROUND,
     },
-    "cli": {"__init__", "jobs", "runs", "recipes"} | GROUND,
+    "cli": {"__init__", "jobs", "runs", "recipes", "records"} | GROUND,
     "__main__": {"cli"},
     "__init__": {"objective", "score", "sde", "times", "truncation", "weighting"},
 }
@@ -284,6 +284,14 @@ def test_importing_the_package_costs_little_beyond_torch(loading):
 def test_importing_the_package_loads_nothing_heavy(loading):
     assert "softtrunc.objective" in loading[0].modules
     assert loading[0].modules.isdisjoint(HEAVY)
+
+
+def test_recipes_and_the_names_of_figures_need_no_torch():
+    line = (
+        "import sys, softtrunc.recipes, softtrunc.evaluation.figure; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_public_names_are_there_and_no_others():

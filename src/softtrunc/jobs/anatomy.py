@@ -14,8 +14,8 @@ from torch import Tensor
 
 from softtrunc.data import ImageDataset
 from softtrunc.density import Reconstruction, bin_centers, dequantize, lossless_eps, spread_range
-from softtrunc.evaluation.by_time import ByTime, by_time
 from softtrunc.evaluation.law_of_times import law_of_times
+from softtrunc.evaluation.time_bins import ByTime, by_time
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import write_text
 from softtrunc.feedback.progress import Progress, Silent

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import yaml
 from softtrunc.feedback.errors import RunFailedError, UserError, nearest, user_errors
 from softtrunc.feedback.files import check_place, write_bytes, write_text
 from softtrunc.feedback.progress import Progress
-from softtrunc.jobs.measured import has_meaning, is_measured
+from softtrunc.jobs.measured import has_meaning, is_measured, measured_figures
 from softtrunc.jobs.side_by_side import train_and_measure
 from softtrunc.recipes.build import build_objective, build_sampler, build_training
 from softtrunc.recipes.load import load_recipe, parse_flow
@@ -327,7 +327,11 @@ def _measured_runs(cell: Cell, out: Path) -> dict[int, RunRecord]:
         path = out / "runs" / cell.folder(seed)
         if _is_done(path, recipe):
             with user_errors():
-                found[seed] = read_run(path)
+                record = read_run(path)
+            if record.evaluation is not None:
+                figures = tuple(measured_figures(Run(path), recipe))
+                evaluation = replace(record.evaluation, figures=figures)
+                found[seed] = replace(record, evaluation=evaluation)
     return found
 
 

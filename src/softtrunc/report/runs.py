@@ -125,8 +125,11 @@ class RunRecord:
         return replace(seen, **{key: value for key, value in known.items() if value is not None})
 
     def figure(self, key: str, name: str | None = None) -> Figure | None:
-        """The figure under `key` (and `name`, where one key has several), None if not measured."""
-        for found in () if self.evaluation is None else self.evaluation.figures:
+        """The figure under `key` (and `name`, where one key has several), None if not measured.
+
+        Of several, measured by other protocols, the last.
+        """
+        for found in () if self.evaluation is None else reversed(self.evaluation.figures):
             if found.key == key and name in (None, found.name):
                 return found
         return None
