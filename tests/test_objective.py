@@ -31,6 +31,7 @@ from softtrunc import (
 )
 from softtrunc.objective import RunningErrorLoss
 from softtrunc.sde import random_normal
+from softtrunc.truncation import even_quantiles
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), ReciprocalVESDE()]
 EVENTS = [(), (2,), (3, 8, 8)]
@@ -180,6 +181,25 @@ def test_per_example_each_has_its_own_tau_and_no_time_below_it():
     assert result.pvalue > 1e-4
     given = loss.draw(4, tau=0.2, generator=seeded(0))
     assert given.tau == 0.2
+
+
+def test_an_even_sequence_gives_tau_by_the_step():
+    prior, times = PowerPrior(1.1), seeded(0)
+    loss = soft(VPSDE(), prior=prior, even=7)
+    expected = prior.icdf(even_quantiles(1, seed=7, step=30))[0]
+    assert torch.equal(loss.draw(4, step=30, generator=times).tau, expected)
+    assert torch.equal(mixed_even(loss).draw(4, step=30, generator=times).tau, expected)
+    each = replace(loss, per="example").draw(4, step=30, generator=times)
+    assert torch.equal(each.tau, prior.icdf(even_quantiles(4, seed=7, step=30)))
+    assert loss.draw(4, step=30, tau=0.2).tau == 0.2
+    # Without a step it is drawn like any other.
+    free, plain = (part.draw(4, generator=seeded(3)) for part in (loss, replace(loss, even=None)))
+    assert torch.equal(free.tau, plain.tau)
+
+
+def mixed_even(loss: SoftTruncationLoss) -> MixedLoss:
+    variance = replace(loss, weighting=variance_weight(loss.sde))
+    return MixedLoss(loss, variance, 1.0)
 
 
 @unhindered
@@ -452,7 +472,7 @@ class LatePrior(HardTruncation):
         (lambda: soft(VPSDE(), per="batch"), r"""per 'batch' is unknown: write "step" or"""),
         (
             lambda: MixedLoss(soft(VPSDE(), per="example"), soft(VPSDE()), 1.0),
-            r"""both halves share one tau: write per="step\"""",
+            r"both halves share one tau: write per: step",
         ),
         (
             lambda: replace(soft(VPSDE()), times=UniformTimes(VESDE())),

@@ -21,7 +21,7 @@ from softtrunc.training import (
 )
 from softtrunc.training.batches import BatchSource
 from softtrunc.training.randomness import DataOrder, Stream, step_seed
-from softtrunc.truncation import LowDiscrepancy
+from softtrunc.truncation import even_quantiles
 
 CONFIG = TrainingConfig(batch_size=12, warmup_steps=5, learning_rate=1e-3, seed=3)
 
@@ -83,11 +83,11 @@ def test_the_loss_remembers_the_errors_of_every_step(accelerator):
 
 
 def test_low_discrepancy_truncations_go_by_the_step(accelerator):
-    prior = LowDiscrepancy(PowerPrior(1.0), seed=3)
-    even = dataclasses.replace(small_objective(), prior=prior)
+    even = dataclasses.replace(small_objective(), even=3)
     state, records = run(accelerator, CONFIG, 4, objective=even)
     _, rest = run(accelerator, CONFIG, 8, state, even)
-    taus = [float(prior.sample(1, step=step)) for step in range(8)]
+    quantiles = torch.cat([even_quantiles(1, seed=3, step=step) for step in range(8)])
+    taus = PowerPrior(1.0).icdf(quantiles).tolist()
     assert [r.tau for r in records + rest] == taus
 
 
