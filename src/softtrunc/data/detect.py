@@ -15,6 +15,7 @@ from softtrunc.data.formats.arrays import array_source, is_array
 from softtrunc.data.formats.celeba import celeba_source
 from softtrunc.data.formats.cifar import cifar_source, imagenet_source
 from softtrunc.data.formats.digits import digits_source
+from softtrunc.data.formats.fashion16 import fashion16_source
 from softtrunc.data.formats.files import FolderFiles, open_archive
 from softtrunc.data.formats.folder import files_source
 from softtrunc.data.formats.hub import SCHEME, hub_source, saved_source
@@ -30,9 +31,9 @@ from softtrunc.data.splits import HELD_OUT
 __all__ = ["open_source"]
 
 _ALLOWED = (
-    'write "digits", hf://OWNER/NAME, or the path of a folder, zip or tar of images, a .npy or '
-    ".npz of uint8 images, MNIST-like IDX files, CIFAR, downsampled ImageNet, STL-10, CelebA or "
-    "LSUN as released, Parquet files, or a prepared folder"
+    'write "digits", "fashion16", hf://OWNER/NAME, or the path of a folder, zip or tar of images, '
+    "a .npy or .npz of uint8 images, MNIST-like IDX files, CIFAR, downsampled ImageNet, STL-10, "
+    "CelebA or LSUN as released, Parquet files, or a prepared folder"
 )
 
 
@@ -98,6 +99,8 @@ def open_source(source: str | Path, held_out: float = HELD_OUT) -> Source:
     text, path = str(source), Path(source)
     if text == "digits":
         return digits_source()
+    if text == "fashion16":
+        return fashion16_source()
     if text.startswith(SCHEME):
         return hub_source(text, held_out)
     if path.is_dir():

@@ -39,8 +39,8 @@ def open_dataset(
     in `skipped`; they never end the reading.
 
     Args:
-        source: "digits"; "hf://OWNER/NAME" of the Hugging Face Hub; or the path of a folder, zip or
-            tar of images, a .npy or .npz, IDX files, CIFAR-10 or CIFAR-100 (pickled or binary),
+        source: "digits" or "fashion16"; "hf://OWNER/NAME" of the Hugging Face Hub; or the path of a
+            folder, zip or tar of images, a .npy or .npz, IDX files, CIFAR-10 or CIFAR-100,
             batches of the downsampled ImageNet, STL-10, CelebA with its partition file, LSUN's LMDB
             folders, Parquet files, a data set saved by `datasets`, or a prepared folder. Archives
             as downloaded are read as they are.

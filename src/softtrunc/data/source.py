@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 Kind = Literal[
-    "digits", "prepared", "idx", "array", "archive", "folder", "cifar10", "cifar100", "imagenet",
-    "stl10", "celeba", "lmdb", "parquet", "hub",
+    "digits", "fashion16", "prepared", "idx", "array", "archive", "folder", "cifar10", "cifar100",
+    "imagenet", "stl10", "celeba", "lmdb", "parquet", "hub",
 ]  # fmt: skip
 """How a data set is stored."""
 

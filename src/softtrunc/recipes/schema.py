@@ -55,8 +55,8 @@ class Data(_Section):
 
     - `preset`: the data set that the recipe is for and the protocol that the data must follow, one
       of `softtrunc data presets`; null: any images.
-    - `source`: "digits", hf://OWNER/NAME, or the path of an image folder, archive, released or
-      prepared data set; null: must be given on the command line.
+    - `source`: "digits", "fashion16", hf://OWNER/NAME, or the path of an image folder, archive,
+      released or prepared data set; null: must be given on the command line.
     - `image_size`: side (or [height, width]) to bring images to; null: as they are.
     - `channels`: 1 or 3; null: as they are.
     - `flip`: mirror left-right at random while training.
