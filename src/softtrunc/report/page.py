@@ -78,7 +78,7 @@ def _render(records: Sequence[RunRecord], title: str | None, study: StudySummary
         study=study,
         study_picture=None if study is None else trade_off_picture(study),
         style_of=run_style,
-        notes=words.notes(runs),
+        fingerprints={print_ for run in records if (print_ := run.data.get("fingerprint"))},
         trade_off=_density_and_samples(runs, figures),
         samples=_grids(runs),
         progress=_growth(runs),

@@ -30,11 +30,10 @@ def late_means(
     Returns:
         The centres of the bins that saw an example, and the means there.
     """
-    edges, sums, counts = _binned(
-        [line for line in lines if 3 * line.step > 2 * lines[-1].step], what
-    )
-    seen = counts > 0
-    return _centres(edges)[seen].tolist(), (sums[seen] / counts[seen]).tolist()
+    late = [line for line in lines if 3 * line.step > 2 * lines[-1].step]
+    edges, sums, counts = _binned(late, what)
+    centres, seen = (edges[:-1] + edges[1:]) / 2, counts > 0
+    return centres[seen].tolist(), (sums[seen] / counts[seen]).tolist()
 
 
 def example_share(lines: Sequence[MetricsLine]) -> tuple[list[float], list[float]]:
@@ -42,7 +41,7 @@ def example_share(lines: Sequence[MetricsLine]) -> tuple[list[float], list[float
     edges, _, counts = _binned(lines, "count")
     if counts.sum() == 0:
         return [], []
-    return _centres(edges).tolist(), (counts / counts.sum()).tolist()
+    return ((edges[:-1] + edges[1:]) / 2).tolist(), (counts / counts.sum()).tolist()
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -277,10 +276,6 @@ def _binned(
             sums[seen] += (values * bins.count)[seen]
             counts[seen] += np.asarray(bins.count)[seen]
     return np.asarray(edges), sums, counts
-
-
-def _centres(edges: np.ndarray) -> np.ndarray:
-    return (edges[:-1] + edges[1:]) / 2 if len(edges) else edges
 
 
 def _time_axis(axes: Axes, start: float = -5.0) -> None:

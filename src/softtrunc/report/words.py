@@ -11,7 +11,7 @@ from softtrunc.report.plots_base import RunStyle
 from softtrunc.report.runs import RunRecord
 from softtrunc.report.summary import Column, format_setting
 
-__all__ = ["Shown", "data_words", "differences", "lead", "notes", "protocols", "versions"]
+__all__ = ["Shown", "data_words", "differences", "lead", "protocols", "versions"]
 
 
 @dataclass(frozen=True)
@@ -79,29 +79,6 @@ def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     keys = dict.fromkeys(key for settings in flat for key in settings if key != "name")
     rows = [(key, [_text(settings.get(key)) for settings in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def notes(runs: Sequence[Shown]) -> list[str]:
-    """What the folders lack, and what a reader should know before comparing."""
-    found = []
-    for run in runs:
-        record = run.record
-        found += [f"{run.label}: {sentence}." for sentence in record.missing]
-        if record.skipped_lines:
-            lines = "line" if record.skipped_lines == 1 else "lines"
-            found.append(
-                f"{run.label}: {record.skipped_lines} unreadable {lines} of metrics.jsonl skipped."
-            )
-        evaluated = record.evaluation.step if record.evaluation else None
-        last = record.metrics[-1].step if record.metrics else None
-        if evaluated is not None and last is not None and evaluated < last:
-            found.append(
-                f"{run.label}: evaluated at step {evaluated:,}, trained up to step {last:,}."
-            )
-    trained_on = {run.record.data.get("fingerprint") or "" for run in runs}
-    if len(trained_on - {""}) > 1:
-        found.append("The runs were trained on different data (fingerprints differ).")
-    return found
 
 
 def protocols(runs: Sequence[Shown], figures: Sequence[Column]) -> list[Shared]:
