@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,9 @@ import torch
 import softtrunc
 
 PACKAGE = Path(softtrunc.__file__).parent
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+LONGEST_FILE, LONGEST_FUNCTION = 400, 80
 
 # The ground that everything but the core may stand on: it imports nothing of the package.
 GROUND = {"feedback"}
@@ -43,20 +48,25 @@ ARROWS: dict[str, set[str]] = {
     "flow": {"noise"} | WORDS,
     "samplers": {"flow", "noise"} | WORDS,
     "density": {"flow", "noise", "times"} | WORDS,
-    "interop": {"networks"} | WORDS | GROUND,
-    "training": {"objective", "data", "pretrained"} | WORDS | GROUND,
-    "evaluation": {"samplers", "density", "metrics", "data", "records"} | WORDS | GROUND,
-    "report": {"evaluation", "records"} | GROUND,
+    # A checkpoint may be described by the name of a recipe.
+    "interop": {"networks", "recipes"} | WORDS | GROUND,
+    "training": {"objective", "data", "pretrained", "records"} | WORDS | GROUND,
+    # What the truncation prior makes of the times is told of the loss itself.
+    "evaluation": {"samplers", "density", "metrics", "data", "records", "objective", "times"}
+    | WORDS
+    | GROUND,
+    "report": {"evaluation", "records", "truncation"} | GROUND,
     # Here alone names become objects of every part.
-    "recipes": {"training", "samplers"} | BELOW_TRAINING | WORDS | GROUND,
+    "recipes": {"training", "samplers", "evaluation"} | BELOW_TRAINING | WORDS | GROUND,
     "runs": {"recipes", "samplers", "training", "data", "records", "score"} | GROUND,
     "jobs": {
         *("runs", "recipes", "report", "evaluation", "training", "interop", "records"),
         *("samplers", "density", "metrics", "data", "noise", "pretrained", "networks"),
+        "objective",
         *WORDS,
         *GROUND,
     },
-    "cli": {"__init__", "jobs", "runs", "recipes"} | GROUND,
+    "cli": {"__init__", "jobs", "runs", "recipes", "records"} | GROUND,
     "__main__": {"cli"},
     "__init__": {"objective", "score", "sde", "times", "truncation", "weighting"},
 }
@@ -91,6 +101,18 @@ class Import(NamedTuple):
     where: str
 
 
+def entry_points(project: Path) -> Iterator[Import]:
+    """Entry points of the package's own: one part fetches another without an import statement.
+
+    Scripts are how programs start and import nothing for anybody.
+    """
+    declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    for group, points in declared.get("entry-points", {}).items():
+        asking = group.removeprefix("softtrunc.").split(".")[0]
+        for target in points.values():
+            yield Import(asking, target.replace(":", "."), f"{project.name}: {group}")
+
+
 def part_of(path: Path) -> str:
     """`sde` of `sde.py`, `networks` of `networks/blocks.py`, `__init__` of the package's own."""
     return path.parts[0].removesuffix(".py")
@@ -113,10 +135,11 @@ def imports(package: Path) -> Iterator[Import]:
                 yield Import(part_of(relative), name, f"{relative}:{node.lineno}")
 
 
-def offences(package: Path, arrows: dict[str, set[str]]) -> list[str]:
+def offences(package: Path, arrows: dict[str, set[str]], project: Path | None = None) -> list[str]:
     """Imports of one part by another that the table of arrows does not have."""
     found = []
-    for part, target, where in imports(package):
+    every = imports(package)
+    for part, target, where in every if project is None else chain(every, entry_points(project)):
         root, _, rest = target.partition(".")
         if root != package.name:
             continue
@@ -129,7 +152,45 @@ def offences(package: Path, arrows: dict[str, set[str]]) -> list[str]:
 
 
 def test_imports_follow_the_arrows():
-    assert offences(PACKAGE, ARROWS) == []
+    assert offences(PACKAGE, ARROWS, PROJECT) == []
+
+
+def test_a_forbidden_entry_point_would_be_found(tmp_path):
+    project = tmp_path / "pyproject.toml"
+    project.write_text(
+        '[project.entry-points."softtrunc.sde"]\nname = "softtrunc.recipes.load:load"\n'
+    )
+    found = offences(PACKAGE, ARROWS, project)
+    assert found == ["pyproject.toml: softtrunc.sde: sde -> recipes"]
+
+
+def test_no_file_is_longer_than_a_reader_bears():
+    lines = {
+        str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {name: n for name, n in lines.items() if n > LONGEST_FILE} == {}
+
+
+def function_lengths(path: Path) -> Iterator[tuple[str, int]]:
+    """Every function of a file with its number of lines, its docstring aside."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            first = node.body[0]
+            if ast.get_docstring(node) is not None:
+                length -= (first.end_lineno or first.lineno) - first.lineno + 1
+            yield node.name, length
+
+
+def test_no_function_needs_scrolling():
+    found = {
+        f"{path.relative_to(PACKAGE)}: {name}": length
+        for path in PACKAGE.rglob("*.py")
+        for name, length in function_lengths(path)
+        if length > LONGEST_FUNCTION
+    }
+    assert found == {}
 
 
 def test_every_part_of_the_package_has_its_arrows():
@@ -223,6 +284,14 @@ def test_importing_the_package_costs_little_beyond_torch(loading):
 def test_importing_the_package_loads_nothing_heavy(loading):
     assert "softtrunc.objective" in loading[0].modules
     assert loading[0].modules.isdisjoint(HEAVY)
+
+
+def test_recipes_and_the_names_of_figures_need_no_torch():
+    line = (
+        "import sys, softtrunc.recipes, softtrunc.evaluation.figure; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_public_names_are_there_and_no_others():

@@ -7,13 +7,11 @@ class, because it takes longer to import than the whole rest of the package.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,13 +19,14 @@ from torch import Tensor, nn
 
 from softtrunc.feedback.files import whole_file, write_text
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig
-from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.sde import SDE, SDES, Conditioning, Prediction
 
 __all__ = [
     "CONFIG_FILE",
     "WEIGHTS_FILE",
+    "Download",
     "PretrainedParts",
-    "default_card",
+    "Upload",
     "load_exactly",
     "read_pretrained",
     "upload_folder",
@@ -39,10 +38,27 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 
 _FORMAT = 1
-_SDES: dict[str, type[SDE]] = {
-    cls.__name__: cls for cls in (VPSDE, SubVPSDE, VESDE, ReciprocalVESDE)
-}
 _KEYS = ("format", "network", "sde", "conditioning", "prediction", "value_range")
+
+
+class Download(TypedDict, total=False):
+    """Options of `huggingface_hub.hf_hub_download`."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    force_download: bool
+    local_files_only: bool
+
+
+class Upload(TypedDict, total=False):
+    """Options of `upload_folder`."""
+
+    private: bool | None
+    token: str | bool | None
+    revision: str | None
+    create_pr: bool
+    commit_message: str
 
 
 class PretrainedParts(NamedTuple):
@@ -50,8 +66,8 @@ class PretrainedParts(NamedTuple):
 
     network: nn.Module
     sde: SDE
-    conditioning: str
-    prediction: str
+    conditioning: Conditioning
+    prediction: Prediction
     value_range: tuple[float, float]
 
 
@@ -75,15 +91,12 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     module.load_state_dict(dict(tensors))
 
 
-def write_pretrained(parts: PretrainedParts, folder: Path, card: str) -> None:
+def write_pretrained(parts: PretrainedParts, folder: Path, card: str | None) -> None:
     """Write configuration, weights and card, each beside its place and renamed.
 
     Raises:
-        ValueError: if the SDE is not one of softtrunc's.
+        ValueError: if the SDE has no form on disk.
     """
-    kind = type(parts.sde).__name__
-    if _SDES.get(kind) is not type(parts.sde):
-        raise ValueError(f"{kind} cannot be saved: only {', '.join(_SDES)} have a form on disk")
     network: dict[str, Any] = {"type": type(parts.network).__name__}
     if isinstance(parts.network, ScoreUNet):
         network |= parts.network.config.to_dict()
@@ -91,17 +104,21 @@ def write_pretrained(parts: PretrainedParts, folder: Path, card: str) -> None:
         "library": "softtrunc",
         "format": _FORMAT,
         "network": network,
-        "sde": {"type": kind, **dataclasses.asdict(parts.sde)},
+        "sde": parts.sde.to_dict(),
         "conditioning": parts.conditioning,
         "prediction": parts.prediction,
         "value_range": list(parts.value_range),
     }
+    try:
+        text = json.dumps(config, indent=1) + "\n"
+    except TypeError as error:
+        raise ValueError(f"{type(parts.sde).__name__} cannot be saved: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: value.detach().contiguous() for name, value in parts.network.state_dict().items()
     }
-    for name, text in ((CARD_FILE, card), (CONFIG_FILE, json.dumps(config, indent=1) + "\n")):
-        write_text(folder / name, text)
+    write_text(folder / CARD_FILE, card or _default_card(parts))
+    write_text(folder / CONFIG_FILE, text)
     with whole_file(folder / WEIGHTS_FILE) as partial:
         save_file(state, partial, metadata={"format": "pt"})
         # safetensors lets nobody else read its files, whatever the umask says.
@@ -112,39 +129,17 @@ def read_pretrained(
     source: str | Path,
     *,
     network: nn.Module | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
+    sde: type[SDE] | None = None,
+    **download: Unpack[Download],
 ) -> PretrainedParts:
-    """Read a model from a folder, or from a repository of the Hugging Face Hub.
-
-    Args:
-        source: a folder that exists, or the id of a repository, `owner/name`.
-        network: where to load weights into, for networks that are not a `ScoreUNet`.
-        revision, token, cache_dir, force_download, local_files_only: see
-            `huggingface_hub.hf_hub_download`.
-
-    Raises:
-        FileNotFoundError: a file is not there, or cannot be had.
-        ValueError: the configuration is not one of softtrunc's, or the weights do not fit; every
-            tensor in question is named.
-    """
-    config_file, weights_file = (
-        _fetch(
-            str(source),
-            name,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
-        for name in (CONFIG_FILE, WEIGHTS_FILE)
-    )
+    """Read a model from a folder or the Hub; `ScoreModel.from_pretrained` says what and how."""
+    if unknown := download.keys() - Download.__annotations__:
+        known = ", ".join(Download.__annotations__)
+        raise TypeError(f"from_pretrained: unknown {', '.join(unknown)} (known: {known})")
+    config_file = _fetch(str(source), CONFIG_FILE, download)
+    weights_file = _fetch(str(source), WEIGHTS_FILE, download)
     config = _read_config(config_file)
-    sde = _build_sde(config["sde"], config_file)
+    diffusion = _build_sde(config["sde"], sde, config_file)
     if network is None:
         network = _build_network(config["network"], config_file)
     try:
@@ -152,13 +147,13 @@ def read_pretrained(
     except SafetensorError as error:
         raise ValueError(f"{weights_file}: not a readable safetensors file ({error})") from error
     load_exactly(network, tensors, str(weights_file))
-    low, high = config["value_range"]
+    low, high = map(float, config["value_range"])
     return PretrainedParts(
-        network, sde, config["conditioning"], config["prediction"], (float(low), float(high))
+        network, diffusion, config["conditioning"], config["prediction"], (low, high)
     )
 
 
-def _fetch(source: str, name: str, *, revision: str | None, **download: Any) -> Path:
+def _fetch(source: str, name: str, download: Download) -> Path:
     """The file in a folder, or downloaded (or cached) from the Hub."""
     folder = Path(source)
     if folder.is_dir():
@@ -178,7 +173,7 @@ def _fetch(source: str, name: str, *, revision: str | None, **download: Any) -> 
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(source, name, revision=revision, **download))
+        return Path(hf_hub_download(source, name, **download))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
@@ -194,10 +189,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("library") != "softtrunc":
         raise ValueError(f"{path}: not the configuration of a softtrunc model")
-    missing = [key for key in _KEYS if key not in config]
-    unknown = [key for key in config if key not in (*_KEYS, "library")]
-    if missing or unknown:
-        problems = [f"missing {key}" for key in missing] + [f"unknown {key}" for key in unknown]
+    problems = [f"missing {key}" for key in _KEYS if key not in config]
+    problems += [f"unknown {key}" for key in config if key not in (*_KEYS, "library")]
+    if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}")
     if config["format"] != _FORMAT:
         raise ValueError(f"{path}: format {config['format']}, this version reads {_FORMAT}")
@@ -211,12 +205,19 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _build_sde(values: Mapping[str, Any], path: Path) -> SDE:
-    kind = values["type"]
-    if kind not in _SDES:
-        raise ValueError(f"{path}: sde.type = {kind!r}: this version knows {', '.join(_SDES)}")
+def _build_sde(values: Mapping[str, Any], given: type[SDE] | None, path: Path) -> SDE:
+    """The SDE of `SDE.to_dict`, never of a class that is imported because a file names it."""
+    kind = str(values["type"])
+    name = kind.rpartition(":")[2]
+    own = {cls.__name__: cls for cls in SDES.values()}
+    # Of a class that is given the module may be another one by now.
+    cls = own.get(kind) if given is None else given if given.__qualname__ == name else None
+    if cls is None:
+        known = f"this version knows {', '.join(own)}" if given is None else f"not {given.__name__}"
+        raise ValueError(f"{path}: sde.type = {kind!r}: {known}; give the class as sde={name}")
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "type"}
     try:
-        return _SDES[kind](**{key: value for key, value in values.items() if key != "type"})
+        return cls(**fields)
     except TypeError as error:
         raise ValueError(f"{path}: sde: {error}") from error
 
@@ -227,10 +228,9 @@ def _build_network(values: Mapping[str, Any], path: Path) -> nn.Module:
             f"{path}: the network is a {values['type']}, which softtrunc cannot build: give it as "
             "network=..."
         )
+    shape = {key: value for key, value in values.items() if key != "type"}
     try:
-        return ScoreUNet(
-            ScoreUNetConfig.from_dict({k: v for k, v in values.items() if k != "type"})
-        )
+        return ScoreUNet(ScoreUNetConfig.from_dict(shape))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -266,14 +266,7 @@ def upload_folder(
     return str(commit.commit_url)
 
 
-def push_parts(parts: PretrainedParts, repo_id: str, card: str, **options: Any) -> str:
-    """`write_pretrained` into a temporary folder and `upload_folder` from there."""
-    with TemporaryDirectory() as name:
-        write_pretrained(parts, Path(name), card)
-        return upload_folder(Path(name), repo_id, **options)
-
-
-def default_card(parts: PretrainedParts) -> str:
+def _default_card(parts: PretrainedParts) -> str:
     """A card for a model of which nothing is known but itself."""
     count = sum(parameter.numel() for parameter in parts.network.parameters())
     low, high = parts.value_range

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args, runtime_checkable
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Protocol, Unpack, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE, expand_to, widen
+from softtrunc.sde import SDE, Conditioning, Prediction, expand_to, widen
 
 if TYPE_CHECKING:
-    from softtrunc.pretrained import PretrainedParts
+    from softtrunc.pretrained import Download, Upload
 
 __all__ = [
     "Conditioning",
@@ -22,13 +23,8 @@ __all__ = [
     "ScoreModel",
     "denoise",
     "noise_label",
+    "tweedie",
 ]
-
-Conditioning = Literal["time", "unbounded_time", "log_sigma", "unbounded_sigma"]
-"""What a network is told of the noise; see `noise_label`."""
-
-Prediction = Literal["noise", "scaled_score"]
-"""What a network's output means: the noise (`-sigma score`) or `sigma score`."""
 
 
 @runtime_checkable
@@ -47,17 +43,22 @@ class ScoreFunction(Protocol):
         """`grad log p_t(x)`."""
 
 
+def tweedie(x: Tensor, score: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+    """`E[x_0 | x_t = x] = (x + sigma^2 score) / alpha`; alpha and sigma broadcast against `x`."""
+    return (x + sigma**2 * score) / alpha
+
+
 def denoise(
     model: ScoreFunction, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "b *event"]:
-    """`E[x_0 | x_t = x] = (x + sigma^2 score) / alpha` (Tweedie's formula)."""
-    alpha, sigma = model.sde.marginal(t)
-    return (x + expand_to(sigma, x).square() * model.score(x, t)) / expand_to(alpha, x)
+    """`E[x_0 | x_t = x]` by Tweedie's formula."""
+    alpha, sigma = (expand_to(v, x) for v in model.sde.marginal(t))
+    return tweedie(x, model.score(x, t), alpha, sigma)
 
 
-def _time_log_snr_blend(sde: VPSDE | SubVPSDE, t: Tensor) -> Tensor:
-    """F(t) = log(1 - exp(-B) + c) + B, c = 1e-3: like log sigma at small t, like B at large."""
-    b = sde.integrated_beta(t)
+def _time_log_snr_blend(sde: SDE, t: Tensor) -> Tensor:
+    """F = log(1 - alpha^2 + c) + B, B = -2 log alpha: like log sigma at small t, then like B."""
+    b = -2.0 * sde.log_alpha(t)
     return (1e-3 - torch.expm1(-b)).log() + b
 
 
@@ -67,8 +68,8 @@ def noise_label(
     """The number that tells a network how noisy its input is.
 
     - "time": `999 t` (DDPM++).
-    - "unbounded_time": `999 (F(t) - F(1e-5)) / (F(1) - F(1e-5))`, finer at small t (UDDPM++;
-      VP and sub-VP only).
+    - "unbounded_time": `999 (F(t) - F(1e-5)) / (F(T) - F(1e-5))`, F = log(1 - alpha^2 + 1e-3)
+      - 2 log alpha, finer at small t (UDDPM++; VP and sub-VP only).
     - "log_sigma": `log sigma(t)` (NCSN++).
     - "unbounded_sigma": `log sigma` above sigma = 0.01 and `-0.01 / (sigma + 1e-4) - 3.6052`
       below it, finer where sigma is tiny (UNCSN++).
@@ -85,12 +86,12 @@ def noise_label(
     if conditioning == "time":
         return 999.0 * t
     if conditioning == "unbounded_time":
-        if not isinstance(sde, VPSDE | SubVPSDE):
+        if sde.exploding:
             raise ValueError(
                 f'conditioning "unbounded_time" needs a VP or sub-VP SDE, not {type(sde).__name__}:'
                 ' write "log_sigma" or "unbounded_sigma"'
             )
-        low, high = (_time_log_snr_blend(sde, torch.full_like(t, v)) for v in (1e-5, 1.0))
+        low, high = (_time_log_snr_blend(sde, torch.full_like(t, v)) for v in (1e-5, sde.t_max))
         return 999.0 * (_time_log_snr_blend(sde, t) - low) / (high - low)
     sigma = sde.marginal(t).sigma
     if conditioning == "log_sigma":
@@ -108,13 +109,12 @@ class ScoreModel(nn.Module):
 
     Args:
         network: the body.
-        sde: the forward diffusion.
-        conditioning: what the network is told of the noise; None takes "time" for VP and sub-VP,
-            "log_sigma" for VE and RVE.
-        prediction: what the output means; None takes "noise" for VP and sub-VP, "scaled_score"
-            for VE and RVE.
-        value_range: the range in which the data are given; None takes (-1, 1) for VP and sub-VP,
-            (0, 1) for VE and RVE.
+        sde: the forward diffusion; None below takes what it says.
+        conditioning: what the network is told of the noise; VP and sub-VP say "time", VE and RVE
+            "log_sigma".
+        prediction: what the output means; VP and sub-VP say "noise", VE and RVE "scaled_score".
+        value_range: the range in which the data are given; VP and sub-VP say (-1, 1), VE and RVE
+            (0, 1).
 
     Raises:
         ValueError: if conditioning, prediction or value_range is out of what is allowed.
@@ -130,12 +130,11 @@ class ScoreModel(nn.Module):
         value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        exploding = isinstance(sde, VESDE | ReciprocalVESDE)
         self.network = network
         self._sde = sde
-        self.conditioning: Conditioning = conditioning or ("log_sigma" if exploding else "time")
-        self.prediction: Prediction = prediction or ("scaled_score" if exploding else "noise")
-        self.value_range = value_range or ((0.0, 1.0) if exploding else (-1.0, 1.0))
+        self.conditioning: Conditioning = conditioning or sde.conditionings[0]
+        self.prediction: Prediction = prediction or sde.default_prediction
+        self.value_range = value_range or sde.default_value_range
         if self.prediction not in get_args(Prediction):
             raise ValueError(
                 f"prediction {self.prediction!r} is unknown: write one of "
@@ -182,9 +181,8 @@ class ScoreModel(nn.Module):
     def denoise(
         self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "b *event"]:
-        """The predicted clean example `E[x_0 | x_t = x] = (x - sigma noise) / alpha`."""
-        alpha, sigma = self.sde.marginal(t)
-        return (x - expand_to(sigma, x) * self.noise(x, t)) / expand_to(alpha, x)
+        """The predicted clean example `E[x_0 | x_t = x]`."""
+        return denoise(self, x, t)
 
     # What follows fetches `softtrunc.pretrained` when called: that brings networks and files
     # along, for which a program that only trains must not wait.
@@ -195,11 +193,8 @@ class ScoreModel(nn.Module):
         pretrained_model_name_or_path: str | Path,
         *,
         network: nn.Module | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
+        sde: type[SDE] | None = None,
+        **download: Unpack[Download],
     ) -> ScoreModel:
         """A saved model, in evaluation mode, on the CPU.
 
@@ -207,11 +202,9 @@ class ScoreModel(nn.Module):
             pretrained_model_name_or_path: a folder that `save_pretrained` or `softtrunc export`
                 wrote, or the id of a repository of the Hugging Face Hub, `owner/name`.
             network: to load the weights into, where it is not a `softtrunc.networks.ScoreUNet`.
-            revision: branch, tag or commit of the repository.
-            token: for private repositories; None takes the one that is logged in.
-            cache_dir: where downloads are kept.
-            force_download: download again what is in the cache.
-            local_files_only: take what is in the cache, ask nobody.
+            sde: the class of the SDE, where it is not one of softtrunc's.
+            download: revision, token, cache_dir, force_download, local_files_only of
+                `huggingface_hub.hf_hub_download`.
 
         Raises:
             FileNotFoundError: there is no such folder or repository, or it cannot be reached.
@@ -220,28 +213,14 @@ class ScoreModel(nn.Module):
         """
         from softtrunc.pretrained import read_pretrained
 
-        parts = read_pretrained(
-            pretrained_model_name_or_path,
-            network=network,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
-        return cls(
-            parts.network,
-            parts.sde,
-            conditioning=cast(Conditioning, parts.conditioning),
-            prediction=cast(Prediction, parts.prediction),
-            value_range=parts.value_range,
-        ).eval()
+        parts = read_pretrained(pretrained_model_name_or_path, network=network, sde=sde, **download)
+        return cls(**parts._asdict()).eval()
 
     def save_pretrained(self, save_directory: str | Path, *, card: str | None = None) -> None:
         """Write `config.json`, `model.safetensors` and a model card into a folder.
 
-        Weights are saved to the bit; of a network that is no `ScoreUNet` only its type's name is
-        kept, and `from_pretrained` asks for it.
+        Weights are saved to the bit. Of a network that is no `ScoreUNet`, and of an SDE that is
+        not softtrunc's, the type is kept by name, and `from_pretrained` asks for it.
 
         Args:
             save_directory: the folder, made where it is missing; files of these names in it are
@@ -250,59 +229,35 @@ class ScoreModel(nn.Module):
                 with recipe, data and measured figures.
 
         Raises:
-            ValueError: the SDE is not one of softtrunc's.
+            ValueError: the SDE has no form on disk (`SDE.to_dict`).
         """
-        from softtrunc.pretrained import default_card, write_pretrained
+        from softtrunc.pretrained import PretrainedParts, write_pretrained
 
-        parts = self._parts()
-        write_pretrained(parts, Path(save_directory), card or default_card(parts))
+        parts = PretrainedParts(
+            self.network, self.sde, self.conditioning, self.prediction, self.value_range
+        )
+        write_pretrained(parts, Path(save_directory), card)
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        card: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str = "Upload a softtrunc model",
+        self, repo_id: str, *, card: str | None = None, **upload: Unpack[Upload]
     ) -> str:
         """Save the model into a repository of the Hugging Face Hub, made if it is not there.
 
         Args:
             repo_id: `owner/name`.
             card: see `save_pretrained`.
-            private: whether a new repository is private; None takes the owner's default.
-            token: with the right to write; None takes the one that is logged in.
-            revision: branch to commit to; None takes main.
-            create_pr: open a pull request rather than commit.
-            commit_message: first line of the commit.
+            upload: private, token, revision, create_pr, commit_message; see
+                `softtrunc.pretrained.upload_folder`.
 
         Returns:
             The address of the commit.
 
         Raises:
-            ValueError: the SDE is not one of softtrunc's.
+            ValueError: see `save_pretrained`.
             huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
         """
-        from softtrunc.pretrained import default_card, push_parts
+        from softtrunc.pretrained import upload_folder
 
-        parts = self._parts()
-        return push_parts(
-            parts,
-            repo_id,
-            card or default_card(parts),
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
-        )
-
-    def _parts(self) -> PretrainedParts:
-        from softtrunc.pretrained import PretrainedParts
-
-        return PretrainedParts(
-            self.network, self.sde, self.conditioning, self.prediction, self.value_range
-        )
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=card)
+            return upload_folder(Path(folder), repo_id, **upload)

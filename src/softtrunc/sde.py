@@ -11,8 +11,9 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,9 +21,13 @@ from torch import Tensor
 
 __all__ = [
     "SDE",
+    "SDES",
     "VESDE",
     "VPSDE",
+    "Conditioning",
+    "Grid",
     "Marginal",
+    "Prediction",
     "ReciprocalVESDE",
     "SubVPSDE",
     "expand_to",
@@ -30,6 +35,15 @@ __all__ = [
     "wide_dtype",
     "widen",
 ]
+
+Conditioning = Literal["time", "unbounded_time", "log_sigma", "unbounded_sigma"]
+"""What a network is told of the noise; see `softtrunc.score.noise_label`."""
+
+Prediction = Literal["noise", "scaled_score"]
+"""What a network's output means: the noise (`-sigma score`) or `sigma score`."""
+
+Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
+"""What a sampler's times are equally spaced in; see `softtrunc.samplers.grids`."""
 
 
 class Marginal(NamedTuple):
@@ -40,10 +54,7 @@ class Marginal(NamedTuple):
 
 
 def expand_to(v: Float[Tensor, "*batch"], x: Float[Tensor, "b *event"]) -> Tensor:
-    """Shape `v` of shape `()` or `(B,)` so that it broadcasts against `x` `(B, *event)`.
-
-    The result has the dtype and device of `x`.
-    """
+    """`v` of shape `()` or `(B,)`, on device and in dtype of `x` `(B, *event)`, to multiply it."""
     v = v.to(device=x.device, dtype=x.dtype)
     return v if v.ndim == 0 else v.reshape(-1, *([1] * (x.ndim - 1)))
 
@@ -62,15 +73,12 @@ def random_normal(
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it, else float32."""
+    """float64 where the device has it, else (Apple's GPUs) float32."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def widen(t: Tensor, device: torch.device | None = None) -> Tensor:
-    """`t` on `device` in float64, or float32 where the device has no float64 (Apple's GPUs).
-
-    Schedules span many decades and their scalars are cheap: the widest type is the right one.
-    """
+    """`t` on `device` in its widest type: schedules span decades, and their scalars are cheap."""
     device = device or t.device
     return t.to(device, wide_dtype(device))
 
@@ -82,22 +90,15 @@ def _narrow(v: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SDE(abc.ABC):
-    """Base of the forward diffusions `dx = f(t) x dt + g(t) dw`.
+    """Base of the forward diffusions.
 
     Times have shape `()` or `(B,)` and lie in [0, `t_max`]; results keep the shape and, from
     float32 up, the dtype of the time given. The arithmetic runs in float64 inside (float32 on
     devices without it) with formulas that stay accurate down to t = 1e-5 in either.
+
+    An SDE of your own is a frozen dataclass with the five abstract members; what models, samplers
+    and files ask beside is answered from its marginal, and may be overridden.
     """
-
-    @property
-    def t_max(self) -> float:
-        """The largest time T."""
-        return 1.0
-
-    @property
-    @abc.abstractmethod
-    def t_end(self) -> float:
-        """The time at which samplers stop unless told otherwise."""
 
     @property
     @abc.abstractmethod
@@ -106,7 +107,7 @@ class SDE(abc.ABC):
 
     @abc.abstractmethod
     def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of alpha and sigma at `t` (wide precision in and out)."""
+        """Logarithms of alpha and sigma at `t` (wide precision in and out, here and below)."""
 
     @abc.abstractmethod
     def _drift(self, t: Tensor) -> Tensor: ...
@@ -116,6 +117,63 @@ class SDE(abc.ABC):
 
     @abc.abstractmethod
     def _time_of_log_snr(self, log_snr: Tensor) -> Tensor: ...
+
+    @property
+    def t_max(self) -> float:
+        """The largest time T."""
+        return 1.0
+
+    @cached_property
+    def exploding(self) -> bool:
+        """Whether the data keep their size (as in VE) and do not fade (as in VP)."""
+        t = torch.tensor(self.t_max, dtype=torch.float64, device="cpu")
+        return float(self.marginal(t).alpha) > 0.5
+
+    @property
+    def t_end(self) -> float:
+        """The time at which samplers stop unless told otherwise."""
+        # Where the data fade, a step of 1/1000 below 1e-3 overshoots in thin directions.
+        return 1e-5 if self.exploding else 1e-3
+
+    @property
+    def default_grid(self) -> Grid:
+        """What a sampler's times are equally spaced in unless told otherwise."""
+        return "uniform"
+
+    @property
+    def conditionings(self) -> tuple[Conditioning, Conditioning]:
+        """The usual and the unbounded noise label of networks for this SDE."""
+        return ("log_sigma", "unbounded_sigma") if self.exploding else ("time", "unbounded_time")
+
+    @property
+    def default_prediction(self) -> Prediction:
+        """What a network's output means unless told otherwise."""
+        return "scaled_score" if self.exploding else "noise"
+
+    @property
+    def default_value_range(self) -> tuple[float, float]:
+        """The range of the data unless told otherwise."""
+        return (0.0, 1.0) if self.exploding else (-1.0, 1.0)
+
+    @property
+    def ancestral_variance(self) -> Literal["transition", "posterior"]:
+        """Of an ancestral step's noise: that of `p(x_t | x_s)`, s < t, or `p(x_s | x_t, x_0)`."""
+        return "posterior" if self.exploding else "transition"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form on disk: the fields, and as "type" the class, others' as "package.module:Class".
+
+        Raises:
+            ValueError: the class is no dataclass, so that its fields may not say all.
+        """
+        cls, own = type(self), ", ".join(cls.__name__ for cls in SDES.values())
+        if "__dataclass_fields__" not in vars(cls):
+            raise ValueError(
+                f"{cls.__name__} cannot be saved: only {own} and dataclasses have a form on disk: "
+                f"write @dataclass(frozen=True) above class {cls.__name__}"
+            )
+        path = "" if cls in SDES.values() else f"{cls.__module__}:"
+        return {"type": path + cls.__qualname__, **asdict(self)}
 
     def marginal(self, t: Float[Tensor, "*batch"]) -> Marginal:
         """`alpha(t)` and `sigma(t)`, each of the shape of `t`."""
@@ -129,6 +187,10 @@ class SDE(abc.ABC):
     def diffusion(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """The diffusion coefficient `g(t) >= 0`."""
         return _narrow(self._diffusion_squared(widen(t)).sqrt(), t)
+
+    def log_alpha(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """`log alpha(t)`, accurate where alpha is nearly 1."""
+        return _narrow(self._log_alpha_sigma(widen(t))[0], t)
 
     def log_snr(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """`log(alpha^2 / sigma^2)`, strictly decreasing in `t`."""
@@ -153,10 +215,8 @@ class SDE(abc.ABC):
         )
 
     def prior_log_prob(self, x: Float[Tensor, "b *event"]) -> Float[Tensor, " b"]:
-        """Log-density in nats of `x` under `N(0, prior_std^2 I)`, one value per example.
-
-        Summed in float64 where the device has it: at 10^5 dimensions float32 loses digits.
-        """
+        """Log-density in nats of `x` under `N(0, prior_std^2 I)`, one value per example."""
+        # In float64 where the device has it: at 10^5 dimensions float32 loses digits.
         flat = widen(x).reshape(x.shape[0], math.prod(x.shape[1:]))
         log_norm = math.log(self.prior_std) + 0.5 * math.log(2.0 * math.pi)
         return -0.5 * (flat / self.prior_std).square().sum(1) - flat.shape[1] * log_norm
@@ -186,15 +246,7 @@ class _LinearBeta(SDE):
                 "need 0 < beta_min <= beta_max, e.g. 0.1 and 20"
             )
 
-    @property
-    def t_end(self) -> float:
-        """1e-3: with steps of 1/1000 an Euler step below it overshoots in thin directions."""
-        return 1e-3
-
-    @property
-    def prior_std(self) -> float:
-        """1: at T almost nothing of the data is left and the variance is preserved."""
-        return 1.0
+    prior_std = 1.0  # almost nothing of the data is left at T
 
     def beta(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """The noise rate `beta(t)`."""
@@ -217,12 +269,7 @@ class _LinearBeta(SDE):
 class VPSDE(_LinearBeta):
     """Variance-preserving SDE (Song et al. 2021, eq. 11): alpha^2 + sigma^2 = 1.
 
-    Args:
-        beta_min: beta(0), > 0.
-        beta_max: beta(1), >= beta_min.
-
-    Raises:
-        ValueError: if the betas are out of range.
+    `beta_min` is beta(0), `beta_max` beta(1). ValueError unless 0 < beta_min <= beta_max.
     """
 
     def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,12 +287,7 @@ class VPSDE(_LinearBeta):
 class SubVPSDE(_LinearBeta):
     """Sub-variance-preserving SDE (Song et al. 2021, eq. 13): sigma = 1 - alpha^2.
 
-    Args:
-        beta_min: beta(0), > 0.
-        beta_max: beta(1), >= beta_min.
-
-    Raises:
-        ValueError: if the betas are out of range.
+    `beta_min` is beta(0), `beta_max` beta(1). ValueError unless 0 < beta_min <= beta_max.
     """
 
     def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -292,18 +334,9 @@ class _VarianceExploding(SDE):
 class VESDE(_VarianceExploding):
     """Variance-exploding SDE (Song et al. 2021, eq. 9): sigma geometric in t, alpha = 1.
 
-    Args:
-        sigma_min: sigma(0), > 0, in units of the data.
-        sigma_max: sigma(1), > sigma_min; about the largest distance between two data points.
-
-    Raises:
-        ValueError: if the sigmas are out of range.
+    In units of the data, `sigma_min` is sigma(0), `sigma_max` sigma(1): about the largest distance
+    between two data points. ValueError unless 0 < sigma_min < sigma_max.
     """
-
-    @property
-    def t_end(self) -> float:
-        """1e-5, where sigma is sigma_min to four digits."""
-        return 1e-5
 
     def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), math.log(self.sigma_min) + t * self._log_ratio
@@ -320,15 +353,8 @@ class ReciprocalVESDE(_VarianceExploding):
     """Reciprocal variance-exploding SDE (Kim et al. 2022): log sigma linear in 1/t.
 
     `sigma(eps) = sigma_min`, `sigma(1) = sigma_max`, and sigma falls to 0 with t, so that the
-    score of the data themselves is within reach.
-
-    Args:
-        sigma_min: sigma(eps), > 0, in units of the data.
-        sigma_max: sigma(1), > sigma_min.
-        eps: the time in (0, 1) at which sigma_min is reached.
-
-    Raises:
-        ValueError: if the sigmas or eps are out of range.
+    score of the data themselves is within reach. The sigmas are in units of the data. ValueError
+    unless 0 < sigma_min < sigma_max and 0 < eps < 1.
     """
 
     sigma_min: float = 1e-3
@@ -344,6 +370,11 @@ class ReciprocalVESDE(_VarianceExploding):
     def t_end(self) -> float:
         """eps, where sigma is sigma_min."""
         return self.eps
+
+    @property
+    def default_grid(self) -> Grid:
+        """1/t, in which log sigma is linear."""
+        return "reciprocal"
 
     @property
     def _span(self) -> float:
@@ -363,3 +394,7 @@ class ReciprocalVESDE(_VarianceExploding):
     def _time_of_log_snr(self, log_snr: Tensor) -> Tensor:
         descent = (math.log(self.sigma_max) + 0.5 * log_snr) / self._log_ratio
         return 1.0 / (1.0 + descent * self._span)
+
+
+SDES: dict[str, type[SDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE, "rve": ReciprocalVESDE}
+"""The SDEs of this package by the name that recipes give them."""

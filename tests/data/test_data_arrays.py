@@ -13,14 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softtrunc.data import load_array, load_idx, open_dataset, prepare, read_idx
-from softtrunc.data.splits import choose_rows
+from softtrunc.data import open_dataset, prepare, read_idx
+from softtrunc.data.splits import choose_names
 
 FASHION = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def choose_rows(count: int, split: str) -> list[int]:
+    """Rows of an array without splits: by the hash of their numbers, as files by their names."""
+    return [int(row) for row in choose_names([str(row) for row in range(count)], split)]
 
 
 def idx(array: np.ndarray, kind: int = 0x08) -> bytes:
@@ -52,32 +57,43 @@ def test_arrays_named_after_splits_are_the_splits(tmp_path):
     train, test = noise(7, 4, 4), noise(3, 4, 4, seed=1)
     path = tmp_path / "mnist.npz"
     np.savez(path, x_train=train, y_train=np.arange(7), x_test=test, y_test=np.arange(3)[:, None])
-    data = load_array(path, "train")
+    data = open_dataset(path, "train")
     assert np.array_equal(data.images[:, 0], train)
     assert data.labels.tolist() == list(range(7))
-    data = load_array(path, "test")
+    data = open_dataset(path, "test")
     assert np.array_equal(data.images[:, 0], test)
     assert data.labels.tolist() == [0, 1, 2]
+
+
+def test_training_images_alone_are_not_tested_on(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=noise(50, 4, 4))
+    assert len(open_dataset(tmp_path / "a.npz", "train")) == 50
+    with pytest.raises(FileNotFoundError, match="no test split, only train"):
+        open_dataset(tmp_path / "a.npz", "test")
 
 
 def test_labels_follow_their_images(tmp_path):
     images = noise(50, 4, 4)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(50))
     for split in ("train", "test"):
-        data = load_array(tmp_path / "a.npz", split)
+        data = open_dataset(tmp_path / "a.npz", split)
         assert np.array_equal(data.images[:, 0], images[data.labels])
 
 
 def test_arrays_are_resized_as_files_are(tmp_path):
     images = noise(40, 8, 12, 3)
     np.save(tmp_path / "a.npy", images)
-    data = load_array(tmp_path / "a.npy", "test", image_size=4, channels=1)
+    data = open_dataset(tmp_path / "a.npy", "test", image_size=4, channels=1)
     rows = choose_rows(40, "test")
     for row, found in zip(rows, data.images, strict=True):
         crop = Image.fromarray(images[row][:, 2:10]).convert("L")
         expected = crop.resize((4, 4), Image.Resampling.BICUBIC)
         assert np.array_equal(found[0], np.asarray(expected))
-    assert load_array(tmp_path / "a.npy", "test", image_size=(8, 12)).images.shape[1:] == (3, 8, 12)
+    assert open_dataset(tmp_path / "a.npy", "test", image_size=(8, 12)).images.shape[1:] == (
+        3,
+        8,
+        12,
+    )
 
 
 class Bomb:
@@ -115,7 +131,7 @@ def test_other_types_and_shapes_are_refused(tmp_path, array, message):
     np.savez(tmp_path / "a.npz", images=array)
     for name in ("a.npy", "a.npz"):
         with pytest.raises(ValueError, match=message):
-            load_array(tmp_path / name, "train")
+            open_dataset(tmp_path / name, "train")
 
 
 def lying_npy() -> bytes:
@@ -133,24 +149,24 @@ def test_files_cut_short_or_edited_are_refused(tmp_path):
         for cut in (0, 40, len(content) - 50):
             (tmp_path / f"cut-{name}").write_bytes(content[:cut])
             with pytest.raises(ValueError, match=r"cut short|not a"):
-                load_array(tmp_path / f"cut-{name}", "train")
+                open_dataset(tmp_path / f"cut-{name}", "train")
     (tmp_path / "lie.npy").write_bytes(lying_npy())
     with zipfile.ZipFile(tmp_path / "lie.npz", "w") as archive:
         archive.writestr("images.npy", lying_npy())
     for name in ("lie.npy", "lie.npz"):
         with pytest.raises(ValueError, match="1,000,000,000,128 bytes"):
-            load_array(tmp_path / name, "train")
+            open_dataset(tmp_path / name, "train")
 
 
 def test_arrays_without_telling_names_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", one=noise(4, 8, 8), two=noise(4, 8, 8))
     with pytest.raises(ValueError, match=r"one, two: no telling .* x_train and x_test"):
-        load_array(tmp_path / "a.npz", "train")
+        open_dataset(tmp_path / "a.npz", "train")
     np.savez(tmp_path / "b.npz", images=noise(4, 8, 8), labels=np.arange(5))
     with pytest.raises(ValueError, match="4 images in images, 5 in labels"):
-        load_array(tmp_path / "b.npz", "train")
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        load_array(tmp_path / "absent.npy", "train")
+        open_dataset(tmp_path / "b.npz", "train")
+    with pytest.raises(FileNotFoundError, match="no such data"):
+        open_dataset(tmp_path / "absent.npy", "train")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -165,7 +181,7 @@ def test_idx_is_read_as_written(tmp_path, suffix):
         assert data.labels.tolist() == labels.tolist()
     one = open_dataset(tmp_path / f"t10k-images-idx3-ubyte{suffix}", "test")
     assert one.card.fingerprint == open_dataset(tmp_path, "test").card.fingerprint
-    assert load_idx(tmp_path, "test", image_size=3, channels=3).images.shape == (4, 3, 3, 3)
+    assert open_dataset(tmp_path, "test", image_size=3, channels=3).images.shape == (4, 3, 3, 3)
 
 
 GOOD_IDX = idx(noise(9, 7, 5))
@@ -200,16 +216,16 @@ def test_broken_idx_is_refused(tmp_path, name, content, message):
 def test_wrong_idx_folders_are_refused(tmp_path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(GOOD_IDX)
     with pytest.raises(FileNotFoundError, match="t10k-images-idx3-ubyte"):
-        load_idx(tmp_path, "test")
+        open_dataset(tmp_path, "test")
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(noise(8)))
     with pytest.raises(ValueError, match="9 images but labels"):
-        load_idx(tmp_path, "train")
+        open_dataset(tmp_path, "train")
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(noise(9, 7)))
     with pytest.raises(ValueError, match="2 dimensions"):
-        load_idx(tmp_path, "train")
+        open_dataset(tmp_path, "train")
     (tmp_path / "emnist-letters-train-images-idx3-ubyte").write_bytes(GOOD_IDX)
     with pytest.raises(ValueError, match="several data sets"):
-        load_idx(tmp_path, "train")
+        open_dataset(tmp_path, "train")
 
 
 @pytest.mark.skipif(not FASHION.is_dir(), reason=f"no {FASHION} (Debian: dataset-fashion-mnist)")

@@ -11,7 +11,7 @@ from PIL import Image
 from true_formats import noise, pack
 
 from softtrunc.data import inspect, open_dataset, prepare
-from softtrunc.data.detect import kind_of
+from softtrunc.data.detect import open_source
 
 COUNT = 12
 IMAGES = noise(COUNT, 218, 178, 3)
@@ -59,7 +59,7 @@ def test_the_partition_file_decides(root, tmp_path, form):
         partition.unlink()
         (root / "list_eval_partition.csv").write_text(f"image_id,partition\n{text}")
         source = root
-    assert kind_of(source) == "celeba"
+    assert open_source(source).kind == "celeba"
     assert np.array_equal(open_dataset(source, "train").images, expected(0))
     assert np.array_equal(open_dataset(source, "test").images, expected(2))
     found = inspect(source)

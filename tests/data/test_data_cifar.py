@@ -11,14 +11,14 @@ import pytest
 from true_formats import noise, pack, python2_batch, rows, write_cifar10, write_cifar10_binary
 
 from softtrunc.data import open_dataset, prepare
-from softtrunc.data.detect import kind_of
+from softtrunc.data.detect import open_source
 
 IMAGES = noise(24, 3, 32, 32)
 LABELS = [i % 10 for i in range(24)]
 
 
 def check_cifar10(source: Path) -> None:
-    assert kind_of(source) == "cifar10"
+    assert open_source(source).kind == "cifar10"
     for split, part in (("train", slice(0, 20)), ("test", slice(20, 24))):
         data = open_dataset(source, split)
         assert np.array_equal(data.images, IMAGES[part])
@@ -89,7 +89,7 @@ def test_cifar100_has_fine_labels(tmp_path):
         )
     (pickled / "meta").write_bytes(pickle.dumps({}, protocol=2))
     for source in (binary, pickled, pack(pickled, tmp_path / "cifar-100-python.tar.gz")):
-        assert kind_of(source) == "cifar100"
+        assert open_source(source).kind == "cifar100"
         data = open_dataset(source, "test")
         assert np.array_equal(data.images, IMAGES[16:])
         assert data.labels.tolist() == fine[16:]
@@ -135,7 +135,7 @@ def test_imagenet_batches_are_read_in_order(imagenet, tmp_path, kind, form):
             for file in imagenet.glob(pattern):
                 file.rename(part / file.name)
             pack(part, source / f"{name}.zip")
-    assert kind_of(source) == "imagenet"
+    assert open_source(source).kind == "imagenet"
     for split, part in (("train", slice(0, 20)), ("test", slice(20, 24))):
         data = open_dataset(source, split)
         assert np.array_equal(data.images, IMAGES[part])

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softtrunc.data import load_archive, load_folder, open_dataset
-from softtrunc.data.detect import kind_of
-from softtrunc.data.formats.files import open_files
+from softtrunc.data import open_dataset
+from softtrunc.data.detect import open_source
+from softtrunc.data.formats.files import open_archive
 from softtrunc.data.images.decode import decode
-from softtrunc.data.load import load_files
-from softtrunc.data.splits import choose_names, choose_rows
+from softtrunc.data.splits import choose_names
 
 
 def noise(seed: int, height: int = 6, width: int = 5, channels: int = 3) -> np.ndarray:
@@ -61,8 +60,8 @@ def pack_tar(folder: Path, path: Path, top: str = "./") -> Path:
 
 
 def test_pixels_are_exact_and_in_the_order_of_names(folder):
-    train = load_folder(folder, "train")
-    test = load_folder(folder, "test")
+    train = open_dataset(folder, "train")
+    test = open_dataset(folder, "test")
     names = sorted(p.relative_to(folder).as_posix() for p in folder.glob("[ab]/*"))
     expected = {n: noise(int(Path(n).stem)).transpose(2, 0, 1) for n in names}
     for data, split in ((train, "train"), (test, "test")):
@@ -76,7 +75,7 @@ def test_pixels_are_exact_and_in_the_order_of_names(folder):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_an_archive_is_the_same_data_as_its_folder(folder, tmp_path, split):
-    fingerprint = load_folder(folder, split).card.fingerprint
+    fingerprint = open_dataset(folder, split).card.fingerprint
     archives = [
         pack_zip(folder, tmp_path / "a.zip"),
         pack_zip(folder, tmp_path / "b.zip", top="photos/"),
@@ -87,7 +86,6 @@ def test_an_archive_is_the_same_data_as_its_folder(folder, tmp_path, split):
         pack_tar(folder, tmp_path / "e.tar.bz2"),
     ]
     for archive in archives:
-        assert load_archive(archive, split).card.fingerprint == fingerprint
         assert open_dataset(str(archive), split).card.fingerprint == fingerprint
 
 
@@ -97,9 +95,14 @@ def test_adding_images_moves_none_to_the_other_split():
     assert held <= set(choose_names([*names, *(f"new/{n}" for n in names)], "test"))
     # 2,000 independent draws of 10 %: outside +-6 standard errors once in 5e8.
     assert abs(len(held) - 200) < 6 * (2000 * 0.1 * 0.9) ** 0.5
-    rows = [set(choose_rows(n, "test").tolist()) for n in (500, 1000)]
+    rows = [{int(row) for row in choose_names(numbers(n), "test")} for n in (500, 1000)]
     assert rows[0] == {r for r in rows[1] if r < 500}
-    assert set(choose_rows(500, "train").tolist()) == set(range(500)) - rows[0]
+    assert {int(row) for row in choose_names(numbers(500), "train")} == set(range(500)) - rows[0]
+
+
+def numbers(count: int) -> list[str]:
+    """What the images of an array are called."""
+    return [str(row) for row in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,7 @@ def test_folders_named_after_splits_are_the_splits(names, train, test):
 def test_a_train_folder_alone_is_divided(tmp_path):
     for i in range(30):
         save(tmp_path / "train" / f"{i}.png", noise(i))
-    counts = [len(load_folder(tmp_path, split)) for split in ("train", "test")]
+    counts = [len(open_dataset(tmp_path, split)) for split in ("train", "test")]
     assert sum(counts) == 30
     assert min(counts) > 0
 
@@ -129,11 +132,11 @@ def test_a_train_folder_alone_is_divided(tmp_path):
 def test_colour_of_one_image_makes_all_of_them_colour(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.png", noise(i, channels=1 if i < 2 else 3))
-    data = load_folder(tmp_path, "train", held_out=0.0)
+    data = open_dataset(tmp_path, "train", held_out=0.0)
     assert data.images.shape == (3, 3, 6, 5)
     assert np.array_equal(data.images[0], np.repeat(noise(0, channels=1)[None], 3, axis=0))
     assert np.array_equal(data.images[2], noise(2).transpose(2, 0, 1))
-    grey = load_folder(tmp_path, "train", held_out=0.0, channels=1)
+    grey = open_dataset(tmp_path, "train", held_out=0.0, channels=1)
     assert grey.images.shape == (3, 1, 6, 5)
     assert np.array_equal(grey.images[0, 0], noise(0, channels=1))
 
@@ -141,7 +144,7 @@ def test_colour_of_one_image_makes_all_of_them_colour(tmp_path):
 def test_resizing_is_a_centre_crop_and_pillows_bicubic(tmp_path):
     pixels = noise(0, height=40, width=100)
     save(tmp_path / "wide.png", pixels)
-    data = load_folder(tmp_path, "train", image_size=(16, 20), held_out=0.0)
+    data = open_dataset(tmp_path, "train", image_size=(16, 20), held_out=0.0)
     # The aspect of 20 x 16 within 100 x 40 is 50 x 40, in the middle.
     crop = Image.fromarray(pixels[:, 25:75])
     expected = np.asarray(crop.resize((20, 16), Image.Resampling.BICUBIC))
@@ -150,7 +153,7 @@ def test_resizing_is_a_centre_crop_and_pillows_bicubic(tmp_path):
     # A checkerboard finer than the result must come out grey: antialiased.
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     save(tmp_path / "board" / "x.png", board)
-    small = load_folder(tmp_path / "board", "train", image_size=8, held_out=0.0).images
+    small = open_dataset(tmp_path / "board", "train", image_size=8, held_out=0.0).images
     assert np.abs(small.astype(int) - 127).max() <= 3
 
 
@@ -262,15 +265,15 @@ def check_mixed(data) -> None:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_broken_files_are_named_and_end_nothing(mixed, tmp_path):
     options = {"held_out": 0.0}
-    check_mixed(load_folder(mixed, "train", **options))
-    check_mixed(load_archive(pack_zip(mixed, tmp_path / "m.zip"), "train", **options))
-    check_mixed(load_archive(pack_tar(mixed, tmp_path / "m.tar.gz"), "train", **options))
+    check_mixed(open_dataset(mixed, "train", **options))
+    check_mixed(open_dataset(pack_zip(mixed, tmp_path / "m.zip"), "train", **options))
+    check_mixed(open_dataset(pack_tar(mixed, tmp_path / "m.tar.gz"), "train", **options))
 
 
 def test_files_that_cannot_be_opened_are_named(folder):
     (folder / "a" / "gone.png").symlink_to("nowhere.png")
     (folder / "a" / "fake.png").mkdir()
-    data = load_folder(folder, "train", held_out=0.0)
+    data = open_dataset(folder, "train", held_out=0.0)
     assert len(data) == 40
     assert [s.name for s in data.skipped] == ["a/gone.png"]
 
@@ -281,20 +284,20 @@ def test_a_folder_without_a_readable_image_is_refused(mixed, tmp_path):
     for name in ("huge.png", "vast.png"):
         (mixed / name).unlink()
     with pytest.raises(ValueError, match=r"no readable image under .*; the first, cut\.png: "):
-        load_folder(mixed, "train", held_out=0.0)
+        open_dataset(mixed, "train", held_out=0.0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no readable image under .*empty"):
-        load_folder(tmp_path / "empty", "train")
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        load_folder(tmp_path / "absent", "train")
+        open_dataset(tmp_path / "empty", "train")
+    with pytest.raises(FileNotFoundError, match="no such data"):
+        open_dataset(tmp_path / "absent", "train")
 
 
 def test_mixed_sizes_need_a_size(tmp_path):
     save(tmp_path / "a.png", noise(0))
     save(tmp_path / "b.png", noise(1, height=7))
     with pytest.raises(ValueError, match=r"a.png is 5x6, b.png is 5x7 .*image_size=64"):
-        load_folder(tmp_path, "train", held_out=0.0)
-    assert load_folder(tmp_path, "train", held_out=0.0, image_size=4).images.shape == (2, 3, 4, 4)
+        open_dataset(tmp_path, "train", held_out=0.0)
+    assert open_dataset(tmp_path, "train", held_out=0.0, image_size=4).images.shape == (2, 3, 4, 4)
 
 
 def test_arguments_out_of_range_are_refused(folder):
@@ -304,16 +307,16 @@ def test_arguments_out_of_range_are_refused(folder):
         ({"held_out": 1.0}, "held_out=1.0"),
     ]:
         with pytest.raises(ValueError, match=message):
-            load_folder(folder, "train", **options)
+            open_dataset(folder, "train", **options)
     with pytest.raises(ValueError, match='"train" or "test"'):
-        load_folder(folder, "valid")
+        open_dataset(folder, "valid")
     with pytest.raises(ValueError, match=r"none of its 40 images .* test/"):
-        load_folder(folder, "test", held_out=0.0)
+        open_dataset(folder, "test", held_out=0.0)
 
 
 def test_progress_counts_every_file(folder):
     calls: list[tuple[int, int]] = []
-    load_folder(folder, "train", held_out=0.0, progress=lambda *call: calls.append(call))
+    open_dataset(folder, "train", held_out=0.0, progress=lambda *call: calls.append(call))
     assert calls == [(i, 40) for i in range(1, 41)]
 
 
@@ -327,14 +330,14 @@ def test_bombs_in_archives_are_refused(tmp_path):
         archive.writestr("a.png", GOOD)
     # Deflate reaches 1,030 to 1.
     with pytest.raises(ValueError, match="refused as a decompression bomb"):
-        load_archive(bomb, "train")
-    assert len(load_archive(tmp_path / "nested.zip", "train", held_out=0.0)) == 1
+        open_dataset(bomb, "train")
+    assert len(open_dataset(tmp_path / "nested.zip", "train", held_out=0.0)) == 1
     with tarfile.open(tmp_path / "bomb.tar.xz", "w:xz") as archive:
         info = tarfile.TarInfo("a.png")
         info.size = len(zeros)
         archive.addfile(info, io.BytesIO(zeros))
     with pytest.raises(ValueError, match="refused as a decompression bomb"):
-        load_archive(tmp_path / "bomb.tar.xz", "train")
+        open_dataset(tmp_path / "bomb.tar.xz", "train")
 
 
 def test_names_that_lead_out_of_an_archive_write_nothing(tmp_path):
@@ -351,7 +354,7 @@ def test_names_that_lead_out_of_an_archive_write_nothing(tmp_path):
         info = tarfile.TarInfo("good.png")
         info.size = len(GOOD)
         archive.addfile(info, io.BytesIO(GOOD))
-    data = load_archive(path, "train", held_out=0.0)
+    data = open_dataset(path, "train", held_out=0.0)
     assert len(data) == 1
     assert {s.name: s.reason for s in data.skipped} == {
         "../escaped.png": "its name leads out of the archive: refused",
@@ -369,7 +372,7 @@ def test_a_name_that_occurs_twice_counts_once(tmp_path):
             info.size = len(GOOD)
             archive.addfile(info, io.BytesIO(GOOD))
     calls: list[tuple[int, int]] = []
-    data = load_archive(path, "train", held_out=0.0, progress=lambda *call: calls.append(call))
+    data = open_dataset(path, "train", held_out=0.0, progress=lambda *call: calls.append(call))
     assert len(data) == 1
     assert calls == [(1, 1)]
 
@@ -382,7 +385,7 @@ def test_broken_members_are_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[80] ^= 0xFF  # within the first member's pixels
     path.write_bytes(content)
-    data = load_archive(path, "train", held_out=0.0)
+    data = open_dataset(path, "train", held_out=0.0)
     assert len(data) == 1
     assert data.skipped[0].name == "bad.png"
     assert "CRC" in data.skipped[0].reason
@@ -400,7 +403,7 @@ def test_archives_cut_short_are_refused(folder, tmp_path, kind):
         with pytest.raises(ValueError, match=r"cut short|broken|not a readable"):
             open_dataset(str(cut), "train", image_size=4)
     with pytest.raises(FileNotFoundError, match="no such"):
-        load_archive(tmp_path / f"absent.{kind}", "train")
+        open_dataset(tmp_path / f"absent.{kind}", "train")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
@@ -410,9 +413,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 
 def test_cifar10_as_jpeg_is_found_whole_and_its_test_split_read(shared):
-    files = open_files(shared / "data" / "cifar10-jpeg.tar.xz")
+    files = open_archive(shared / "data" / "cifar10-jpeg.tar.xz")
     assert len(choose_names(files.names, "train")) == 50_000
-    test = load_files(files, "test")
+    test = open_dataset(files.location, "test")
     assert test.images.shape == (10_000, 3, 32, 32)
     assert test.skipped == ()
 
@@ -420,7 +423,7 @@ def test_cifar10_as_jpeg_is_found_whole_and_its_test_split_read(shared):
 def test_what_was_skipped_leaves_no_gaps(folder):
     for i in range(0, 40, 3):
         next(folder.rglob(f"{i:02d}.*")).write_bytes(b"broken")
-    data = load_folder(folder, "train", held_out=0.0)
+    data = open_dataset(folder, "train", held_out=0.0)
     good = [i for i in range(40) if i % 3]
     order = sorted(good, key=lambda i: ("ab"[i % 2], i))
     assert np.array_equal(data.images, np.stack([noise(i).transpose(2, 0, 1) for i in order]))
@@ -432,8 +435,8 @@ def test_an_archive_beside_images_is_left_alone_and_alone_it_is_read(folder, tmp
     alone.mkdir()
     pack_zip(folder, alone / "photos.zip")
     (alone / "README").write_text("fetched today")
-    expected = load_folder(folder, "train").card.fingerprint
+    expected = open_dataset(folder, "train").card.fingerprint
     assert open_dataset(str(alone), "train").card.fingerprint == expected
     pack_zip(folder, folder / "backup.zip")
     assert open_dataset(str(folder), "train").card.fingerprint == expected
-    assert kind_of(folder) == "folder"
+    assert open_source(folder).kind == "folder"

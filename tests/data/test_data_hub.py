@@ -11,7 +11,7 @@ datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")
 
 from softtrunc.data import open_dataset, prepare  # noqa: E402
-from softtrunc.data.detect import kind_of  # noqa: E402
+from softtrunc.data.detect import open_source  # noqa: E402
 from softtrunc.data.formats.hub import hub_source  # noqa: E402
 
 IMAGES = noise(30, 8, 8, 3)
@@ -34,7 +34,7 @@ def nchw(chosen) -> np.ndarray:
 def test_a_saved_dictionary_has_its_splits(tmp_path, held):
     saved = datasets.DatasetDict({"train": table(range(20)), held: table(range(20, 30))})
     saved.save_to_disk(str(tmp_path / "saved"))
-    assert kind_of(tmp_path / "saved") == "hub"
+    assert open_source(tmp_path / "saved").kind == "hub"
     train, test = (open_dataset(tmp_path / "saved", split) for split in ("train", "test"))
     assert np.array_equal(train.images, nchw(range(20)))
     assert np.array_equal(test.images, nchw(range(20, 30)))

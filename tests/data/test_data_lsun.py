@@ -13,7 +13,7 @@ pytest.importorskip("lmdb")
 from true_formats import write_lmdb
 
 from softtrunc.data import inspect, open_dataset, prepare
-from softtrunc.data.detect import kind_of
+from softtrunc.data.detect import open_source
 
 IMAGES = noise(6, 30, 40, 3)
 
@@ -39,7 +39,7 @@ def expected(numbers) -> np.ndarray:
 
 @pytest.mark.parametrize("source", ["", "bedroom_train_lmdb", "bedroom_val_lmdb"])
 def test_images_are_in_the_order_of_their_keys(root, source):
-    assert kind_of(root / source) == "lmdb"
+    assert open_source(root / source).kind == "lmdb"
     train = open_dataset(root / source, "train")
     assert np.array_equal(train.images, expected(range(4)))
     assert [s.name for s in train.skipped] == [key(9).decode()]

@@ -10,7 +10,7 @@ pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 from softtrunc.data import open_dataset, prepare  # noqa: E402
-from softtrunc.data.detect import kind_of  # noqa: E402
+from softtrunc.data.detect import open_source  # noqa: E402
 
 IMAGES = noise(30, 8, 8, 3)
 
@@ -34,13 +34,33 @@ def test_files_of_a_split_follow_each_other(tmp_path, below):
     write(place / "train-00000-of-00002.parquet", range(9), label=list(range(9)))
     write(place / "validation-00000-of-00001.parquet", range(20, 30), label=list(range(10)))
     source = tmp_path / "repository"
-    assert kind_of(source) == "parquet"
+    assert open_source(source).kind == "parquet"
     train, test = (open_dataset(source, split) for split in ("train", "test"))
     assert np.array_equal(train.images, nchw(range(20)))
     assert train.labels.tolist() == list(range(20))
     assert np.array_equal(test.images, nchw(range(20, 30)))
     prepare(source, tmp_path / "out")
     assert open_dataset(tmp_path / "out", "test").card.fingerprint == test.card.fingerprint
+
+
+def test_a_test_split_is_preferred_to_one_for_validation(tmp_path):
+    for name, chosen in (
+        ("train", range(10)),
+        ("validation", range(10, 20)),
+        ("test", range(20, 30)),
+    ):
+        write(tmp_path / "r" / f"{name}-00000-of-00001.parquet", chosen)
+    assert np.array_equal(open_dataset(tmp_path / "r", "train").images, nchw(range(10)))
+    assert np.array_equal(open_dataset(tmp_path / "r", "test").images, nchw(range(20, 30)))
+
+
+def test_labels_follow_the_images_of_a_file_that_is_divided(tmp_path):
+    write(tmp_path / "all.parquet", range(30), label=list(range(30)))
+    for split in ("train", "test"):
+        data = open_dataset(tmp_path / "all.parquet", split)
+        assert np.array_equal(data.images, nchw(data.labels))
+    whole = open_dataset(tmp_path / "all.parquet", "train", held_out=0.0)
+    assert whole.labels.tolist() == list(range(30))
 
 
 def test_one_file_is_divided(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from true_formats import noise, pack, write_stl10
 
 from softtrunc.data import inspect, open_dataset, prepare
-from softtrunc.data.detect import kind_of
+from softtrunc.data.detect import open_source
 
 IMAGES = {
     "train": noise(5, 3, 96, 96),
@@ -32,7 +32,7 @@ def test_train_is_the_labelled_and_the_unlabelled(folder, tmp_path, form):
         "above": lambda: folder.parent,
         "tar.gz": lambda: pack(folder, tmp_path / "stl10_binary.tar.gz"),
     }[form]()
-    assert kind_of(source) == "stl10"
+    assert open_source(source).kind == "stl10"
     train, test = (open_dataset(source, split) for split in ("train", "test"))
     assert np.array_equal(train.images, np.concatenate([IMAGES["train"], IMAGES["unlabeled"]]))
     assert train.labels is None

@@ -15,19 +15,11 @@ from torch import nn
 from softtrunc import VESDE, VPSDE
 from softtrunc.data import ImageDataset, to_model_range
 from softtrunc.density import lossless_eps
-from softtrunc.evaluation.bits import (
-    COLUMNS,
-    DensityFigure,
-    DensityProtocol,
-    ImageResults,
-    density_figure,
-    measure_chunks,
-    measure_density,
-    solver_error,
-)
-from softtrunc.evaluation.figure import DENSITY_FIGURES
-from softtrunc.jobs.measure import measure
-from softtrunc.jobs.measure_density import check_images, check_meaningful
+from softtrunc.evaluation.bits import BitsMeasurement
+from softtrunc.evaluation.figure import DENSITY_FIGURES, DensityFigure
+from softtrunc.evaluation.image_results import COLUMNS, ImageResults
+from softtrunc.evaluation.protocol import DensityProtocol
+from softtrunc.jobs.measure import check_images, check_meaningful, measure
 from softtrunc.jobs.train import train
 from softtrunc.recipes import UserError, load_recipe
 from softtrunc.recipes.build import build_data
@@ -71,6 +63,13 @@ def digits(opened):
 def figures(folder):
     content = json.loads((folder / "evaluation.json").read_text())
     return {figure["key"]: figure for figure in content["figures"]}
+
+
+def measured(key, model, data, protocol):
+    measurement = BitsMeasurement(key, model, data, protocol)
+    results = ImageResults(protocol.passes, protocol.images(data))
+    measurement.fill(results)
+    return measurement.figure(results)
 
 
 def table(path):
@@ -188,11 +187,11 @@ def test_other_batches_and_more_passes_use_what_is_there(copy):
 def test_shares_of_a_number_that_does_not_divide(opened, digits, processes):
     """Five images in batches of two: together exactly what one process measures."""
     whole, shared = ImageResults(2, 5), ImageResults(2, 5)
-    for chunk in measure_chunks("nll_residual", opened.model, digits, PROTOCOL):
+    measurement = BitsMeasurement("nll_residual", opened.model, digits, PROTOCOL)
+    for chunk in measurement.chunks():
         assert whole.add(chunk) == len(chunk.images)
     for place in range(processes):
-        share = (place, processes)
-        for chunk in measure_chunks("nll_residual", opened.model, digits, PROTOCOL, share=share):
+        for chunk in measurement.chunks(share=(place, processes)):
             assert shared.add(chunk) == len(chunk.images)  # none twice
     assert whole.complete
     assert shared.complete
@@ -204,15 +203,14 @@ def test_batches_change_no_number(opened, digits):
     wide = replace(PROTOCOL, batch_size=5, passes=1)
     results = ImageResults(1, 5), ImageResults(1, 5)
     for found, protocol in zip(results, (wide, replace(wide, batch_size=3)), strict=True):
-        for chunk in measure_chunks("nll_residual", opened.model, digits, protocol):
-            found.add(chunk)
+        BitsMeasurement("nll_residual", opened.model, digits, protocol).fill(found)
     gap = results[0].columns["bits_per_dim"] - results[1].columns["bits_per_dim"]
     assert np.abs(gap).max() < 1e-4
 
 
 def test_a_figure_with_images_missing_is_refused(opened, digits):
     with pytest.raises(ValueError, match="10 images were not measured"):
-        density_figure("nll", opened.model, digits, PROTOCOL, ImageResults(2, 5))
+        BitsMeasurement("nll", opened.model, digits, PROTOCOL).figure(ImageResults(2, 5))
 
 
 def test_the_error_of_the_solver_is_measured(opened, digits):
@@ -220,13 +218,14 @@ def test_the_error_of_the_solver_is_measured(opened, digits):
     errors = []
     for tol in (0.3, 1e-3):
         protocol = replace(PROTOCOL, rtol=tol, atol=tol, passes=1, limit=4, solver_check=3)
-        figure = measure_density("nll", opened.model, digits, protocol)
+        figure = measured("nll", opened.model, digits, protocol)
         assert figure.solver_error["images"] == 3
         assert figure.solver_error["rtol"] == pytest.approx(tol / 30)
         errors.append(figure.solver_error["rms"])
     assert errors[1] < 0.3 * errors[0]
     results = ImageResults(1, 4)
-    assert solver_error("nelbo", opened.model, digits, protocol, results) is None
+    nelbo = BitsMeasurement("nelbo", opened.model, digits, protocol)
+    assert nelbo.solver_error(results) is None
 
 
 def test_lossless_figures_are_probabilities_of_levels(copy, tmp_path):
@@ -293,11 +292,11 @@ def test_lossless_figures_of_plain_data_are_its_entropy(key):
     truth = -p.log2()[pixels.astype(np.int64)].mean()
     protocol = DensityProtocol(lossless_eps=0.01, nelbo_draws=256, solver_check=0)
     plain = replace(protocol, dequantized=False)
-    figure = measure_density(key, model, data, plain)
+    figure = measured(key, model, data, plain)
     assert figure.protocol["value_range"] == [-1.25, 1.25]
     # 1,024 pixels; the standard error is that of the noise alone, below 0.01.
     assert figure.value == pytest.approx(float(truth), abs=0.03)
-    assert measure_density(key, model, data, protocol).value > truth + 1.0
+    assert measured(key, model, data, protocol).value > truth + 1.0
 
 
 def test_a_learned_dequantizer_is_trained_once_and_told_apart(copy):
@@ -392,9 +391,9 @@ def test_a_diffusion_with_too_little_noise_for_lossless_figures_is_refused(opene
 
 def test_unknown_names_are_refused(opened, digits):
     with pytest.raises(ValueError, match="'nll_best' is unknown"):
-        measure_density("nll_best", opened.model, digits, PROTOCOL)
+        measured("nll_best", opened.model, digits, PROTOCOL)
     with pytest.raises(ValueError, match="needs a trained dequantizer"):
-        measure_density("nll_learned", opened.model, digits, PROTOCOL)
+        measured("nll_learned", opened.model, digits, PROTOCOL)
     with pytest.raises(UserError, match="figures"):
         load_recipe("digits-vp-nll", ["evaluation.figures=[nll_best]"])
     assert torch.is_grad_enabled()

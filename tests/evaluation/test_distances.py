@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from stand_in import save_stand_in
+from stand_in import StandIn, save_stand_in
 
 from softtrunc.data import ImageDataset, load_digits_split
-from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures, share_of
+from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures
+from softtrunc.evaluation.features import share_of
 from softtrunc.feedback.progress import Silent
 from softtrunc.metrics import (
     FeatureStatistics,

@@ -6,7 +6,7 @@ from public_network import VE, checkpoint, configuration
 from torch import nn
 
 from softtrunc.interop import choose_conditioning, load_score_sde_checkpoint
-from softtrunc.interop.conditioning import candidate_conditionings, random_images
+from softtrunc.interop.conditioning import random_images
 from softtrunc.score import ScoreModel, noise_label
 from softtrunc.sde import VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 
@@ -42,7 +42,7 @@ CASES = [
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize(("sde", "spread"), CASES)
 def test_the_label_of_training_is_found(sde, spread, index):
-    candidates = candidate_conditionings(sde)
+    candidates = sde.conditionings
     network = GaussianNoise(sde, candidates[index], spread)
     models = {
         c: ScoreModel(network, sde, conditioning=c, value_range=(-1.0, 1.0)) for c in candidates

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from softtrunc.cli import main
-from softtrunc.jobs.measure import is_measured
-from softtrunc.jobs.study import _check_place, _is_done, plan_study
+from softtrunc.evaluation.figure import FORMS
+from softtrunc.jobs.measured import density_protocol, is_measured, samples_protocol
+from softtrunc.jobs.side_by_side import measuring_overrides
+from softtrunc.jobs.study import _by_folder, _check_place, _is_done, plan_study
 from softtrunc.recipes import UserError, dump_recipe
+from softtrunc.recipes.build import build_sde
+from softtrunc.recipes.load import override_recipe
 from softtrunc.runs.folder import Run
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -80,6 +84,35 @@ def test_several_keys_change_at_once():
     assert [o.average for o in objectives] == [False, True]
 
 
+def test_settings_that_training_does_not_know_of_share_its_runs(tmp_path):
+    cells = plan_study(
+        ["digits-vp-nll-st"],
+        ["truncation.k=1,inf", "evaluation.eps=1e-5,1e-4", "sampling.steps=5,10"],
+        seeds=2,
+    )
+    assert len({cell.label for cell in cells}) == 8
+    assert cells[1].label == "k=1, eps=1e-5, steps=10"
+    folders = _by_folder(cells, tmp_path)
+    names = ["k=1_seed=0", "k=1_seed=1", "k=inf_seed=0", "k=inf_seed=1"]
+    assert [path.name for path in folders] == names
+    for path, recipes in folders.items():
+        asked = [(r.evaluation.eps, r.sampling.steps) for r in recipes]
+        assert asked == [(1e-5, 5), (1e-5, 10), (1e-4, 5), (1e-4, 10)]
+        assert len({(r.truncation, r.training) for r in recipes}) == 1
+        run = Run(path)
+        path.mkdir(parents=True)
+        # Whatever the run was told of evaluation, the settings for it say how it is measured.
+        run.recipe_file.write_text(dump_recipe(recipes[0]))
+        assert run.recipe() != recipes[1]
+        told = override_recipe(run.recipe(), measuring_overrides(recipes[1]), "here")
+        assert told == recipes[1]
+    # A study of evaluation alone needs one run a seed, and what depends on the seed is no such key.
+    (path,) = _by_folder(
+        plan_study(["digits-vp-nll"], ["evaluation.eps=1e-5,1e-4"], seeds=1), tmp_path
+    )
+    assert path.name == "digits-vp-nll_seed=0"
+
+
 def test_one_recipe_alone_is_a_study_of_seeds():
     (cell,) = plan_study(["digits-vp-nll"], [], seeds=3)
     assert (cell.label, cell.baseline, len(cell.recipes)) == ("digits-vp-nll", None, 3)
@@ -130,8 +163,24 @@ def test_a_run_is_finished_when_its_last_step_is_measured_whole(tmp_path):
     run.recipe_file.write_text(dump_recipe(recipe))
     keys = ["nll_residual", "nll", "nelbo", "frechet_distance", "frechet_distance_test"]
 
+    def figure(key: str) -> dict[str, object]:
+        split = "train" if key == "frechet_distance" else "test"
+        data = {"name": "digits", "split": split, "n": 360, "fingerprint": "f", "levels": 17}
+        if key in FORMS:
+            data["value_range"] = [-1.0, 1.0]
+            protocol = density_protocol(recipe).describe(key, build_sde(recipe), 17, (-1.0, 1.0))
+            protocol |= {"split": "test", "n": 360}
+        else:
+            protocol = samples_protocol(recipe) | {
+                "samples": recipe.evaluation.samples,
+                "extractor": "digits-mlp",
+                "reference": f"digits {split}",
+                "n_reference": 360,
+            }
+        return {"key": key, "value": 1.0, "data": data, "protocol": protocol}
+
     def store(step: int, kept: list[str]) -> None:
-        content = {"step": step, "figures": [{"key": key} for key in kept]}
+        content = {"step": step, "weights": "ema", "figures": [figure(key) for key in kept]}
         run.evaluation_file.write_text(json.dumps(content))
 
     for step, kept, done in ((9, keys, True), (9, keys[:-1], False), (8, keys, False)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,18 +16,20 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from softtrunc.data import load_digits_split
+from softtrunc.data import load_digits_split, open_dataset
 from softtrunc.metrics import (
     DigitsFeatures,
+    Fashion16Features,
     FeatureExtractor,
     FeatureStatistics,
     TorchScriptFeatures,
-    distance_name,
     features,
+    figure_name,
+    frechet_distance,
     kernel_inception_distance,
 )
-from softtrunc.metrics.resize import clean_resize
-from softtrunc.metrics.synced import FrechetMetric, KernelMetric
+from softtrunc.metrics.features import clean_resize
+from softtrunc.metrics.synced import FeatureGatherer, Gathered
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,59 @@ def test_images_that_are_no_digits_are_refused(train):
         DigitsFeatures(train.images, train.labels[:5])
 
 
+@pytest.fixture(scope="module")
+def fashion() -> Fashion16Features:
+    return Fashion16Features()
+
+
+def test_fashion_features_are_the_hidden_layer(fashion):
+    images = picture(30, 1, 16, 16)
+    x = fashion(images)
+    assert x.shape == (30, fashion.dim) == (30, 64)
+    assert (x >= 0).all()
+    assert not x.requires_grad
+    assert torch.allclose(fashion.probabilities(images).sum(1), torch.ones(30))
+    assert isinstance(fashion, FeatureExtractor)
+    assert (fashion.name, fashion.resize, fashion.full_range) == ("fashion16-cnn", "none", True)
+    assert figure_name("FID", fashion, 50_000) == "FD(fashion16-cnn)"
+    # The first channel counts.
+    assert torch.equal(fashion(images.repeat(1, 3, 1, 1)), x)
+
+
+def test_fashion_weights_never_change(fashion):
+    # The hash is part of every published figure.
+    assert fashion.hash == "823fafeac8bcabd78c837ed0029fade45c75241e63a93857faaed30335c6b9ca"
+    assert Fashion16Features().hash == fashion.hash
+
+
+def test_images_of_another_size_are_refused_by_fashion_features(fashion):
+    for shape in ((28, 28), (16, 8)):
+        with pytest.raises(ValueError, match=f"images of {shape[0]}x{shape[1]}: .* --size 16"):
+            fashion(picture(2, 1, *shape))
+        with pytest.raises(ValueError, match="16x16"):
+            fashion.probabilities(picture(2, 1, *shape))
+
+
+def test_fashion_features_are_those_of_the_network_as_trained(fashion):
+    """FASHION16_CNN names what `examples/fashion16_features.py` wrote when it trained them."""
+    if "FASHION16_CNN" not in os.environ:
+        pytest.skip("FASHION16_CNN is not set: no network to compare with")
+    network = torch.jit.load(os.environ["FASHION16_CNN"]).eval()
+    images = picture(50, 1, 16, 16)
+    assert torch.allclose(fashion(images), network(images, True), rtol=1e-6, atol=1e-6)
+    assert torch.allclose(fashion.probabilities(images), network(images).softmax(1), atol=1e-6)
+
+
+FASHION = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason=f"no {FASHION} (Debian: dataset-fashion-mnist)")
+def test_clothes_are_told_apart(fashion):
+    data = open_dataset(FASHION, "test", image_size=16)
+    found = torch.cat([fashion.classify(x) for x in torch.from_numpy(data.images).split(1000)])
+    assert (found.numpy() == data.labels).mean() == pytest.approx(0.888, abs=0.002)
+
+
 class StandIn(nn.Module):
     """The signature of the standard Inception file, and arithmetic that can be done by hand."""
 
@@ -153,16 +209,16 @@ def test_grey_images_are_replicated_and_it_is_said(stand_in):
 
 
 def test_a_distance_is_called_fid_only_where_it_is_one(stand_in, digits, monkeypatch):
-    assert distance_name(digits, 50_000) == "FD(digits-mlp)"
+    assert figure_name("FID", digits, 50_000) == "FD(digits-mlp)"
     impostor = TorchScriptFeatures(stand_in)
     name = f"FD(inception-2015-12-05, altered {impostor.hash[:8]})"
-    assert distance_name(impostor, 50_000) == name
+    assert figure_name("FID", impostor, 50_000) == name
     impostor.name = "inception-2015-12-05"
-    assert distance_name(impostor, 50_000).startswith("FD(")
+    assert figure_name("FID", impostor, 50_000).startswith("FD(")
     monkeypatch.setattr(features, "INCEPTION_SHA256", impostor.hash)
     true = TorchScriptFeatures(stand_in)
     assert true.name == "inception-2015-12-05"
-    names = {n: distance_name(true, n) for n in (60_000, 50_000, 49_999, 10_000, 2_048)}
+    names = {n: figure_name("FID", true, n) for n in (60_000, 50_000, 49_999, 10_000, 2_048)}
     assert list(names.values()) == ["FID", "FID", "FID@49999", "FID@10k", "FID@2048"]
 
 
@@ -219,7 +275,7 @@ def test_efficientnet_gives_features(shared):
     extractor = TorchScriptFeatures(shared / "data" / "efficientnet_lite0.pt")
     images = picture(2, 1, 28, 28)
     assert extractor.dim == 1280
-    assert distance_name(extractor, 50_000) == "FD(efficientnet_lite0)"
+    assert figure_name("FID", extractor, 50_000) == "FD(efficientnet_lite0)"
     # The file replicates grey itself: its answer is the same.
     assert torch.allclose(extractor(images), extractor._network(images, True), atol=1e-5)
     assert torch.allclose(extractor.probabilities(images).sum(1), torch.ones(2), atol=1e-5)
@@ -237,35 +293,111 @@ class AsModule(nn.Module):
         return self.extractor(images)
 
 
+def gathered(extractor: FeatureExtractor, parts, **asked: bool) -> Gathered:
+    gatherer = FeatureGatherer(extractor, **asked)
+    for part in parts:
+        gatherer.update(part)
+    return gatherer.compute()
+
+
+def distance(ours: Gathered, theirs: Gathered) -> float:
+    a, b = ours.statistics, theirs.statistics
+    return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+
+
 def test_metrics_agree_with_torchmetrics_on_shared_features(digits, train, test):
     real, fake = torch.from_numpy(train.images), torch.from_numpy(test.images)
-    ours = FrechetMetric(digits)
     theirs = FrechetInceptionDistance(feature=AsModule(digits))
     statistics = [FeatureStatistics(64), FeatureStatistics(64)]
     for images, is_real in ((real, True), (fake, False)):
         for part in images.split(200):
-            ours.update(part, real=is_real)
             theirs.update(part, real=is_real)
             statistics[is_real].update(digits(part))
-    assert float(ours.compute()) == pytest.approx(float(theirs.compute()), rel=1e-3)
-    assert float(ours.compute()) == pytest.approx(statistics[0].distance(statistics[1]), rel=1e-9)
+    ours = distance(gathered(digits, real.split(200)), gathered(digits, fake.split(200)))
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-3)
+    assert ours == pytest.approx(statistics[0].distance(statistics[1]), rel=1e-9)
     # On every image at once, subsets do not matter and the two have to agree.
-    kernel = KernelMetric(digits, subsets=1, subset_size=360)
     peer = KernelInceptionDistance(feature=AsModule(digits), subsets=1, subset_size=360)
-    for metric in (kernel, peer):
-        metric.update(real[:360], real=True)
-        metric.update(fake, real=False)
-    assert kernel.compute().mean == pytest.approx(float(peer.compute()[0]), rel=1e-3)
+    peer.update(real[:360], real=True)
+    peer.update(fake, real=False)
+    kept = [gathered(digits, x.split(100), features=True).features for x in (real[:360], fake)]
+    kernel = kernel_inception_distance(*kept, subsets=1, subset_size=360).mean
+    assert kernel == pytest.approx(float(peer.compute()[0]), rel=1e-3)
     direct = kernel_inception_distance(digits(real[:360]), digits(fake), subsets=1, subset_size=360)
-    assert kernel.compute().mean == pytest.approx(direct.mean, rel=1e-9)
+    assert kernel == pytest.approx(direct.mean, rel=1e-9)
 
 
+class FarFeatures:
+    """Features far from zero against their spread: 1e4 and 0.01, in float64."""
+
+    name, hash, dim, resize, full_range = "far", "far", 6, "none", True
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        unit = images[:, 0, 0, :6].double() / 255.0
+        # Mixed, so that features correlate.
+        return 1e4 + 0.03 * (unit - 0.5) @ torch.linspace(0.1, 1.0, 36).double().reshape(6, 6)
+
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(images), 2), 0.5)
+
+    def describe(self, channels: int) -> str:
+        return "none"
+
+
+@pytest.mark.parametrize("cuts", [[600], [1, 599], [300, 300], [64] * 9 + [24], [7, 0, 593]])
+def test_no_digits_are_lost_far_from_zero_however_batches_are_cut(cuts):
+    images, extractor = picture(600, 1, 1, 6), FarFeatures()
+    found = gathered(extractor, images.split(cuts)).statistics
+    x = extractor(images).numpy()
+    near = x - 1e4  # exact: numbers this close differ by what float64 can hold
+    assert 0.005 < near.std() < 0.05
+    exact = np.cov(near.T)
+    error = np.abs(found.covariance.numpy() - exact).max() / np.abs(exact).max()
+    assert error < 1e-9
+    assert np.abs(found.mean.numpy() / x.mean(0) - 1.0).max() < 1e-14
+    assert found.count == 600
+
+
+def test_what_torchmetrics_says_far_from_zero(digits, train, test):
+    """At an offset of 30 torchmetrics' sums still hold, and both say the same."""
+
+    class Shifted:
+        name, hash, dim, resize, full_range = "s", "s", 64, "none", False
+        probabilities, describe = digits.probabilities, digits.describe
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            return digits(images) + 30.0
+
+    real, fake = torch.from_numpy(train.images), torch.from_numpy(test.images)
+    peer = FrechetInceptionDistance(feature=AsModule(Shifted()))
+    for images, is_real in ((real, True), (fake, False)):
+        for part in images.split(200):
+            peer.update(part, real=is_real)
+    ours = distance(*(gathered(Shifted(), x.split(200)) for x in (real, fake)))
+    plain = distance(*(gathered(digits, x.split(200)) for x in (real, fake)))
+    assert ours == pytest.approx(float(peer.compute()), rel=1e-3)
+    assert ours == pytest.approx(plain, rel=1e-3)  # float32 features lose digits in the shift
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
 def test_too_few_images_are_refused(digits, test):
-    metric = FrechetMetric(digits)
-    metric.update(torch.from_numpy(test.images[:5]), real=True)
-    metric.update(torch.from_numpy(test.images[:1]), real=False)
-    with pytest.raises(ValueError, match="1 generated images: need at least 2"):
-        metric.compute()
+    one = gathered(digits, [torch.from_numpy(test.images[:1])]).statistics
+    with pytest.raises(ValueError, match="covariance of 1 images: need at least 2"):
+        _ = one.covariance
+    with pytest.raises(ValueError, match="no images"):
+        gathered(digits, [])
+
+
+def test_a_gatherer_forgets_what_it_is_told_to_forget(digits, test):
+    images = torch.from_numpy(test.images)
+    gatherer = FeatureGatherer(digits, features=True)
+    gatherer.update(images[:50])
+    gatherer.reset()
+    gatherer.update(images[50:])
+    found, whole = gatherer.compute(), gathered(digits, [images[50:]], features=True)
+    assert found.statistics.count == 310
+    assert torch.equal(found.statistics.covariance, whole.statistics.covariance)
+    assert torch.equal(found.features, whole.features)
 
 
 # Each process takes every second image, and writes what it then holds the whole distance to be.
@@ -273,8 +405,8 @@ RANK = """
 import sys
 import torch
 from softtrunc.data import load_digits_split
-from softtrunc.metrics import DigitsFeatures
-from softtrunc.metrics.synced import FrechetMetric, KernelMetric
+from softtrunc.metrics import DigitsFeatures, frechet_distance, kernel_inception_distance
+from softtrunc.metrics.synced import FeatureGatherer
 
 torch.set_num_threads(1)
 rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -283,14 +415,28 @@ if world > 1:
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world
     )
 train, test = load_digits_split("train"), load_digits_split("test")
-extractor = DigitsFeatures(train.images, train.labels, epochs=2)
-frechet = FrechetMetric(extractor)
-kernel = KernelMetric(extractor, subsets=1, subset_size=360)
-for images, real in ((train.images, True), (test.images, False)):
+digits = DigitsFeatures(train.images, train.labels, epochs=2)
+
+class Far:
+    dim = 64
+    def __call__(self, images):
+        return 1e4 + 0.01 * digits(images).double()
+
+def gather(extractor, images):
+    gatherer = FeatureGatherer(extractor, features=True)
     mine = torch.from_numpy(images[rank::world].copy())
-    frechet.update(mine, real=real)
-    kernel.update(mine[: 360 // world], real=real)
-print(repr(float(frechet.compute())), repr(float(kernel.compute().mean)))
+    for part in mine.split(100 + 50 * rank):
+        gatherer.update(part)
+    return gatherer.compute()
+
+for extractor in (digits, Far()):
+    both = [gather(extractor, images).statistics for images in (train.images, test.images)]
+    print(*[s.count for s in both], *[repr(float(x)) for x in both[0].covariance.diagonal()])
+    if extractor is digits:
+        moments = [m for s in both for m in (s.mean, s.covariance)]
+        print(repr(frechet_distance(*moments)))
+kept = [gather(digits, images[:360]).features for images in (train.images, test.images)]
+print(repr(kernel_inception_distance(*kept, subsets=1, subset_size=360).mean))
 """
 
 
@@ -300,7 +446,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
         return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
     running = [start(0, 1), start(0, 2), start(1, 2)]
-    answers = [process.communicate(timeout=120)[0].split() for process in running]
+    answers = [process.communicate(timeout=240)[0].split() for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     alone, *together = [[float(word) for word in answer] for answer in answers]
     for both in together:

@@ -18,6 +18,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/network.pt":
             self.send_error(404)
             return
+        self.server.asked += 1
         self.send_response(200)
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
@@ -33,7 +34,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(fetch, "INCEPTION_SHA256", hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.cut = len(CONTENT)
+        server.cut, server.asked = len(CONTENT), 0
         url = f"http://127.0.0.1:{server.server_port}/network.pt"
         monkeypatch.setattr(fetch, "INCEPTION_URL", url)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -42,15 +43,13 @@ def server(monkeypatch, tmp_path):
 
 
 def test_it_is_fetched_once_and_then_found(server, tmp_path):
-    seen = []
-    path = inception_file(lambda done, total: seen.append((done, total)))
+    path = inception_file()
     assert path == tmp_path / "cache" / "inception-2015-12-05.pt"
     assert path.read_bytes() == CONTENT
-    assert seen[-1] == (len(CONTENT), len(CONTENT))
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    seen.clear()
-    assert inception_file(lambda done, total: seen.append((done, total))) == path
-    assert seen == []
+    assert server.asked == 1
+    assert inception_file() == path
+    assert server.asked == 1
 
 
 def test_a_wrong_file_is_not_kept(server, monkeypatch, tmp_path):

@@ -41,10 +41,20 @@ def run(tmp_path_factory):
     """A run of two steps, whose samples are noise, but each its own."""
     folder = tmp_path_factory.mktemp("runs") / "two"
     options = ["network.options={base_channels: 8}", "training.batch_size=16"]
-    options += ["training.steps=2", "training.samples=4"]
+    options += ["training.steps=2", "training.samples=4", "training.checkpoint_every=1"]
     command = ["train", "digits-vp-nll-st", "--out", str(folder)]
     assert main([*command, *(word for option in options for word in ("--set", option))]) == 0
     return folder
+
+
+def test_any_checkpoint_can_be_opened_and_others_are_told(run):
+    first, last = open_run(run, checkpoint=1), open_run(run)
+    assert (first.step, last.step) == (1, 2)
+    pairs = zip(first.model.parameters(), last.model.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
+    assert open_run(run, checkpoint=2).step == 2
+    with pytest.raises(UserError, match="no checkpoint of step 3: write one of 1, 2"):
+        open_run(run, checkpoint=3)
 
 
 def read(path):

@@ -19,9 +19,8 @@ from softtrunc.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
 )
-from softtrunc.samplers.base import tweedie
 from softtrunc.samplers.grids import point_at, schedule, step_length
-from softtrunc.score import ScoreModel
+from softtrunc.score import ScoreModel, tweedie
 from softtrunc.sde import VESDE, VPSDE, ReciprocalVESDE
 
 # The same methods in fewer steps: nothing here depends on how well they converge.
@@ -103,7 +102,9 @@ def test_the_final_step_is_tweedies_formula(make, sde):
     clean = make(steps=10, t_end=sde.t_end).sample(model, (3, 4), **kwargs).x
     end = point_at(sde, sde.t_end)
     score = model.score(noisy, torch.tensor(sde.t_end).double())
-    torch.testing.assert_close(clean, tweedie(noisy, score, end), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        clean, tweedie(noisy, score, end.alpha, end.sigma), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_the_flow_denoises_at_its_end_too():
@@ -113,7 +114,7 @@ def test_the_flow_denoises_at_its_end_too():
     clean = ProbabilityFlow().sample(model, (3, 4), **kwargs)
     end = point_at(VPSDE(), 1e-3)
     score = model.score(noisy.x, torch.tensor(1e-3).double())
-    torch.testing.assert_close(clean.x, tweedie(noisy.x, score, end))
+    torch.testing.assert_close(clean.x, tweedie(noisy.x, score, end.alpha, end.sigma))
     assert clean.nfe == noisy.nfe + 1
 
 
@@ -142,7 +143,7 @@ def test_callback_states_of_the_flow_lie_on_the_flow():
         t = torch.tensor(p.t, dtype=torch.float64)
         exact = model.flow_map(x, torch.tensor(1.0).double(), t)
         torch.testing.assert_close(p.x, exact, rtol=1e-4, atol=1e-4)
-        denoised = tweedie(exact, model.score(exact, t), point_at(VPSDE(), p.t))
+        denoised = tweedie(exact, model.score(exact, t), *point_at(VPSDE(), p.t)[1:])
         torch.testing.assert_close(p.denoised, denoised, rtol=1e-3, atol=1e-3)
 
 
@@ -295,6 +296,10 @@ def test_options_out_of_range_are_refused(make, words):
         make()
 
 
+def test_no_upper_bound_of_the_churn_is_infinity():
+    assert Heun(churn_range=(1.0, None)) == Heun(churn_range=(1.0, math.inf))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("sampler", "shape", "options", "words"),
@@ -306,6 +311,7 @@ def test_options_out_of_range_are_refused(make, words):
         (DPMSolver(), (3, 2), {"dtype": torch.float16}, "float32"),
         (DPMSolver(t_end=1.0), (3, 2), {}, "t_end=1.0"),
         (ProbabilityFlow(t_end=0.0), (3, 2), {}, "t_end=0.0"),
+        (ProbabilityFlow(), (3, 2), {"constraint": lambda x, *_: x}, "cannot hold values in place"),
     ],
 )
 def test_calls_that_make_no_sense_are_refused(sampler, shape, options, words):

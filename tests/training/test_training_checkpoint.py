@@ -8,8 +8,8 @@ from training_small import SmallNetwork, small_data, small_objective, small_stat
 from softtrunc.training import (
     CheckpointError,
     TrainingConfig,
+    find_checkpoint,
     fit,
-    latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
     load_weights,
@@ -108,11 +108,11 @@ def test_old_ones_go_unfinished_ones_are_ignored(trained, tmp_path):
     names = [p.name for p in list_checkpoints(tmp_path)]
     assert names == ["step-00000002", "step-00000010"]
     (tmp_path / ".step-00000011.partial").mkdir()
-    assert latest_checkpoint(tmp_path).name == "step-00000010"
+    assert find_checkpoint(tmp_path).name == "step-00000010"
     remove_unfinished(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 def test_no_checkpoint_is_said(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint here"):
-        latest_checkpoint(tmp_path / "nowhere")
+        find_checkpoint(tmp_path / "nowhere")

@@ -7,17 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
+from softtrunc.cli.table import plain_table
+
 __all__ = ["card_table", "inspection_table", "preset_table"]
 
 # Rarer ones are summed up.
 _ROWS = 8
-
-
-def _table(columns: Sequence[str], numbers: Sequence[str] = ()) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left")
-    return table
 
 
 def _counted(pairs: Sequence[tuple[str, int]]) -> str:
@@ -57,7 +52,9 @@ def inspection_table(found: Any) -> Table:
 
 def card_table(cards: Mapping[str, Any]) -> Table:
     """Cards of prepared splits."""
-    table = _table(("data", "split", "images", "shape", "preprocessing", "SHA-256"), ("images",))
+    table = plain_table(
+        ("data", "split", "images", "shape", "preprocessing", "SHA-256"), ("images",)
+    )
     for split, card in cards.items():
         table.add_row(
             card.name,
@@ -72,10 +69,11 @@ def card_table(cards: Mapping[str, Any]) -> Table:
 
 def preset_table() -> Table:
     """The known protocols."""
-    from softtrunc.jobs.prepare import describe_preset, presets
+    from softtrunc.jobs.prepare import presets
 
-    table = _table(("preset", "train", "test", "preprocessing", "data set"), ("train", "test"))
-    for preset in presets():
+    columns = ("preset", "train", "test", "preprocessing", "data set")
+    table = plain_table(columns, numbers=["train", "test"])
+    for preset, fit in presets():
         test = "none" if preset.test is None else f"{preset.test:,}"
-        table.add_row(preset.name, f"{preset.train:,}", test, describe_preset(preset), preset.title)
+        table.add_row(preset.name, f"{preset.train:,}", test, fit, preset.title)
     return table

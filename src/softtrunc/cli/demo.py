@@ -34,5 +34,5 @@ def demo(
     if outcome is None:
         progress.say(f"stopped; the same command goes on from the checkpoints in {out}")
         return
-    stdout().print(comparison_table(outcome.runs))
+    stdout().print(comparison_table(outcome))
     typer.echo(f"report: {outcome.page}")

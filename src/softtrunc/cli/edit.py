@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from softtrunc.cli.options import (
+    Data,
+    Overrides,
+    Precision,
+    RunFolder,
+    Sampler,
+    Steps,
+    Weights,
+    as_overrides,
+)
 
 if TYPE_CHECKING:
     from softtrunc.jobs.edit import Editor
@@ -17,22 +28,10 @@ edit = typer.Typer(
     help="Edit images with a trained run: encode, interpolate, inpaint, colorize.",
 )
 
-RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
 Images = Annotated[
     list[Path] | None, typer.Argument(help="Image files; held-out images of the run's data if none")
 ]
 Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many held-out images.")]
-Data = Annotated[
-    str | None, typer.Option(help="The data, where they are not where training read them.")
-]
-Sampler = Annotated[str | None, typer.Option(help="Instead of the recipe's own: pc, heun, ...")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the sampler.")]
-Precision = Annotated[str | None, typer.Option(help="Of the network: fp32, bf16 or fp16.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set sampling.order=3"),
-]
-WeightsName = Annotated[str, typer.Option("--weights", help="ema or raw.")]
 Variants = Annotated[int, typer.Option(min=1, help="Results for each image.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the first result.")]
 
@@ -44,18 +43,19 @@ def _open(
     steps: int | None,
     precision: str | None,
     overrides: list[str] | None,
-    weights: str,
+    weights: Literal["ema", "raw"],
 ) -> Editor:
     from softtrunc.cli.console import ConsoleProgress
-    from softtrunc.cli.options import data_override, sampling_overrides, weights_of
     from softtrunc.jobs.edit import Editor
 
-    changes = sampling_overrides(sampler, steps, precision, overrides)
-    if data is not None:
-        changes.insert(0, data_override(data))
-    return Editor.open(
-        run, weights=weights_of(weights), overrides=changes, progress=ConsoleProgress()
-    )
+    named = {
+        "data.source": data,
+        "sampling.sampler": sampler,
+        "sampling.steps": steps,
+        "sampling.precision": precision,
+    }
+    changes = as_overrides(named, overrides)
+    return Editor.open(run, weights=weights, overrides=changes, progress=ConsoleProgress())
 
 
 @edit.command()
@@ -69,7 +69,7 @@ def encode(
     data: Data = None,
     precision: Precision = None,
     overrides: Overrides = None,
-    weights: WeightsName = "ema",
+    weights: Weights = "ema",
 ) -> None:
     """Carry images to their latents and back along the probability flow; tell the error."""
     from softtrunc.cli.console import stdout
@@ -96,7 +96,7 @@ def interpolate(
     steps: Steps = None,
     precision: Precision = None,
     overrides: Overrides = None,
-    weights: WeightsName = "ema",
+    weights: Weights = "ema",
 ) -> None:
     """Show the way between images, or between the samples of seeds."""
     editor = _open(run, None, sampler, steps, precision, overrides, weights)
@@ -124,7 +124,7 @@ def inpaint(
     steps: Steps = None,
     precision: Precision = None,
     overrides: Overrides = None,
-    weights: WeightsName = "ema",
+    weights: Weights = "ema",
     seed: Seed = 0,
 ) -> None:
     """Fill in part of images with the unconditional model."""
@@ -147,7 +147,7 @@ def colorize(
     steps: Steps = None,
     precision: Precision = None,
     overrides: Overrides = None,
-    weights: WeightsName = "ema",
+    weights: Weights = "ema",
     seed: Seed = 0,
 ) -> None:
     """Find colours for grey images with the unconditional model."""

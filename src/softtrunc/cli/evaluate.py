@@ -2,86 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
+
+from softtrunc.cli.options import Data, Overrides, Weights, as_overrides, figures_of
+
+if TYPE_CHECKING:
+    from softtrunc.records import Figure
 
 __all__ = ["evaluate"]
 
+Run = Annotated[Path | None, Argument(help="A run folder.")]
+Bpd = Annotated[bool, Option("--bpd", help="Bits per dimension.")]
+Fid = Annotated[bool, Option("--fid", help="Frechet distance of samples.")]
+InceptionScore = Annotated[bool, Option("--is", help="Inception score of samples, in 10 splits.")]
+Kid = Annotated[bool, Option("--kid", help="Kernel distance of samples.")]
+Prdc = Annotated[
+    bool, Option("--prdc", "--precision-recall", help="Precision and recall of samples.")
+]
+Features = Annotated[
+    str | None, Option(metavar="PATH", help="TorchScript extractor in place of the recipe's.")
+]
+Mode = Annotated[
+    str | None, Option(help="How images come to the extractor's size: legacy or clean.")
+]
+Samples = Annotated[
+    str | None,
+    Option(metavar="PATH", help="Instead of a run: anybody's images, against --data."),
+]
+Out = Annotated[
+    Path | None, Option(help="With --samples: the JSON file; beside the samples unless given.")
+]
+Split = Annotated[
+    str | None,
+    Option(help="train or test; else bits/dim of held-out images, samples against training ones."),
+]
+Limit = Annotated[int | None, Option(min=1, help="Only so many images for bits/dim.")]
+Passes = Annotated[int | None, Option(min=1, help="Passes over the images, each with fresh noise.")]
+Dequantization = Annotated[
+    str | None,
+    Option(
+        help="Which bits/dim: uniform (with and without residual, NELBO), none (probability of the "
+        "levels, lossless) or learned (a dequantizer trained on the spot)."
+    ),
+]
+Eps = Annotated[
+    str | None, Option(metavar="TIME,TIME", help="Bits/dim at each of these smallest times.")
+]
+Probes = Annotated[int | None, Option(min=1, help="Hutchinson probes of the divergence.")]
+PerImage = Annotated[
+    Path | None, Option(metavar="FILE", help="Every image's bits/dim, to FILE.csv or FILE.parquet.")
+]
+Count = Annotated[int | None, Option("-n", "--n", "--count", min=2, help="How many samples.")]
+
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A run folder.")] = None,
-    bpd: Annotated[bool, typer.Option("--bpd", help="Bits per dimension.")] = False,
-    fid: Annotated[bool, typer.Option("--fid", help="Frechet distance of samples.")] = False,
-    inception: Annotated[
-        bool, typer.Option("--is", help="Inception score of samples, in 10 splits.")
-    ] = False,
-    kid: Annotated[bool, typer.Option("--kid", help="Kernel distance of samples.")] = False,
-    prdc: Annotated[
-        bool, typer.Option("--prdc", "--precision-recall", help="Precision and recall of samples.")
-    ] = False,
-    features: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="TorchScript extractor; the standard Inception network unless recipe or this say.",
-        ),
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(help="How images come to the extractor's size: legacy or clean."),
-    ] = None,
-    samples: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Instead of a run: images that anybody made, in a folder, archive or array, "
-            "against --data.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="With --samples: the JSON file; beside the samples unless given."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="The images, where they are not where training read them.")
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="train or test. Unless given: bits/dim of held-out images, samples against "
-            "training images."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many images for bits/dim.")
-    ] = None,
-    passes: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the images, each with fresh noise.")
-    ] = None,
-    dequantization: Annotated[
-        str | None,
-        typer.Option(
-            help="Which bits/dim: uniform (with and without residual, NELBO), none (probability "
-            "of the levels, lossless) or learned (a dequantizer trained on the spot)."
-        ),
-    ] = None,
-    probes: Annotated[
-        int | None, typer.Option(min=1, help="Hutchinson probes of the divergence.")
-    ] = None,
-    per_image: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Every image's bits/dim, to FILE.csv or FILE.parquet."),
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option("-n", "--n", "--count", min=2, help="How many samples.")
-    ] = None,
-    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set evaluation.eps=1e-4"),
-    ] = None,
+    run: Run = None,
+    bpd: Bpd = False,
+    fid: Fid = False,
+    inception: InceptionScore = False,
+    kid: Kid = False,
+    prdc: Prdc = False,
+    features: Features = None,
+    mode: Mode = None,
+    samples: Samples = None,
+    out: Out = None,
+    data: Data = None,
+    split: Split = None,
+    limit: Limit = None,
+    passes: Passes = None,
+    dequantization: Dequantization = None,
+    eps: Eps = None,
+    probes: Probes = None,
+    per_image: PerImage = None,
+    count: Count = None,
+    weights: Weights = "ema",
+    overrides: Overrides = None,
 ) -> None:
     """Measure a run: bits/dim on held-out images, distances and scores of samples.
 
@@ -92,73 +91,74 @@ def evaluate(
     softtrunc evaluate ...` shares the work.
     """
     from softtrunc.cli.console import ConsoleProgress
-    from softtrunc.cli.options import data_override, figures_override, quoted, weights_of
-
-    named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc}
-    figures = [name for name, wanted in named.items() if wanted]
-    if samples is not None:
-        _evaluate_files(run, samples, data, figures, split, count, features, mode, out, bpd)
-        return
     from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.measure import measure
 
+    named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc}
+    figures = [name for name, wanted in named.items() if wanted]
+    bpd = bpd or per_image is not None or dequantization is not None or eps is not None
+    if samples is not None:
+        if run is not None or bpd:
+            what = f"a run ({run})" if run is not None else "bits/dim"
+            raise UserError(
+                f"--samples and {what}: images alone have no model: leave one of them out"
+            )
+        _evaluate_files(samples, data, figures, split, count, features, mode, out)
+        return
     if run is None:
         raise UserError("evaluate: name a run folder, or --samples PATH --data PATH")
     if out is not None:
         raise UserError("--out belongs to --samples: a run's figures go to its evaluation.json")
-    changes = list(overrides or [])
-    if passes is not None:
-        changes.insert(0, f"evaluation.passes={passes}")
-    if probes is not None:
-        changes.insert(0, f"evaluation.probes={probes}")
-    if dequantization is not None:
-        changes.insert(0, figures_override(dequantization))
-    if count is not None:
-        changes.insert(0, f"evaluation.samples={count}")
-    if mode is not None:
-        changes.insert(0, f"evaluation.resize={mode}")
-    if features is not None:
-        changes.insert(0, f"evaluation.features={quoted(features)}")
-    if data is not None:
-        changes.insert(0, data_override(data))
-    bpd = bpd or per_image is not None or dequantization is not None
-    evaluation = measure(
+    keys = {
+        "data.source": data,
+        "evaluation.features": features,
+        "evaluation.resize": mode,
+        "evaluation.samples": count,
+        "evaluation.probes": probes,
+        "evaluation.passes": passes,
+        "evaluation.figures": figures_of(dequantization),
+    }
+    found = measure(
         run,
         density=bpd or not figures,
         samples=figures if figures or bpd else None,
         split=split,
         limit=limit,
-        weights=weights_of(weights),
-        overrides=changes,
+        eps=_times(eps),
+        weights=weights,
+        overrides=as_overrides(keys, overrides),
         per_image=per_image,
         progress=ConsoleProgress(),
     )
-    kind = f"{evaluation['weights']} weights"
-    _print(f"{evaluation['run']}: step {evaluation['step']}, {kind}", evaluation["figures"])
+    _print(f"{found.run}: step {found.step}, {found.weights} weights", found.figures)
+
+
+def _times(text: str | None) -> list[float]:
+    from softtrunc.feedback.errors import UserError
+
+    try:
+        return list(dict.fromkeys(float(part) for part in text.split(","))) if text else []
+    except ValueError:
+        raise UserError(f"--eps {text}: write times with commas, e.g. 1e-5,1e-4") from None
 
 
 def _evaluate_files(
-    run: Path | None,
     samples: str,
     data: str | None,
-    figures: list[str],
+    figures: Sequence[str],
     split: str | None,
     count: int | None,
     features: str | None,
     mode: str | None,
     out: Path | None,
-    bpd: bool,
 ) -> None:
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.measure_files import measure_files
 
-    if run is not None or bpd:
-        what = f"a run ({run})" if run is not None else "--bpd"
-        raise UserError(f"--samples and {what}: images alone have no model: leave one of them out")
     if data is None:
         raise UserError("--samples: add --data PATH, the images to compare with")
-    evaluation = measure_files(
+    found = measure_files(
         samples,
         data,
         figures=figures or ["fid"],
@@ -169,10 +169,10 @@ def _evaluate_files(
         out=out,
         progress=ConsoleProgress(),
     )
-    _print(f"{samples}: {evaluation['n']:,} images", evaluation["figures"])
+    _print(f"{samples}: {found.n:,} images", found.figures)
 
 
-def _print(title: str, figures: list[dict[str, Any]]) -> None:
+def _print(title: str, figures: Sequence[Figure]) -> None:
     from softtrunc.cli.console import stdout
     from softtrunc.cli.table import figure_table
 

@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
+from softtrunc.cli.options import RunFolder, Weights
+
 __all__ = ["export"]
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunFolder,
     out: Annotated[
         Path | None, typer.Option(help="The folder to write; RUN/export unless given.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    weights: Weights = "ema",
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hub.")
     ] = None,
@@ -28,10 +30,9 @@ def export(
     The folder holds safetensors and JSON, a model card with recipe, data and measured figures, and
     settings for the schedulers of diffusers.
     """
-    from softtrunc.cli.options import weights_of
     from softtrunc.jobs.export import export_run, push_export
 
-    folder = export_run(run, out or run / "export", weights=weights_of(weights))
+    folder = export_run(run, out or run / "export", weights=weights)
     typer.echo(str(folder))
     if push is not None:
         typer.echo(push_export(folder, push, private=private or None))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from softtrunc.cli.options import Data, Overrides, Weights, as_overrides
+
 __all__ = ["import_"]
 
 
@@ -21,10 +23,8 @@ def import_(
     config: Annotated[
         Path | None, typer.Option(help="Or its public configuration, saved as JSON.")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="The images it was trained on, where they are at hand.")
-    ] = None,
-    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    data: Data = None,
+    weights: Weights = "ema",
     conditioning: Annotated[
         str | None,
         typer.Option(
@@ -32,31 +32,24 @@ def import_(
             "unbounded_sigma, or auto for the one that denoises better."
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set data.channels=1"),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Turn a public checkpoint into a run folder.
 
     The result can be sampled and measured like any run; evaluate needs --data unless the images
-    were named here.
+    that it was trained on were named here.
     """
     from softtrunc.cli.console import ConsoleProgress
-    from softtrunc.cli.options import data_override, weights_of
     from softtrunc.jobs.import_checkpoint import import_checkpoint
 
-    changes = list(overrides or [])
-    if data is not None:
-        changes.insert(0, data_override(data))
     done = import_checkpoint(
         checkpoint,
         out,
         recipe=recipe,
         config=config,
-        weights=weights_of(weights),
+        weights=weights,
         conditioning=conditioning,
-        overrides=changes,
+        overrides=as_overrides({"data.source": data}, overrides),
     )
     progress = ConsoleProgress()
     for name, error in done.errors.items():

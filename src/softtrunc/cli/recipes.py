@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from softtrunc.cli.options import Overrides
 
 if TYPE_CHECKING:
     from softtrunc.recipes import Recipe
@@ -26,7 +28,7 @@ def _weighting(recipe: Recipe) -> str:
 
 def _prior(recipe: Recipe) -> str:
     law = recipe.truncation
-    words = "hard" if law.hard else f"k = {law.k:g}"
+    words = law.words
     if law.eps != 1e-5:
         words += f", eps {law.eps:.0e}"
     return words if law.hard or law.tau_max == 1.0 else f"{words}, tau < {law.tau_max:.3g}"
@@ -56,17 +58,13 @@ def _paper(recipe: Recipe) -> str:
 @recipes.command("list")
 def show_list() -> None:
     """List the recipes: data, network, SDE, weighting, prior of tau, the paper's figures."""
-    from rich.table import Table
-
     from softtrunc.cli.console import stdout
+    from softtrunc.cli.table import plain_table
     from softtrunc.jobs.plan import parameters_of
     from softtrunc.recipes import load_recipe, recipe_names
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
     columns = ("recipe", "data", "network", "parameters", "SDE", "weight", "prior", "paper")
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if column == "parameters" else "left"
-        table.add_column(column, no_wrap=column in ("recipe", "network"), justify=justify)
+    table = plain_table(columns, numbers=["parameters"], whole=["recipe", "network"])
     for name in recipe_names():
         recipe = load_recipe(name)
         count = parameters_of(recipe)
@@ -86,9 +84,7 @@ def show_list() -> None:
 @recipes.command("show")
 def show_one(
     name: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Print a recipe with every default written out."""
     from softtrunc.recipes import dump_recipe, load_recipe

@@ -7,11 +7,21 @@ from typing import Annotated
 
 import typer
 
+from softtrunc.cli.options import (
+    Overrides,
+    Precision,
+    RunFolder,
+    Sampler,
+    Steps,
+    Weights,
+    as_overrides,
+)
+
 __all__ = ["sample"]
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunFolder,
     count: Annotated[
         int | None,
         typer.Option("-n", "--count", min=1, help="How many images: 64, of a trajectory 8."),
@@ -26,19 +36,11 @@ def sample(
         Path | None,
         typer.Option(help="Show how images come about instead: a .gif, or a .png with a row each."),
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(help="pc, euler_maruyama, ancestral, ode, heun or dpm_solver."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampler.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of the network: fp32, bf16 or fp16.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set sampling.order=3"),
-    ] = None,
-    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    sampler: Sampler = None,
+    steps: Steps = None,
+    precision: Precision = None,
+    overrides: Overrides = None,
+    weights: Weights = "ema",
     seed: Annotated[int, typer.Option(min=0, help="Image i is drawn from seed + i.")] = 0,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time, in each process.")
@@ -51,36 +53,39 @@ def sample(
     share it. Beside the images a .json of the same name says what they are.
     """
     from softtrunc.cli.console import ConsoleProgress
-    from softtrunc.cli.options import sampling_overrides, weights_of
     from softtrunc.jobs.trajectory import draw_trajectory
     from softtrunc.runs.draw import draw_to
 
-    changes = sampling_overrides(sampler, steps, precision, overrides)
-    progress = ConsoleProgress()
+    named = {
+        "sampling.sampler": sampler,
+        "sampling.steps": steps,
+        "sampling.precision": precision,
+    }
+    changes, progress = as_overrides(named, overrides), ConsoleProgress()
     if trajectory is not None:
+        count = count or 8
         draw_trajectory(
             run,
             trajectory,
-            8 if count is None else count,
+            count,
             overrides=changes,
-            weights=weights_of(weights),
+            weights=weights,
             seed=seed,
             progress=progress,
         )
-        progress.say(f"how {8 if count is None else count} images come about: {trajectory}")
+        progress.say(f"how {count} images come about: {trajectory}")
         return
-    count = 64 if count is None else count
     outcome = draw_to(
         run,
-        count,
+        count or 64,
         out,
         overrides=changes,
-        weights=weights_of(weights),
+        weights=weights,
         seed=seed,
         batch_size=batch_size,
         progress=progress,
     )
     if outcome.interrupted:
-        progress.say(f"stopped at {outcome.done} of {count} images; the same command goes on")
+        progress.say(f"stopped at {outcome.done} of {count or 64} images; the same command goes on")
         raise typer.Exit(130)
-    progress.say(f"{count} images in {outcome.out}")
+    progress.say(f"{outcome.done} images in {outcome.out}")

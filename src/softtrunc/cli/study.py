@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from softtrunc.cli.options import Data, Overrides, as_overrides
+
 __all__ = ["study"]
 
 
@@ -31,17 +33,12 @@ def study(
             "the last --vary.",
         ),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="The images: a folder, archive or prepared data set.")
-    ] = None,
+    data: Data = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the study; runs/study-RECIPE unless given.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of every run.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of all runs."),
-    ] = None,
+    overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print which runs there would be; do nothing.")
     ] = False,
@@ -49,24 +46,19 @@ def study(
     """Train, measure and compare every combination of settings, over several seeds.
 
     Runs go side by side, one a core (or one a graphics card). Killed or stopped by Ctrl-C, the
-    same command does the rest; more values or seeds add to what is there.
+    same command does the rest; more values or seeds add to what is there. Settings that differ in
+    sampling and evaluation alone are measured on the same trained runs.
     """
     from softtrunc.cli.console import ConsoleProgress, stdout
-    from softtrunc.cli.options import data_override
     from softtrunc.cli.table import study_tables
     from softtrunc.feedback.errors import RunFailedError
     from softtrunc.jobs.study import plan_study, run_study
 
-    changes = list(overrides or [])
-    if data is not None:
-        changes.append(data_override(data))
-    if steps is not None:
-        changes.append(f"training.steps={steps}")
+    changes = as_overrides({"data.source": data, "training.steps": steps}, overrides)
     cells = plan_study(recipes, vary or [], seeds=seeds, baseline=baseline, overrides=changes)
     if dry_run:
-        for cell in cells:
-            for seed in cell.recipes:
-                typer.echo(cell.folder(seed))
+        folders = dict.fromkeys(cell.folder(seed) for cell in cells for seed in cell.recipes)
+        typer.echo("\n".join(folders))
         return
     first = next(iter(cells[0].recipes.values()))
     progress = ConsoleProgress()

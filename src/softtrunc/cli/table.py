@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from softtrunc.jobs.demo import DemoOutcome
     from softtrunc.jobs.edit import RoundTrip
     from softtrunc.jobs.study import StudyOutcome
+    from softtrunc.records import Figure
 
-__all__ = ["comparison_table", "figure_table", "round_trip_table", "study_tables"]
+__all__ = ["comparison_table", "figure_table", "plain_table", "round_trip_table", "study_tables"]
 
 
-def comparison_table(runs: Sequence[Path]) -> Table:
+def plain_table(
+    columns: Sequence[str],
+    numbers: Sequence[str] = (),
+    whole: Sequence[str] = (),
+    title: str | None = None,
+) -> Table:
+    """A table without lines; columns of `numbers` stand to the right, `whole` ones never wrap."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in numbers else "left"
+        table.add_column(column, justify=justify, no_wrap=column in whole)
+    return table
+
+
+def comparison_table(demo: DemoOutcome) -> Table:
     """The report's summary table on its side: one run a column, the best value of a row in bold."""
-    from softtrunc.jobs.compare import compare
-
-    summary = compare(runs)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for row in summary.rows:
-        table.add_column(row[0].text, justify="right", no_wrap=True)
+    summary = demo.table
+    runs = [row[0].text for row in summary.rows]
+    table = plain_table(["", *runs], numbers=runs, whole=["", *runs])
     for number, column in enumerate(summary.columns[1:], start=1):
         title = f"{column.title}, {column.unit}" if column.unit else column.title
         cells = (row[number] for row in summary.rows)
@@ -32,38 +43,31 @@ def comparison_table(runs: Sequence[Path]) -> Table:
     return table
 
 
-def figure_table(title: str, figures: Sequence[Mapping[str, Any]]) -> Table:
-    """The figures of one `evaluation.json`, one a row."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-    )
-    table.add_column("figure")
-    for column in ("value", "± SE", "n", "evaluations (mean / max)", "seconds"):
-        table.add_column(column, justify="right")
-    for figure in figures:
-        error, nfe = figure["standard_error"], figure["nfe"]
-        protocol = figure["protocol"]
+def figure_table(title: str, figures: Sequence[Figure]) -> Table:
+    """The figures of one evaluation, one a row; with their eps where several were measured."""
+    eps = [figure.protocol.get("eps") for figure in figures]
+    several = len({value for value in eps if value is not None}) > 1
+    columns = ["value", "± SE", "n", "evaluations (mean / max)", "seconds"]
+    columns = ["eps", *columns] if several else columns
+    table = plain_table(["figure", *columns], numbers=columns, title=title)
+    for figure, time in zip(figures, eps, strict=True):
+        error, nfe, protocol = figure.standard_error, figure.nfe, figure.protocol
         table.add_row(
-            f"{figure['name']}{', ' + figure['unit'] if figure['unit'] else ''}",
-            f"{figure['value']:.4f}" if abs(figure["value"]) >= 0.01 else f"{figure['value']:.3g}",
+            f"{figure.name}{', ' + figure.unit if figure.unit else ''}",
+            *(("" if time is None else f"{time:g}",) if several else ()),
+            f"{figure.value:.4f}" if abs(figure.value) >= 0.01 else f"{figure.value:.3g}",
             "" if error is None else f"{error:.4f}",
             str(protocol.get("n", protocol.get("samples", ""))),
             "" if nfe is None else f"{nfe['mean']:.1f} / {nfe['max']:.0f}",
-            f"{figure['seconds']:.1f}",
+            "" if figure.seconds is None else f"{figure.seconds:.1f}",
         )
     return table
 
 
 def round_trip_table(trips: Sequence[RoundTrip]) -> Table:
     """What became of images on their way to the latent and back; differences in 256 levels."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("image")
-    for column in ("RMS error", "largest", "every pixel the same", "latent / expected norm"):
-        table.add_column(column, justify="right")
+    columns = ("RMS error", "largest", "every pixel the same", "latent / expected norm")
+    table = plain_table(("image", *columns), numbers=columns)
     for trip in trips:
         same = "yes" if trip.exact else "no"
         row = (f"{trip.rms:.2g}", f"{trip.worst:.2g}", same, f"{trip.radius:.3f}")
@@ -82,12 +86,9 @@ def study_tables(outcome: StudyOutcome) -> list[Table]:
     for title, rows in parts.items():
         if len(rows) < 2:
             continue
-        table = Table(
-            title=title, title_justify="left", box=None, header_style="bold", pad_edge=False
-        )
-        for cell in rows[0]:
-            words = cell.text in ("setting", "against", "figure")
-            table.add_column(cell.text, no_wrap=words, justify="left" if words else "right")
+        heads = [cell.text for cell in rows[0]]
+        words = ("setting", "against", "figure")
+        table = plain_table(heads, [head for head in heads if head not in words], words, title)
         for row in rows[1:]:
             table.add_row(
                 *(f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row)

@@ -7,21 +7,18 @@ from typing import Annotated
 
 import typer
 
+from softtrunc.cli.options import Data, Overrides, as_overrides
+
 __all__ = ["train"]
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
-    data: Annotated[
-        str | None, typer.Option(help="The images: a folder, archive or prepared data set.")
-    ] = None,
+    data: Data = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/RECIPE unless given.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set truncation.k=0.9"),
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
     ] = False,
@@ -38,12 +35,9 @@ def train(
 
     Ctrl-C or SIGTERM saves a checkpoint and stops; --resume goes on, bit for bit.
     """
-    from softtrunc.cli.options import data_override
     from softtrunc.recipes import load_recipe
 
-    if data is not None:
-        overrides = [*(overrides or []), data_override(data)]
-    resolved = load_recipe(recipe, overrides or [])
+    resolved = load_recipe(recipe, as_overrides({"data.source": data}, overrides))
     out = out or Path("runs") / resolved.name
     if dry_run:
         from softtrunc.jobs.plan import describe

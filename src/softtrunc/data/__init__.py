@@ -1,16 +1,16 @@
 """Data: uint8 images with a card that says what they are, and their way to a model's range."""
 
 from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
-from softtrunc.data.formats.arrays import load_array
 from softtrunc.data.formats.digits import load_digits_split
-from softtrunc.data.formats.idx import load_idx, read_idx
+from softtrunc.data.formats.idx import read_idx
 from softtrunc.data.images.fit import describe_fit
 from softtrunc.data.images.pixels import stretch_levels, to_model_range, to_uint8
 from softtrunc.data.inspection import Inspection, SigmaMax, inspect
-from softtrunc.data.load import CountError, load_archive, load_folder
-from softtrunc.data.open import open_dataset, prepare
+from softtrunc.data.open import open_dataset
+from softtrunc.data.preparing.prepare import prepare
 from softtrunc.data.preparing.prepared import open_prepared
 from softtrunc.data.presets import PRESETS, Preset, find_preset
+from softtrunc.data.protocol import CountError
 
 __all__ = [
     "PRESETS",
@@ -24,11 +24,7 @@ __all__ = [
     "describe_fit",
     "find_preset",
     "inspect",
-    "load_archive",
-    "load_array",
     "load_digits_split",
-    "load_folder",
-    "load_idx",
     "open_dataset",
     "open_prepared",
     "prepare",

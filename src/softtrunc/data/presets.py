@@ -6,10 +6,10 @@ name.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from softtrunc.data.images.fit import Fit
+from softtrunc.feedback.errors import nearest
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
 
@@ -139,6 +139,4 @@ def find_preset(name: str) -> Preset:
     """
     if name in PRESETS:
         return PRESETS[name]
-    close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.5)
-    advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(PRESETS)}"
-    raise ValueError(f"preset {name!r} is unknown: {advice}")
+    raise ValueError(f"preset {name!r} is unknown: {nearest(name, PRESETS)}")

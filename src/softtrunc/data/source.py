@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,11 +18,20 @@ __all__ = [
     "Encoded",
     "ImageFiles",
     "JoinedFiles",
+    "Kind",
     "NoSplitError",
     "Part",
     "Source",
     "joined",
+    "plain_name",
+    "rows_by_file",
 ]
+
+Kind = Literal[
+    "digits", "prepared", "idx", "array", "archive", "folder", "cifar10", "cifar100", "imagenet",
+    "stl10", "celeba", "lmdb", "parquet", "hub",
+]  # fmt: skip
+"""How a data set is stored."""
 
 
 class NoSplitError(FileNotFoundError, ValueError):
@@ -39,24 +49,30 @@ class Encoded(NamedTuple):
     reason: str = ""
 
 
-@runtime_checkable
-class ImageFiles(Protocol):
-    """Named images."""
+class ImageFiles(ABC):
+    """Named images.
 
-    @property
-    def location(self) -> Path | str:
-        """The folder, archive or file."""
+    - `location`: the folder, archive or file.
+    - `names`: POSIX names relative to the location.
+    - `labels`: integers, one per name; None: there are none.
+    - `skipped`: what looked like an image but is none.
+    """
 
-    @property
-    def names(self) -> Sequence[str]:
-        """POSIX names relative to the location."""
+    location: Path | str
+    names: Sequence[str]
+    labels: np.ndarray | None = None
+    skipped: Sequence[Skipped] = ()
 
-    @property
-    def skipped(self) -> Sequence[Skipped]:
-        """What looked like an image but is none."""
-
+    @abstractmethod
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """The images with these names, each once, in whatever order reading them is cheapest."""
+
+    def part(self, names: Sequence[str] | None = None) -> Part:
+        """Those with these names as one split, with their labels; None: all."""
+        if names is None or self.labels is None:
+            return Part(self, self.names if names is None else names, self.labels)
+        row_of = {name: row for row, name in enumerate(self.names)}
+        return Part(self, names, self.labels[[row_of[name] for name in names]])
 
 
 @dataclass(frozen=True)
@@ -65,11 +81,23 @@ class Part:
 
     - `files`, `names`: its images, in their order.
     - `labels`: integers, one per name; None: there are none.
+    - `data`: the split itself, where nothing is left to do.
+
+    Raises:
+        ValueError: if there are not as many labels as images.
     """
 
     files: ImageFiles
     names: Sequence[str]
     labels: np.ndarray | None = None
+    data: ImageDataset | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and self.labels.shape != (len(self.names),):
+            raise ValueError(
+                f"{self.files.location}: {len(self.names)} images but labels of shape "
+                f"{self.labels.shape}"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,15 +105,16 @@ class Source:
     """A data set that was found but not read.
 
     - `name`: of the data set. `kind`: how it is stored. `location`: where.
-    - `parts`: opens a split by name: "train", "test", and by any other name what is neither.
+    - `splits`: "train", "test", and by any other name what is neither. `open_split`: opens one.
     - `levels`: number of grey levels.
     - `advice`: what may be done about a split that is missing; "SPLIT" in it stands for its name.
     """
 
     name: str
-    kind: str
+    kind: Kind
     location: str
-    parts: Mapping[str, Callable[[], Part]]
+    splits: Collection[str]
+    open_split: Callable[[str], Part]
     levels: int = 256
     advice: str = ""
 
@@ -95,45 +124,52 @@ class Source:
         Raises:
             NoSplitError: if there is none of that name.
         """
-        if split not in self.parts:
+        if split not in self.splits:
             why = self.advice.replace("SPLIT", split)
-            why = why or f"no {split} split, only {', '.join(self.parts)}"
+            why = why or f"no {split} split, only {', '.join(self.splits)}"
             raise NoSplitError(f"{self.location}: {why}")
-        return self.parts[split]()
+        return self.open_split(split)
 
 
-class ArrayImages:
+class ArrayImages(ImageFiles):
     """Images of one array, in memory or memory-mapped, named by their row."""
 
-    def __init__(self, location: Path | str, images: UInt8[np.ndarray, "n c h w"]) -> None:
+    def __init__(
+        self,
+        location: Path | str,
+        images: UInt8[np.ndarray, "n c h w"],
+        labels: np.ndarray | None = None,
+    ) -> None:
         self.location = location
         self.images = images
-        self.names: Sequence[str] = [str(row) for row in range(len(images))]
-        self.skipped: Sequence[Skipped] = ()
+        self.labels = labels
+        self.names = [str(row) for row in range(len(images))]
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Pixels, in the order of the rows."""
         for row in sorted(int(name) for name in names):
             yield Encoded(str(row), self.images[row].transpose(1, 2, 0))
 
+    def pick(self, names: Sequence[str]) -> UInt8[np.ndarray, "n c h w"]:
+        """The images with these names, in this order; all of them without a copy."""
+        return self.images if names == self.names else self.images[[int(name) for name in names]]
+
     @classmethod
-    def part(cls, data: ImageDataset, location: str) -> Part:
-        """A data set as a split of a source."""
-        images = cls(location, data.images)
+    def finished(cls, data: ImageDataset, location: str) -> Part:
+        """A split that is as it is to be."""
+        images = cls(location, data.images, data.labels)
         images.skipped = data.skipped
-        return Part(images, images.names, data.labels)
+        return Part(images, images.names, data.labels, data)
 
 
-class JoinedFiles:
+class JoinedFiles(ImageFiles):
     """Several collections as one; each one's names get its key in front, as a folder."""
 
     def __init__(self, location: Path | str, files: Mapping[str, ImageFiles]) -> None:
         self.location = location
         self._files = files
-        self.names: Sequence[str] = [
-            f"{k}/{name}" for k, part in files.items() for name in part.names
-        ]
-        self.skipped: Sequence[Skipped] = [
+        self.names = [f"{key}/{name}" for key, part in files.items() for name in part.names]
+        self.skipped = [
             Skipped(f"{key}/{s.name}", s.reason)
             for key, part in files.items()
             for s in part.skipped
@@ -152,10 +188,25 @@ class JoinedFiles:
 
 def joined(source: Source) -> Part:
     """All images of a source as one split: for data sets that hold nothing out."""
-    parts = {split: source.part(split) for split in source.parts}
+    parts = {split: source.part(split) for split in source.splits}
     first = next(iter(parts.values()))
     if all(part.files is first.files for part in parts.values()):
-        return Part(first.files, sorted({name for part in parts.values() for name in part.names}))
+        order = {name: row for row, name in enumerate(first.files.names)}
+        names = {name for part in parts.values() for name in part.names}
+        return Part(first.files, sorted(names, key=lambda n: (order.get(n, len(order)), n)))
     files = JoinedFiles(source.location, {split: part.files for split, part in parts.items()})
-    names = [f"{split}/{name}" for split, part in parts.items() for name in part.names]
-    return Part(files, names)
+    return Part(files, [f"{split}/{name}" for split, part in parts.items() for name in part.names])
+
+
+def plain_name(location: Path | str) -> str:
+    """What a folder or file is called, without its endings."""
+    return Path(location).resolve().name.split(".")[0]
+
+
+def rows_by_file(names: Iterable[str]) -> dict[str, list[int]]:
+    """Of names FILE/ROW, the rows by file, sorted."""
+    rows: dict[str, list[int]] = {}
+    for name in names:
+        file, _, row = name.rpartition("/")
+        rows.setdefault(file, []).append(int(row))
+    return {file: sorted(numbers) for file, numbers in rows.items()}

@@ -6,10 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Int64
-
-__all__ = ["HELD_OUT", "check_split", "choose_names", "choose_rows", "split_of_folder"]
+__all__ = ["HELD_OUT", "check_split", "choose_names", "split_of_folder"]
 
 # The share that is held out where the data do not come split.
 HELD_OUT = 0.1
@@ -70,10 +67,3 @@ def choose_names(names: Sequence[str], split: str, held_out: float = HELD_OUT) -
             return [n for n, f in zip(names, folders, strict=True) if f in test_folders]
         return train or [n for n, f in zip(names, folders, strict=True) if f not in _FOLDERS]
     return [n for n in train or names if _is_held_out(n, held_out) == (split == "test")]
-
-
-def choose_rows(count: int, split: str, held_out: float = HELD_OUT) -> Int64[np.ndarray, " n"]:
-    """Rows of an array that comes without a split: the share `held_out`, by SHA-256 of the row."""
-    wanted = split == "test"
-    rows = [i for i in range(count) if _is_held_out(str(i), held_out) == wanted]
-    return np.asarray(rows, dtype=np.int64)

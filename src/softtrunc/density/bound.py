@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +25,7 @@ from softtrunc.score import ScoreFunction
 from softtrunc.sde import expand_to, wide_dtype
 from softtrunc.times import ImportanceTimes
 
-__all__ = ["expected_prior", "nelbo"]
+__all__ = ["BoundTerms", "bound_terms", "expected_prior", "nelbo"]
 
 
 def expected_prior(model: ScoreFunction, x: Tensor) -> Tensor:
@@ -34,6 +35,91 @@ def expected_prior(model: ScoreFunction, x: Tensor) -> Tensor:
     dim, variance = flat.shape[1], sde.prior_std**2
     squares = alpha.square() * flat.square().sum(1) + dim * sigma.square()
     return 0.5 * (squares / variance + dim * math.log(2.0 * math.pi * variance))
+
+
+class BoundTerms(NamedTuple):
+    """What the bound of each example is added up from; n is the number of drawn times.
+
+    - `prior`, `residual` (B,): as in `nelbo`, in nats.
+    - `t` (B, n): the times, one in each of n equal cells of log-SNR, in random order.
+    - `integrand` (B, n): `sigma^2 (||score - grad||^2 - ||grad||^2)` there, unbiased, with the
+      control variate of `nelbo`. Half its mean times the range of log-SNR is the first integral.
+    - `error` (B, n): `||sigma score + z||^2` there.
+    - `nfe`: network evaluations of each example.
+    """
+
+    prior: Float[Tensor, " b"]
+    residual: Float[Tensor, " b"]
+    t: Float[Tensor, "b n"]
+    integrand: Float[Tensor, "b n"]
+    error: Float[Tensor, "b n"]
+    nfe: int
+
+
+def bound_terms(
+    model: ScoreFunction,
+    x: Float[Tensor, "b *event"],
+    *,
+    eps: float,
+    draws: int,
+    reconstruction: Reconstruction,
+    levels: int,
+    value_range: tuple[float, float],
+    data_std: float,
+    seeds: Sequence[int] | Int[Tensor, " b"] | None = None,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> BoundTerms:
+    """The terms of `nelbo`, time by time; arguments and refusals are those of `nelbo`."""
+    check_inputs(model, x, eps)
+    check_reconstruction(reconstruction)
+    if draws < 1:
+        raise ValueError(f"draws={draws}: need at least 1")
+    if not data_std > 0.0:
+        raise ValueError(f"data_std={data_std}: need a number > 0, e.g. 0.5 for data in [-1, 1]")
+    x, sde = x.detach(), model.sde
+    wide, device, dim = wide_dtype(x.device), x.device, x[0].numel()
+    streams = ExampleStreams(len(x), purpose="nelbo", seeds=seeds, generator=generator)
+    low = torch.tensor(eps, dtype=wide, device=device)
+    times = ImportanceTimes(sde, stratified=True)
+    t = torch.stack([times.draw(draws, eps, generator=g).t for g in streams.generators])
+    t = t.to(device=device, dtype=wide)
+
+    def predict(z: Tensor, t: Tensor) -> Tensor:
+        def work(part: slice) -> Tensor:
+            x_t = sde.perturb(x[part], t[part], z[part])
+            sigma = expand_to(sde.marginal(t[part]).sigma, x)
+            with torch.no_grad():
+                return -sigma * model.score(x_t, t[part]).to(x.dtype)
+
+        return torch.cat(in_chunks(work, len(x), chunk_size))
+
+    alpha, sigma = sde.marginal(low)
+    residual = torch.zeros(len(x), dtype=wide, device=device)
+    residual_draws = math.ceil(draws / 8)
+    for _ in range(residual_draws):
+        z = streams.normal(x)
+        n = predict(z, low.expand(len(x)))
+        if reconstruction == "discrete":
+            gap = lossless_residual(x, z, n, alpha, sigma, levels=levels, value_range=value_range)
+        else:
+            gap = gaussian_residual(z, n, alpha)
+        residual += gap / residual_draws
+
+    integrand, error = torch.empty_like(t), torch.empty_like(t)
+    for i in range(draws):
+        z = streams.normal(x)
+        n = predict(z, t[:, i])
+        # sigma^2 (||score - grad||^2 - ||grad||^2), its noise ||z||^2 - D replaced by its mean 0.
+        a, s = sde.marginal(t[:, i])
+        share = (a / state_scale(a, s, data_std)).pow(4)
+        z, n = z.to(wide).flatten(1), n.to(wide).flatten(1)
+        gap, length = (n * (n - 2.0 * z)).sum(1), z.square().sum(1)
+        integrand[:, i] = gap + (1.0 - share) * (length - dim)
+        error[:, i] = gap + length
+    return BoundTerms(
+        expected_prior(model, x), residual, t, integrand, error, draws + residual_draws
+    )
 
 
 def nelbo(
@@ -80,62 +166,33 @@ def nelbo(
     Raises:
         ValueError: if an argument is out of range.
     """
-    check_inputs(model, x, eps)
-    check_reconstruction(reconstruction)
-    if draws < 1:
-        raise ValueError(f"draws={draws}: need at least 1")
-    if not data_std > 0.0:
-        raise ValueError(f"data_std={data_std}: need a number > 0, e.g. 0.5 for data in [-1, 1]")
-    x, sde = x.detach(), model.sde
-    wide, device, dim = wide_dtype(x.device), x.device, x[0].numel()
-    streams = ExampleStreams(len(x), purpose="nelbo", seeds=seeds, generator=generator)
-    low, high = (torch.tensor(t, dtype=wide, device=device) for t in (eps, sde.t_max))
-    times = ImportanceTimes(sde, stratified=True)
-    t = torch.stack([times.draw(draws, eps, generator=g).t for g in streams.generators])
-    t = t.to(device=device, dtype=wide)
-
-    def predict(z: Tensor, t: Tensor) -> Tensor:
-        def work(part: slice) -> Tensor:
-            x_t = sde.perturb(x[part], t[part], z[part])
-            sigma = expand_to(sde.marginal(t[part]).sigma, x)
-            with torch.no_grad():
-                return -sigma * model.score(x_t, t[part]).to(x.dtype)
-
-        return torch.cat(in_chunks(work, len(x), chunk_size))
-
-    alpha, sigma = sde.marginal(low)
-    residual = torch.zeros(len(x), dtype=wide, device=device)
-    residual_draws = math.ceil(draws / 8)
-    for _ in range(residual_draws):
-        z = streams.normal(x)
-        n = predict(z, low.expand(len(x)))
-        if reconstruction == "discrete":
-            gap = lossless_residual(x, z, n, alpha, sigma, levels=levels, value_range=value_range)
-        else:
-            gap = gaussian_residual(z, n, alpha)
-        residual += gap / residual_draws
-
-    integrand = torch.zeros_like(residual)
-    for i in range(draws):
-        z = streams.normal(x)
-        n = predict(z, t[:, i])
-        # sigma^2 (||score - grad||^2 - ||grad||^2), its noise ||z||^2 - D replaced by its mean 0.
-        a, s = sde.marginal(t[:, i])
-        share = (a / state_scale(a, s, data_std)).pow(4)
-        z, n = z.to(wide).flatten(1), n.to(wide).flatten(1)
-        excess = z.square().sum(1) - dim
-        integrand += ((n * (n - 2.0 * z)).sum(1) + (1.0 - share) * excess) / draws
-
+    terms = bound_terms(
+        model,
+        x,
+        eps=eps,
+        draws=draws,
+        reconstruction=reconstruction,
+        levels=levels,
+        value_range=value_range,
+        data_std=data_std,
+        seeds=seeds,
+        generator=generator,
+        chunk_size=chunk_size,
+    )
+    sde, dim = model.sde, x[0].numel()
+    low, high = (torch.tensor(t, dtype=terms.t.dtype, device=x.device) for t in (eps, sde.t_max))
     log_snr_range = sde.log_snr(low) - sde.log_snr(high)
-    prior = expected_prior(model, x)
-    drift = (sde.marginal(high).alpha / alpha).log()
+    drift = (sde.marginal(high).alpha / sde.marginal(low).alpha).log()
+    integrand = torch.zeros_like(terms.residual)
+    for part in terms.integrand.unbind(1):
+        integrand += part / draws
     flow = 0.5 * log_snr_range * integrand - dim * drift
     return Density(
-        prior,
+        terms.prior,
         flow,
-        residual,
-        prior + flow + residual,
-        torch.full((len(x),), draws + residual_draws, device=device),
+        terms.residual,
+        terms.prior + flow + terms.residual,
+        torch.full((len(x),), terms.nfe, device=x.device),
         dim=dim,
         levels=levels if reconstruction == "discrete" else None,
     )

@@ -1,48 +1,62 @@
-"""One measured number with everything that it means."""
+"""The figures in bits/dim: their keys in `evaluation.json`, their titles, and what each one is."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["DENSITY_FIGURES", "Figure"]
+__all__ = ["DENSITY_FIGURES", "FIGURES_BY_DEQUANTIZATION", "FORMS", "DensityFigure", "DensityForm"]
 
-DENSITY_FIGURES = {
-    "nll_residual": "bits/dim with residual",
-    "nll": "bits/dim without",
-    "nelbo": "NELBO",
-    "nll_lossless": "bits/dim lossless",
-    "nelbo_lossless": "NELBO lossless",
-    "nll_learned": "bits/dim, learned dequantiser",
-    "nelbo_learned": "NELBO, learned dequantiser",
-}
-"""The figures in bits/dim, in the order of the table, and their column titles."""
+DensityFigure = Literal[
+    "nll_residual",
+    "nll",
+    "nelbo",
+    "nll_lossless",
+    "nelbo_lossless",
+    "nll_learned",
+    "nelbo_learned",
+]
+Dequantization = Literal["uniform", "none", "learned"]
+Estimator = Literal["probability-flow ODE", "score-matching bound"]
+Residual = Literal["none", "Gaussian", "discretised Gaussian, entropy term kept"]
+
+_ODE: Estimator = "probability-flow ODE"
+_BOUND: Estimator = "score-matching bound"
+_DISCRETE: Residual = "discretised Gaussian, entropy term kept"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number of `evaluation.json`.
+class DensityForm:
+    """What a figure in bits/dim is.
 
-    - `key`: machine name, e.g. "nll_residual"; `name`: what a person reads.
-    - `value`, `standard_error` (None: not known), `unit` ("" if it has none).
-    - `better`: "lower" or "higher".
-    - `seconds`: what measuring took. `nfe`: network evaluations per example, mean and max.
-    - `solver_error`: of an ODE, measured on a few images against a far tighter tolerance: mean and
-      root mean square of the difference per image.
-    - `protocol`: split, counts, solver, tolerances: all that another must know to repeat it.
+    - `title`: over the column of a table.
+    - `dequantization`: what fills a grey level's cell: uniform noise, nothing (the figure is a
+      probability of the levels, lossless), or noise that was learned.
+    - `estimator`: of the model's density. `residual`: the step from the smallest time to the data.
     """
 
-    key: str
-    name: str
-    value: float
-    standard_error: float | None
-    unit: str
-    better: str
-    seconds: float
-    protocol: dict[str, Any]
-    nfe: dict[str, float] | None = field(default=None)
-    solver_error: dict[str, float] | None = field(default=None)
+    title: str
+    dequantization: Dequantization
+    estimator: Estimator
+    residual: Residual
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+
+FORMS: dict[DensityFigure, DensityForm] = {
+    "nll_residual": DensityForm("bits/dim with residual", "uniform", _ODE, "Gaussian"),
+    "nll": DensityForm("bits/dim without", "uniform", _ODE, "none"),
+    "nelbo": DensityForm("NELBO", "uniform", _BOUND, "Gaussian"),
+    "nll_lossless": DensityForm("bits/dim lossless", "none", _ODE, _DISCRETE),
+    "nelbo_lossless": DensityForm("NELBO lossless", "none", _BOUND, _DISCRETE),
+    "nll_learned": DensityForm("bits/dim, learned dequantiser", "learned", _ODE, "Gaussian"),
+    "nelbo_learned": DensityForm("NELBO, learned dequantiser", "learned", _BOUND, "Gaussian"),
+}
+"""All of them, in the order of a table."""
+
+DENSITY_FIGURES: dict[str, str] = {key: form.title for key, form in FORMS.items()}
+"""Their titles by key."""
+
+FIGURES_BY_DEQUANTIZATION: dict[str, tuple[DensityFigure, ...]] = {
+    name: tuple(key for key, form in FORMS.items() if form.dequantization == name)
+    for name in ("uniform", "none", "learned")
+}
+"""The keys of each way to make discrete levels continuous."""

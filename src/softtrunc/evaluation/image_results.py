@@ -1,9 +1,9 @@
-"""Results of single images on disk: parts while an evaluation runs, a table when it is done.
+"""Results of single images: in memory, in parts on disk while an evaluation runs, in a table.
 
-Every batch becomes a file of its own, written beside its place and renamed. An evaluation that was
-killed finds them again, and the processes that share one tell each other through them, so the
-run folder must be one that all of them see. Nothing is read that was not measured under exactly
-the same protocol, with the same weights, on the same images.
+With a folder every batch becomes a file of its own. An evaluation that was killed finds them again,
+and the processes that share one tell each other through them, so the folder must be one that all
+of them see. Nothing is read that was not measured under exactly the same protocol, with the same
+weights, on the same images.
 """
 
 from __future__ import annotations
@@ -12,64 +12,102 @@ import csv
 import hashlib
 import io
 import json
-import shutil
+import math
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from softtrunc.evaluation.bits import COLUMNS, Chunk, ImageResults
+from softtrunc.density import Mean, mean_with_error
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
 from softtrunc.feedback.files import whole_file, write_text
 
-__all__ = ["ResultFiles", "TableRows", "check_table_path", "write_table"]
+__all__ = [
+    "COLUMNS",
+    "Chunk",
+    "ImageResults",
+    "TableRows",
+    "check_table_path",
+    "parts_folder",
+    "write_table",
+]
+
+COLUMNS = ("prior", "flow", "residual", "dequantization", "nats", "bits_per_dim", "nfe")
+"""What is kept of an image and pass: four terms and their sum in nats, bits/dim, evaluations."""
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _PATIENCE = 24 * 3600.0
 """After so many seconds without a new file from the other processes something is wrong."""
 
 
-class ResultFiles:
-    """The parts of one figure.
+class Chunk(NamedTuple):
+    """Some images of one pass: their places, a float64 column (m,) for each of `COLUMNS`."""
+
+    turn: int
+    images: np.ndarray
+    columns: dict[str, np.ndarray]
+    seconds: float
+
+
+class ImageResults:
+    """What is known of each image in each pass.
 
     Args:
-        folder: of all parts of an evaluation.
-        key: of the figure.
-        identity: everything that an image's numbers depend on, as plain values for JSON.
+        passes: number of passes.
+        images: number of images.
+        folder: where results are kept as well, from `parts_folder`; None: in memory alone.
     """
 
-    def __init__(self, folder: Path, key: str, identity: Mapping[str, Any]) -> None:
-        text = json.dumps(identity, sort_keys=True)
-        self._folder = folder / f"{key}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    def __init__(self, passes: int, images: int, folder: Path | None = None) -> None:
+        self.seen = np.zeros((passes, images), dtype=bool)
+        self.columns = {name: np.full((passes, images), math.nan) for name in COLUMNS}
+        self.seconds = 0.0
+        self._folder = folder
         self._read: set[str] = set()
-        with user_errors():
-            self._folder.mkdir(parents=True, exist_ok=True)
-        write_text(self._folder / "identity.json", json.dumps(identity, indent=1) + "\n")
 
-    def write(self, chunk: Chunk) -> None:
-        """Add a part."""
-        first = int(chunk.images[0])
-        name = f"{chunk.turn:03d}-{first:08d}-{len(chunk.images):06d}.npz"
-        with whole_file(self._folder / name) as partial, partial.open("wb") as file:
+    def add(self, chunk: Chunk) -> int:
+        """Take in a chunk and keep it on disk; how many of its images were new.
+
+        What lies beyond the images or passes asked for is left out.
+        """
+        if self._folder is not None:
+            name = f"{chunk.turn:03d}-{int(chunk.images[0]):08d}-{len(chunk.images):06d}.npz"
+            # Any: numpy's types hold what has a name for one of `savez`'s own options.
             arrays: dict[str, Any] = {
-                "turn": np.asarray(chunk.turn),
+                "turn": chunk.turn,
                 "images": chunk.images,
-                "seconds": np.asarray(chunk.seconds),
+                "seconds": chunk.seconds,
                 **chunk.columns,
             }
-            np.savez(file, **arrays)
+            with whole_file(self._folder / name) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)
+            self._read.add(name)
+        return self._take(chunk)
 
-    def gather(self, results: ImageResults) -> int:
-        """Take in the parts that are new since the last call; how many images they brought."""
+    def _take(self, chunk: Chunk) -> int:
+        passes, images = self.seen.shape
+        if chunk.turn >= passes:
+            return 0
+        inside = chunk.images < images
+        places = chunk.images[inside]
+        new = int((~self.seen[chunk.turn, places]).sum())
+        for name in COLUMNS:
+            self.columns[name][chunk.turn, places] = chunk.columns[name][inside]
+        self.seen[chunk.turn, places] = True
+        self.seconds += chunk.seconds if new else 0.0
+        return new
+
+    def gather(self) -> int:
+        """Take in what is new in the folder; how many images that brought."""
         found = 0
-        for path in sorted(self._folder.glob("*.npz")):
+        for path in sorted(self._folder.glob("*.npz")) if self._folder is not None else ():
             if path.name in self._read:
                 continue
-            self._read.add(path.name)
             try:
                 with np.load(path) as part:
                     columns = {name: part[name] for name in COLUMNS}
@@ -78,42 +116,67 @@ class ResultFiles:
                     )
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 path.unlink(missing_ok=True)  # damaged: it is measured and written again
-                self._read.discard(path.name)
                 continue
-            found += results.add(chunk)
+            self._read.add(path.name)
+            found += self._take(chunk)
         return found
 
-    def wait_for_others(self, results: ImageResults, advance: Any) -> None:
-        """Take in what other processes write until nothing is missing.
+    def wait_for_others(self, advance: Callable[[int, str], None]) -> None:
+        """Take in what other processes bring until nothing is missing.
 
         Raises:
             RunFailedError: if nothing has come for a day.
         """
         last = time.monotonic()
-        while not results.complete:
-            found = self.gather(results)
-            if found:
+        while not self.complete:
+            if found := self.gather():
                 last = time.monotonic()
-                advance(found)
+                advance(found, self.note())
             elif time.monotonic() - last > _PATIENCE:
                 raise RunFailedError(
-                    f"{self._folder}: {int((~results.seen).sum())} images are missing and no "
-                    "process brings them: all processes must see the same run folder"
+                    f"{self._folder}: {int((~self.seen).sum())} images are missing and no process "
+                    "brings them: all processes must see the same run folder"
                 )
             else:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    @staticmethod
-    def remove(folder: Path) -> None:
-        """Delete the parts of an evaluation that is written down."""
-        shutil.rmtree(folder, ignore_errors=True)
+    @property
+    def complete(self) -> bool:
+        """Whether every image was counted in every pass."""
+        return bool(self.seen.all())
+
+    def mean(self) -> Mean:
+        """Bits per dimension so far: passes are averaged image by image, then images."""
+        counts = self.seen.sum(0)
+        sums = np.where(self.seen, self.columns["bits_per_dim"], 0.0).sum(0)
+        return mean_with_error(torch.from_numpy(sums[counts > 0] / counts[counts > 0]))
+
+    def note(self) -> str:
+        """Mean and standard error so far, for a progress bar."""
+        mean = self.mean()
+        return f"{mean.mean:.3f} ± {mean.standard_error:.3f} bits/dim"
+
+
+def parts_folder(folder: Path, key: str, identity: Mapping[str, object]) -> Path:
+    """Make the folder for the parts of one figure.
+
+    Args:
+        folder: of all parts of an evaluation.
+        key: of the figure.
+        identity: everything that an image's numbers depend on, as plain values for JSON.
+    """
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    place = folder / f"{key}-{digest[:16]}"
+    with user_errors():
+        write_text(place / "identity.json", json.dumps(identity, indent=1) + "\n")
+    return place
 
 
 class TableRows(NamedTuple):
     """The results of one figure, with its protocol."""
 
     figure: str
-    protocol: Mapping[str, Any]
+    protocol: Mapping[str, object]
     results: ImageResults
 
 
@@ -141,10 +204,9 @@ def write_table(path: Path, rows: Sequence[TableRows]) -> None:
     """Every image in every pass: figure, pass, image, then `COLUMNS`.
 
     A `.csv` has a header line and full precision; a `.parquet` holds the protocols in its
-    metadata under "softtrunc" as well. Either is written beside its place and renamed.
+    metadata under "softtrunc" as well.
     """
-    columns: dict[str, list[Any]] = {"figure": [], "pass": [], "image": []}
-    columns |= {name: [] for name in COLUMNS}
+    columns: dict[str, list[object]] = {name: [] for name in ("figure", "pass", "image", *COLUMNS)}
     for figure, _, results in rows:
         passes, images = results.seen.shape
         columns["figure"] += [figure] * (passes * images)

@@ -7,11 +7,13 @@ and renamed; so a kill, a full disk or two writers at once leave a whole file be
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replace_folder", "sync", "whole_file", "write_bytes", "write_text"]
+from softtrunc.feedback.errors import UserError
+
+__all__ = ["check_place", "replace_folder", "sync", "whole_file", "write_bytes", "write_text"]
 
 
 def sync(path: Path) -> None:
@@ -69,3 +71,28 @@ def replace_folder(partial: Path, final: Path) -> None:
         final.rmdir()
     partial.rename(final)
     sync(final.parent)
+
+
+def check_place(
+    out: Path, ours: Callable[[Path], bool] = lambda _: False, strange: str = ""
+) -> None:
+    """Refuse a folder to write that holds anything but what the same command wrote.
+
+    Half-written files (`.partial`) are no hindrance.
+
+    Args:
+        out: the folder; it may be absent.
+        ours: whether something in it is of this command.
+        strange: what to say of anything else, e.g. ", which no study wrote".
+
+    Raises:
+        UserError: if it is a file, or naming the first stranger.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: exists and is not empty: it is a file: choose another place")
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        if not path.name.endswith(".partial") and not ours(path):
+            raise UserError(
+                f"--out {out}: exists and is not empty: it holds {path.name!r}{strange}: choose "
+                "another place"
+            )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Progress", "Silent", "Task"]
+__all__ = ["Count", "Progress", "Silent", "Task", "counting"]
+
+Count = Callable[[int, int], None]
+"""`(done, total)`: how far some work is that knows only once it has begun how much there is."""
 
 
 @runtime_checkable
@@ -28,18 +31,39 @@ class Progress(Protocol):
         """One line of text."""
 
 
-class _NoTask:
-    def advance(self, n: int = 1, note: str = "") -> None:
-        """Nothing to draw."""
-
-
 class Silent:
     """Progress that nobody sees."""
 
     @contextmanager
     def task(self, label: str, total: int, done: int = 0) -> Iterator[Task]:  # noqa: ARG002
         """A bar that is not drawn."""
-        yield _NoTask()
+        yield self
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Nothing to draw."""
 
     def say(self, line: str) -> None:
         """Nothing is printed."""
+
+
+@contextmanager
+def counting(progress: Progress, label: str, unit: int = 1) -> Iterator[Count]:
+    """A `(done, total)` callback that draws a bar, which appears with the first call.
+
+    Args:
+        progress: where the bar goes.
+        label: of the bar.
+        unit: what the bar counts in, e.g. `1 << 20` for MiB where `done` is in bytes.
+    """
+    bar: Task | None = None
+    shown = 0
+    with ExitStack() as stack:
+
+        def count(done: int, total: int) -> None:
+            nonlocal bar, shown
+            if bar is None:
+                bar = stack.enter_context(progress.task(label, total // unit))
+            bar.advance(done // unit - shown)
+            shown = done // unit
+
+        yield count

@@ -8,11 +8,7 @@ from softtrunc.interop.public_config import (
     read_public_config,
 )
 from softtrunc.interop.public_layout import PublicTensor, public_layout
-from softtrunc.interop.score_sde import (
-    ScoreSDECheckpoint,
-    describe_model,
-    load_score_sde_checkpoint,
-)
+from softtrunc.interop.score_sde import ScoreSDECheckpoint, load_score_sde_checkpoint
 
 __all__ = [
     "ConditioningChoice",
@@ -22,7 +18,6 @@ __all__ = [
     "PublicTensor",
     "ScoreSDECheckpoint",
     "choose_conditioning",
-    "describe_model",
     "describe_public_config",
     "load_score_sde_checkpoint",
     "public_layout",

@@ -10,14 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softtrunc.score import Conditioning, ScoreFunction
-from softtrunc.sde import SDE, VPSDE, SubVPSDE, expand_to, random_normal
+from softtrunc.sde import expand_to, random_normal
 
-__all__ = [
-    "ConditioningChoice",
-    "candidate_conditionings",
-    "choose_conditioning",
-    "random_images",
-]
+__all__ = ["ConditioningChoice", "choose_conditioning", "random_images"]
 
 
 class ConditioningChoice(NamedTuple):
@@ -28,13 +23,6 @@ class ConditioningChoice(NamedTuple):
 
     conditioning: Conditioning
     errors: dict[Conditioning, float]
-
-
-def candidate_conditionings(sde: SDE) -> tuple[Conditioning, Conditioning]:
-    """The plain and the unbounded noise label of networks for this SDE."""
-    if isinstance(sde, VPSDE | SubVPSDE):
-        return "time", "unbounded_time"
-    return "log_sigma", "unbounded_sigma"
 
 
 @torch.no_grad()
@@ -49,7 +37,8 @@ def choose_conditioning(
     All models see the same noise at the same times.
 
     Args:
-        models: one model per candidate label; usually one network under several labels.
+        models: one model per candidate label; usually one network under the labels of
+            `sde.conditionings`.
         x: clean examples in the models' data range; 16 or more, so that all noise levels occur.
         generator: source of the noise.
 

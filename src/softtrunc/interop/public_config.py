@@ -13,61 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from softtrunc.feedback.errors import nearest
 from softtrunc.networks import ScoreUNetConfig
 from softtrunc.score import Conditioning, Prediction
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 
 __all__ = ["ModelDescription", "describe_public_config", "read_public_config"]
 
+# Words of each section.
 _REQUIRED = {
-    "data": ("image_size", "num_channels", "centered"),
-    "model": (
-        "name",
-        "nf",
-        "ch_mult",
-        "num_res_blocks",
-        "attn_resolutions",
-        "resamp_with_conv",
-        "conditional",
-        "fir",
-        "fir_kernel",
-        "skip_rescale",
-        "resblock_type",
-        "progressive",
-        "progressive_input",
-        "progressive_combine",
-        "embedding_type",
-        "fourier_scale",
-        "init_scale",
-        "nonlinearity",
-        "dropout",
-        "scale_by_sigma",
-    ),
-    "training": ("sde", "continuous"),
+    "data": "image_size num_channels centered",
+    "model": "name nf ch_mult num_res_blocks attn_resolutions resamp_with_conv conditional fir "
+    "fir_kernel skip_rescale resblock_type progressive progressive_input progressive_combine "
+    "embedding_type fourier_scale init_scale nonlinearity dropout scale_by_sigma",
+    "training": "sde continuous",
 }
 
 # Keys that came later or belong to some SDEs only.
 _OPTIONAL = {
-    "data": (),
-    "model": (
-        "beta_min",
-        "beta_max",
-        "sigma_min",
-        "sigma_max",
-        "attention",
-        "auxiliary_resblock",
-        "fourier_feature",
-        "lsgm",
-        "embedding_dim",
-    ),
-    "training": (
-        "truncation_time",
-        "unbounded_parametrization",
-        "stabilizing_constant",
-        "ddpm_score",
-        "model_mode",
-        "eta",
-    ),
+    "data": "",
+    "model": "beta_min beta_max sigma_min sigma_max attention auxiliary_resblock fourier_feature "
+    "lsgm embedding_dim",
+    "training": "truncation_time unbounded_parametrization stabilizing_constant ddpm_score "
+    "model_mode eta",
 }
 
 # Keys of "model" that the public network never reads, or that do not change what it computes.
@@ -140,178 +108,177 @@ def describe_public_config(
         ValueError: keys are missing or unknown (all are named), or a value is not supported.
     """
     _check_keys(config, where)
-    data, model, training = (config[name] for name in _REQUIRED)
-    reader = _Reader(where)
-
-    if model["name"] != "ncsnpp":
+    reader = _Reader(config, where)
+    if config["model"]["name"] != "ncsnpp":
         raise ValueError(
-            f"{where}: model.name = {model['name']!r}: only networks of the ncsnpp family "
-            "(NCSN++, DDPM++) can be loaded"
+            f"{where}: model.name = {config['model']['name']!r}: only networks of the ncsnpp "
+            "family (NCSN++, DDPM++) can be loaded"
         )
-    if not reader.flag(training, "training.continuous"):
+    if not reader.flag("training.continuous"):
         raise ValueError(
             f"{where}: training.continuous = false: networks over discrete noise levels are not "
             "supported; only continuous-time ones can be loaded"
         )
-    reader.only(model, "model.auxiliary_resblock", True)
-    reader.only(model, "model.fourier_feature", False)
-    network = _describe_network(data, model, reader)
+    reader.only("model.auxiliary_resblock", True)
+    reader.only("model.fourier_feature", False)
+    network = _describe_network(config["data"], config["model"], reader)
 
-    kind = reader.word(training, "training.sde")
-    unbounded = reader.flag(training, "training.unbounded_parametrization", default=False)
-    value_range = (-1.0, 1.0) if reader.flag(data, "data.centered") else (0.0, 1.0)
-    if kind in _VP:
-        reader.pair("training.sde", kind, "model.embedding_type", network.embedding, "positional")
-        reader.only(model, "model.scale_by_sigma", False)
-        reader.only(training, "training.ddpm_score", True)
-        if unbounded:
-            reader.only(training, "training.stabilizing_constant", 1e-3)
-        sde: SDE = _VP[kind](
-            reader.number(model, "model.beta_min"), reader.number(model, "model.beta_max")
-        )
-        conditioning: Conditioning = "unbounded_time" if unbounded else "time"
-        return ModelDescription(network, sde, conditioning, "noise", value_range)
-    if kind not in _VE | _RVE:
+    kind = reader.word("training.sde")
+    unbounded = reader.flag("training.unbounded_parametrization", default=False)
+    value_range = (-1.0, 1.0) if reader.flag("data.centered") else (0.0, 1.0)
+    if kind not in {*_VP, *_VE, *_RVE}:
         known = ", ".join(sorted({*_VP, *_VE, *_RVE}))
         raise ValueError(f"{where}: training.sde = {kind!r} is unknown: write one of {known}")
-    reader.pair("training.sde", kind, "model.embedding_type", network.embedding, "fourier")
-    reader.only(model, "model.scale_by_sigma", True)
-    low, high = reader.number(model, "model.sigma_min"), reader.number(model, "model.sigma_max")
-    if kind in _VE:
-        sde = VESDE(low, high)
-    else:
-        older = config.get("uncsn")  # where the code of the unbounded models kept these
-        older = older if isinstance(older, Mapping) else None
-        eta = reader.number(older or training, "training.eta", default=low)
-        if eta != low:
-            raise ValueError(
-                f"{where}: eta = {eta} differs from model.sigma_min = {low}: only the "
-                "reciprocal SDE whose log sigma is linear in 1/t is supported, where they agree"
-            )
-        sde = ReciprocalVESDE(
-            low, high, reader.number(training, "training.truncation_time", default=1e-5)
+    embedding = "positional" if kind in _VP else "fourier"
+    if network.embedding != embedding:
+        raise ValueError(
+            f"{where}: training.sde = {kind!r} with model.embedding_type = {network.embedding!r} "
+            f"is not supported, only with {embedding!r}"
         )
-        unbounded |= older is not None or training.get("model_mode") == "reciprocal"
-    conditioning = "unbounded_sigma" if unbounded else "log_sigma"
-    return ModelDescription(network, sde, conditioning, "scaled_score", value_range)
+    reader.only("model.scale_by_sigma", kind not in _VP)
+    if kind in _VP:
+        reader.only("training.ddpm_score", True)
+        if unbounded:
+            reader.only("training.stabilizing_constant", 1e-3)
+        sde: SDE = _VP[kind](reader.number("model.beta_min"), reader.number("model.beta_max"))
+    elif kind in _VE:
+        sde = VESDE(reader.number("model.sigma_min"), reader.number("model.sigma_max"))
+    else:
+        sde = _reciprocal(reader)
+        older = isinstance(config.get("uncsn"), Mapping)
+        unbounded |= older or config["training"].get("model_mode") == "reciprocal"
+    conditioning = sde.conditionings[1 if unbounded else 0]
+    return ModelDescription(network, sde, conditioning, sde.default_prediction, value_range)
+
+
+def _reciprocal(reader: _Reader) -> ReciprocalVESDE:
+    low, high = reader.number("model.sigma_min"), reader.number("model.sigma_max")
+    # The code of the unbounded models kept its keys in a section of their own.
+    older = isinstance(reader.config.get("uncsn"), Mapping)
+    eta = reader.number("uncsn.eta" if older else "training.eta", default=low)
+    if eta != low:
+        raise ValueError(
+            f"{reader.where}: eta = {eta} differs from model.sigma_min = {low}: only the "
+            "reciprocal SDE whose log sigma is linear in 1/t is supported, where they agree"
+        )
+    return ReciprocalVESDE(low, high, reader.number("training.truncation_time", default=1e-5))
 
 
 def _check_keys(config: Mapping[str, Any], where: str) -> None:
     """Name every section and key that is missing or unknown."""
     problems = []
-    for section, required in _REQUIRED.items():
+    for section, words in _REQUIRED.items():
         values = config.get(section)
         if not isinstance(values, Mapping):
             problems.append(f"section '{section}' is missing")
             continue
+        required = words.split()
         problems += [f"missing {section}.{key}" for key in required if key not in values]
-        known = [*required, *_OPTIONAL[section]]
-        strict = section == "model"
-        for key in values:
-            if key in known or (strict and key in _INERT):
-                continue
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6 if strict else _SLIP)
-            if strict or near:
-                hint = f" (did you mean '{near[0]}'?)" if near else ""
-                problems.append(f"unknown {section}.{key}{hint}")
+        known = [*required, *_OPTIONAL[section].split()]
+        unknown = [str(key) for key in values if key not in known]
+        if section == "model":
+            unknown = [key for key in unknown if key not in _INERT]
+        else:
+            unknown = [k for k in unknown if difflib.get_close_matches(k, known, 1, _SLIP)]
+        problems += [f"unknown {section}.{key} ({nearest(key, known)})" for key in unknown]
     if problems:
         raise ValueError(f"{where}: {'; '.join(problems)}")
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads single values; refuses in the configuration's own words."""
+    """Reads single values by `section.key`; refuses in the configuration's own words."""
 
+    config: Mapping[str, Any]
     where: str
 
-    def flag(self, section: Mapping[str, Any], name: str, default: bool | None = None) -> bool:
+    def _value(self, name: str, default: object = None) -> Any:
+        section, key = name.split(".")
+        return self.config[section].get(key, default)
+
+    def _refusal(self, name: str, value: object, what: str) -> ValueError:
+        return ValueError(f"{self.where}: {name} = {value!r}: write {what}")
+
+    def flag(self, name: str, default: bool | None = None) -> bool:
         """A true or false."""
-        value = section.get(name.split(".")[1], default)
+        value = self._value(name, default)
         if not isinstance(value, bool):
-            raise ValueError(f"{self.where}: {name} = {value!r}: write true or false")
+            raise self._refusal(name, value, "true or false")
         return value
 
-    def number(self, section: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    def number(self, name: str, default: float | None = None) -> float:
         """A number."""
-        value = section.get(name.split(".")[1], default)
+        value = self._value(name, default)
         if value is None:
             raise ValueError(f"{self.where}: missing {name}")
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{self.where}: {name} = {value!r}: write a number")
+            raise self._refusal(name, value, "a number")
         return float(value)
 
-    def word(self, section: Mapping[str, Any], name: str) -> str:
+    def word(self, name: str) -> str:
         """A name, in lower case."""
-        value = section[name.split(".")[1]]
+        value = self._value(name)
         if not isinstance(value, str):
-            raise ValueError(f"{self.where}: {name} = {value!r}: write a name in quotes")
+            raise self._refusal(name, value, "a name in quotes")
         return value.lower()
 
-    def numbers(self, section: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    def numbers(self, name: str) -> tuple[Any, ...]:
         """A list of numbers, checked by whoever takes them."""
-        value = section[name.split(".")[1]]
+        value = self._value(name)
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ValueError(f"{self.where}: {name} = {value!r}: write a list of numbers")
+            raise self._refusal(name, value, "a list of numbers")
         return tuple(value)
 
-    def only(self, section: Mapping[str, Any], name: str, supported: object) -> None:
+    def only(self, name: str, supported: object) -> None:
         """Refuse any value but one, which is also what an absent key means."""
-        value = section.get(name.split(".")[1], supported)
+        value = self._value(name, supported)
         if value != supported:
             raise ValueError(
                 f"{self.where}: {name} = {value!r} is not supported here, only {supported!r}"
-            )
-
-    def pair(self, name: str, value: str, other: str, given: str, needed: str) -> None:
-        """Refuse two values that do not go together."""
-        if given != needed:
-            raise ValueError(
-                f"{self.where}: {name} = {value!r} with {other} = {given!r} is not supported, "
-                f"only with {needed!r}"
             )
 
 
 def _describe_network(
     data: Mapping[str, Any], model: Mapping[str, Any], reader: _Reader
 ) -> ScoreUNetConfig:
-    nonlinearity = reader.word(model, "model.nonlinearity")
+    nonlinearity = reader.word("model.nonlinearity")
     if nonlinearity not in _NONLINEARITY:
         raise ValueError(
             f"{reader.where}: model.nonlinearity = {nonlinearity!r} is unknown: write one of "
             f"{', '.join(_NONLINEARITY)}"
         )
-    embedding = reader.word(model, "model.embedding_type")
+    embedding = reader.word("model.embedding_type")
     # The size of the embedding was made free for the 512-channel networks, behind this switch.
     embedding_size = None
-    if reader.flag(model, "model.lsgm", default=False) and embedding == "positional":
+    if reader.flag("model.lsgm", default=False) and embedding == "positional":
         embedding_size = model.get("embedding_dim")
         if embedding_size is None:
             raise ValueError(f"{reader.where}: model.lsgm = true needs model.embedding_dim")
-    attends = reader.flag(model, "model.attention", default=True)
+    attends = reader.flag("model.attention", default=True)
     fields: dict[str, Any] = {
         "image_size": data["image_size"],
         "channels": data["num_channels"],
         "base_channels": model["nf"],
-        "channel_multipliers": reader.numbers(model, "model.ch_mult"),
+        "channel_multipliers": reader.numbers("model.ch_mult"),
         "blocks_per_level": model["num_res_blocks"],
-        "attention_resolutions": reader.numbers(model, "model.attn_resolutions") if attends else (),
-        "dropout": reader.number(model, "model.dropout"),
+        "attention_resolutions": reader.numbers("model.attn_resolutions") if attends else (),
+        "dropout": reader.number("model.dropout"),
         "embedding": embedding,
         "embedding_size": embedding_size,
-        "fourier_scale": reader.number(model, "model.fourier_scale"),
+        "fourier_scale": reader.number("model.fourier_scale"),
         "conditional": model["conditional"],
-        "residual_block": reader.word(model, "model.resblock_type"),
+        "residual_block": reader.word("model.resblock_type"),
         "resample_with_conv": model["resamp_with_conv"],
         "fir": model["fir"],
-        "input_pyramid": reader.word(model, "model.progressive_input"),
-        "input_combine": reader.word(model, "model.progressive_combine"),
-        "output_pyramid": reader.word(model, "model.progressive"),
+        "input_pyramid": reader.word("model.progressive_input"),
+        "input_combine": reader.word("model.progressive_combine"),
+        "output_pyramid": reader.word("model.progressive"),
         "skip_rescale": model["skip_rescale"],
-        "init_scale": reader.number(model, "model.init_scale"),
+        "init_scale": reader.number("model.init_scale"),
         "nonlinearity": _NONLINEARITY[nonlinearity],
     }
     if model["fir"]:
-        fields["fir_kernel"] = reader.numbers(model, "model.fir_kernel")
+        fields["fir_kernel"] = reader.numbers("model.fir_kernel")
     try:
         return ScoreUNetConfig(**fields)
     except ValueError as error:

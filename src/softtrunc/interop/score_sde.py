@@ -11,7 +11,6 @@ import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,11 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softtrunc.interop.conditioning import (
-    candidate_conditionings,
-    choose_conditioning,
-    random_images,
-)
+from softtrunc.interop.conditioning import choose_conditioning, random_images
 from softtrunc.interop.public_config import (
     ModelDescription,
     describe_public_config,
@@ -32,22 +27,20 @@ from softtrunc.interop.public_config import (
 from softtrunc.interop.public_layout import public_layout
 from softtrunc.networks import ScoreUNet
 from softtrunc.score import Conditioning, ScoreModel
-from softtrunc.sde import SDE, VESDE, ReciprocalVESDE
+from softtrunc.sde import SDE
 
-__all__ = ["ScoreSDECheckpoint", "describe_model", "load_score_sde_checkpoint"]
+__all__ = ["ScoreSDECheckpoint", "load_score_sde_checkpoint"]
 
 Weights = Literal["ema", "raw"]
 
 # A buffer of the public network: the noise levels of its discrete samplers.
 _SIGMAS = "sigmas"
 
-# The sigmas come from logarithms in float64, the configuration from a human hand.
-_SIGMA_TOLERANCE = 1e-4
+# The sigmas come from logarithms in float64, the configuration from a human hand, and the least
+# sigma of VE that a model sees, at its t_end, is a ten-thousandth above sigma_min.
+_SIGMA_TOLERANCE = 1e-3
 
 _PROBES = 32
-
-# The entry point that turns the name of a recipe into a description.
-_DESCRIBERS = "softtrunc.models"
 
 
 def load_score_sde_checkpoint(
@@ -64,7 +57,7 @@ def load_score_sde_checkpoint(
     Args:
         path: the checkpoint.
         config: its configuration in the public layout, as a mapping or the path of a JSON file;
-            or the name of a recipe (or its YAML file); or a description of the model.
+            the name or the YAML file of a recipe; or a description of the model.
         weights: the averaged ("ema") or the last ("raw") weights.
         conditioning: what the network is told of the noise; None takes what the configuration
             intends, "auto" what denoises `images` better. The public code did not always train
@@ -81,7 +74,7 @@ def load_score_sde_checkpoint(
     if conditioning not in (None, "auto", *get_args(Conditioning)):
         allowed = ", ".join((*get_args(Conditioning), "auto"))
         raise ValueError(f"conditioning {conditioning!r} is unknown: write one of {allowed}")
-    description = describe_model(config)
+    description = _describe(config)
     checkpoint = ScoreSDECheckpoint.read(path)
     network = ScoreUNet(description.network, generator=torch.Generator())
     checkpoint.fill(network, description.sde, weights)
@@ -97,38 +90,25 @@ def load_score_sde_checkpoint(
 
     if conditioning != "auto":
         return model(conditioning or description.conditioning)
-    models = {label: model(label) for label in candidate_conditionings(description.sde)}
+    models = {label: model(label) for label in description.sde.conditionings}
     if images is None:
         shape = (_PROBES, description.network.channels, *description.network.size)
         images = random_images(shape, description.value_range, generator=generator)
     return models[choose_conditioning(models, images, generator=generator).conditioning]
 
 
-def describe_model(config: Mapping[str, Any] | str | Path | ModelDescription) -> ModelDescription:
-    """The model that a configuration describes, in whichever form it is given.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the configuration is not supported, or a string names neither a JSON file nor
-            a recipe.
-    """
+def _describe(config: Mapping[str, Any] | str | Path | ModelDescription) -> ModelDescription:
+    """The model that a configuration describes, in whichever form it is given."""
     if isinstance(config, ModelDescription):
         return config
     if isinstance(config, Mapping):
         return describe_public_config(config)
-    suffix = Path(config).suffix
-    if suffix in (".yaml", ".yml") or (suffix != ".json" and not Path(config).is_file()):
-        return _describe_by_name(str(config))
+    path = Path(config)
+    if path.suffix in (".yaml", ".yml") or (path.suffix != ".json" and not path.is_file()):
+        from softtrunc.interop.recipe import describe_recipe  # recipes take a while to import
+
+        return describe_recipe(str(config))
     return describe_public_config(read_public_config(config), where=f"configuration {config}")
-
-
-def _describe_by_name(name: str) -> ModelDescription:
-    """Ask the recipes, which know this package and are not known to it."""
-    found = tuple(entry_points(group=_DESCRIBERS, name="recipe"))
-    if not found:
-        raise ValueError(f"configuration {name!r}: give the path of a JSON file or a mapping")
-    description: ModelDescription = found[0].load()(name)
-    return description
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,12 +181,7 @@ class ScoreSDECheckpoint:
         """Write the weights into a network; it stays untouched unless all of them fit.
 
         The state of the network is checked whichever weights are asked for: what is not trained
-        (the Fourier frequencies) comes from there.
-
-        Args:
-            network: of the shape that the checkpoint is for.
-            sde: of the model, to compare the file's noise levels with.
-            weights: averaged or last ones.
+        (the Fourier frequencies) comes from there. The SDE is for the file's own noise levels.
 
         Raises:
             ValueError: naming every key that is missing, unknown or wrongly shaped.
@@ -272,18 +247,18 @@ def _check_sigmas(sigmas: object, sde: SDE) -> list[str]:
     Only variance-exploding SDEs have them; the public code writes them for others as well, from
     settings that mean nothing there. How many there are concerns its samplers, not the model.
     """
-    if not isinstance(sde, VESDE | ReciprocalVESDE):
+    if not sde.exploding:
         return []
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2:
         return [f"{_SIGMAS} is not a list of noise levels"]
     if not bool((sigmas.diff() < 0).all()):
         return [f"{_SIGMAS} does not descend"]
-    high, low = float(sigmas[0]), float(sigmas[-1])
-    if abs(high / sde.sigma_max - 1) > _SIGMA_TOLERANCE or (
-        abs(low / sde.sigma_min - 1) > _SIGMA_TOLERANCE
-    ):
+    given = [float(sigmas[0]), float(sigmas[-1])]
+    ends = torch.tensor([sde.t_max, sde.t_end], dtype=torch.float64)
+    expected = sde.marginal(ends).sigma.tolist()
+    if any(abs(a / b - 1) > _SIGMA_TOLERANCE for a, b in zip(given, expected, strict=True)):
         return [
-            f"{_SIGMAS} runs from {high:.6g} to {low:.6g}, the configuration says sigma_max = "
-            f"{sde.sigma_max:g} and sigma_min = {sde.sigma_min:g}"
+            f"{_SIGMAS} runs from {given[0]:.6g} to {given[1]:.6g}, the configuration says "
+            f"sigma_max = {expected[0]:.3g} and sigma_min = {expected[1]:.3g}"
         ]
     return []

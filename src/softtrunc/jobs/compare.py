@@ -1,4 +1,4 @@
-"""Runs side by side: the table and the page."""
+"""Runs side by side on one page."""
 
 from __future__ import annotations
 
@@ -6,26 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softtrunc.feedback.errors import user_errors
-from softtrunc.report import SummaryTable, read_run, summary_rows, write_report
+from softtrunc.report import write_report
 
-__all__ = ["compare", "write_page"]
-
-
-def compare(runs: Sequence[Path]) -> SummaryTable:
-    """The summary table of run folders, one run a row.
-
-    Raises:
-        UserError: if a folder is no run or is damaged.
-    """
-    with user_errors():
-        return summary_rows([read_run(run) for run in runs])
+__all__ = ["write_page"]
 
 
-def write_page(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
+def write_page(runs: Sequence[Path], out: Path) -> Path:
     """Write the self-contained HTML page about run folders; returns its path.
 
     Raises:
         UserError: if a folder is no run or is damaged.
     """
     with user_errors():
-        return write_report(runs, out, title=title)
+        return write_report(runs, out)

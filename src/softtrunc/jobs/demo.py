@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from softtrunc.feedback.errors import RunFailedError, UserError
+from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
+from softtrunc.feedback.files import check_place
 from softtrunc.feedback.progress import Progress
-from softtrunc.jobs.compare import write_page
 from softtrunc.jobs.side_by_side import train_and_measure
 from softtrunc.recipes.load import load_recipe
 from softtrunc.recipes.schema import Recipe
+from softtrunc.report import SummaryTable, read_run, summary_rows, write_report
 from softtrunc.runs.folder import Run
-from softtrunc.training import list_checkpoints
+from softtrunc.training import list_checkpoints, step_of
 
 __all__ = ["DemoOutcome", "demo_recipes", "run_demo"]
 
 
 class DemoOutcome(NamedTuple):
-    """The run folders in the order of the table, and the page."""
+    """The table, one run a row, and the page."""
 
-    runs: list[Path]
+    table: SummaryTable
     page: Path
 
 
@@ -61,42 +63,34 @@ def run_demo(
     resume = _unfinished(out, recipes)
     if not resume:
         _clear(out)
-    by_folder = {out / name: recipe for name, recipe in recipes.items()}
+    by_folder = {out / name: [recipe] for name, recipe in recipes.items()}
     outcome = train_and_measure(by_folder, resume=resume, progress=progress)
     if outcome.failures:
         raise RunFailedError("; ".join(outcome.failures.values()))
     if not outcome.finished:
         return None
-    runs = list(by_folder)
-    page = write_page(
-        runs, out / "report.html", title="Soft Truncation against hard truncation: the demo"
-    )
-    return DemoOutcome(runs, page)
+    title = "Soft Truncation against hard truncation: the demo"
+    with user_errors():
+        table = summary_rows([read_run(run) for run in by_folder])
+        page = write_report(list(by_folder), out / "report.html", title=title)
+    return DemoOutcome(table, page)
 
 
-def _unfinished(out: Path, recipes: dict[str, Recipe]) -> bool:
+def _unfinished(out: Path, recipes: Mapping[str, Recipe]) -> bool:
     """Whether any of the runs has begun and something of the whole is still missing."""
-    reached = [
-        int(found[-1].name.removeprefix("step-"))
-        if (found := list_checkpoints(Run(out / name).checkpoints))
-        else 0
-        for name in recipes
-    ]
-    wanted = [recipe.training.steps for recipe in recipes.values()]
-    trained = all(r >= w for r, w in zip(reached, wanted, strict=True))
-    measured = all(Run(out / name).evaluation_file.exists() for name in recipes)
-    return any(reached) and not (trained and measured and (out / "report.html").exists())
+    runs = {Run(out / name): recipe.training.steps for name, recipe in recipes.items()}
+    reached = {run: max(map(step_of, list_checkpoints(run.checkpoints)), default=0) for run in runs}
+    whole = all(
+        reached[run] >= steps and run.evaluation_file.exists() for run, steps in runs.items()
+    )
+    return any(reached.values()) and not (whole and (out / "report.html").exists())
 
 
 def _clear(out: Path) -> None:
     """Remove an earlier demo; refuse to touch anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    strangers = [p.name for p in out.iterdir() if not _is_ours(p)] if out.is_dir() else []
-    if not out.is_dir() or strangers:
-        what = f"holds {strangers[0]!r}, which" if strangers else "is a file that"
-        raise UserError(f"{out}: {what} the demo did not write: choose another --out")
-    shutil.rmtree(out)
+    check_place(out, _is_ours, ", which the demo did not write")
+    if out.exists():
+        shutil.rmtree(out)
 
 
 def _is_ours(path: Path) -> bool:

@@ -26,7 +26,7 @@ _PATIENCE = 24 * 3600.0
 
 
 def obtain_dequantizer(
-    opened: OpenRun, data: ImageDataset, weights_digest: str, progress: Progress
+    opened: OpenRun, data: ImageDataset, weights: str, progress: Progress
 ) -> Dequantizer:
     """The dequantiser of the run, trained now unless it was before.
 
@@ -36,43 +36,56 @@ def obtain_dequantizer(
     Args:
         opened: the run.
         data: the images it was trained on.
-        weights_digest: of the model's weights.
+        weights: digest of the model's.
         progress: where the bar goes.
 
     Raises:
         UserError: if training it fails.
     """
-    recipe = opened.recipe
-    spec = recipe.evaluation.dequantizer
-    identity = json.dumps(
-        {
-            "weights": weights_digest,
-            "data": data.card.fingerprint,
-            "settings": spec.model_dump(),
-            "eps": recipe.evaluation.eps,
-            "seed": recipe.evaluation.seed,
-        },
-        sort_keys=True,
-    )
+    evaluation, card = opened.recipe.evaluation, data.card
+    spec = evaluation.dequantizer
+    settings = {
+        "weights": weights,
+        "data": card.fingerprint,
+        "settings": spec.model_dump(),
+        "eps": evaluation.eps,
+        "seed": evaluation.seed,
+    }
+    identity = json.dumps(settings, sort_keys=True)
     path = opened.run.path / "dequantizer.safetensors"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.evaluation.seed)
+        torch.manual_seed(evaluation.seed)
         dequantizer = Dequantizer(
-            (data.card.channels, data.card.height, data.card.width),
-            levels=data.card.levels,
+            (card.channels, card.height, card.width),
+            levels=card.levels,
             layers=spec.layers,
             width=spec.width,
         )
     dequantizer.to(opened.device)
-    if opened.accelerator.is_main_process and not _load(path, identity, dequantizer):
-        _train(opened, data, dequantizer, progress)
-        _save(path, identity, dequantizer)
     began = time.monotonic()
-    while not opened.accelerator.is_main_process and not _load(path, identity, dequantizer):
+    while not _load(path, identity, dequantizer):
+        if opened.accelerator.is_main_process:
+            _train(opened, data, dequantizer, progress)
+            with whole_file(path) as partial:
+                tensors = {k: v.contiguous() for k, v in dequantizer.state_dict().items()}
+                save_file(tensors, partial, metadata={"identity": identity})
+            break
         if time.monotonic() - began > _PATIENCE:
             raise RunFailedError(f"{path}: no other process brought a dequantizer")
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     return dequantizer.eval()
+
+
+def _load(path: Path, identity: str, dequantizer: Dequantizer) -> bool:
+    """Fill in the file's weights, if it is the dequantiser that is wanted."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("identity") != identity:
+                return False
+        dequantizer.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError):
+        return False
+    return True
 
 
 def _train(
@@ -110,23 +123,3 @@ def _batches(data: ImageDataset, size: int, seed: int, device: torch.device) -> 
         for part in torch.randperm(len(data), generator=generator).split(size):
             if len(part) == size:
                 yield data.batch(part).to(device)
-
-
-def _save(path: Path, identity: str, dequantizer: Dequantizer) -> None:
-    tensors = {
-        name: value.detach().contiguous() for name, value in dequantizer.state_dict().items()
-    }
-    with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={"identity": identity})
-
-
-def _load(path: Path, identity: str, dequantizer: Dequantizer) -> bool:
-    """Fill in the file's weights, if it is the dequantiser that is wanted."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("identity") != identity:
-                return False
-        dequantizer.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError):
-        return False
-    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,8 @@ from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import whole_file
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.edit_inputs import build_mask, read_images, to_model
-from softtrunc.jobs.trajectory import check_picture, save_frames
+from softtrunc.jobs.trajectory import check_suffix, save_frames, watching
 from softtrunc.noise import Noise
-from softtrunc.recipes import schema
 from softtrunc.recipes.build import build_sampler, build_score
 from softtrunc.runs.draw import to_levels
 from softtrunc.runs.open_run import OpenRun, open_run
@@ -31,13 +30,13 @@ from softtrunc.samplers import (
     ProbabilityFlow,
     Sampler,
     Samples,
+    ScoreHook,
     colorize,
     decode,
     encode,
     inpaint,
     slerp,
 )
-from softtrunc.samplers import Progress as Step
 from softtrunc.training import Weights
 
 __all__ = ["Editor", "RoundTrip"]
@@ -62,6 +61,9 @@ class RoundTrip(NamedTuple):
 class Editor:
     """A run opened for edits.
 
+    Every edit takes `files`, images (none: the first `count` held-out ones), and writes `out`; it
+    raises `UserError` if an image, the file or what the run is asked for is not usable.
+
     Args:
         opened: the run.
         progress: where bars go.
@@ -79,100 +81,56 @@ class Editor:
         overrides: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Editor:
-        """Open a run.
-
-        Args:
-            path: the run folder.
-            weights: averaged or raw.
-            overrides: `a.b=c` changes of the recipe's sampling section and data.source.
-            progress: where bars go.
-
-        Raises:
-            UserError: if the run or a key is not usable.
-        """
+        """Open a run, as `open_run` does."""
         opened = open_run(path, weights=weights, overrides=overrides)
         if opened.accelerator.num_processes > 1:
             raise UserError("edits run in one process: leave out `accelerate launch`")
         return cls(opened, progress or Silent())
 
-    def _watched(self, label: str, work: Callable[[Callable[[Step], None]], Samples]) -> Samples:
-        """Run a sampler with a bar of its way."""
-        percent = 0
-        with self.progress.task(f"{label} (%)", 100) as bar:
-
-            def watch(step: Step) -> None:
-                nonlocal percent
-                reached = int(100 * step.fraction)
-                bar.advance(reached - percent)
-                percent = reached
-
-            return work(watch)
-
-    def _flow(self) -> ProbabilityFlow:
-        """The recipe's own flow solver where it has one, else the default one."""
-        spec = self.opened.recipe.sampling
-        if isinstance(spec, schema.ODESampling):
-            flow = build_sampler(spec)
-            assert isinstance(flow, ProbabilityFlow)
-            return flow
-        return ProbabilityFlow()
-
-    def _shown(self, x: Tensor) -> UInt8[Tensor, "n c h w"]:
-        return stretch_levels(to_levels(self.opened, x), self.opened.card.levels)
-
     def encode(self, files: Sequence[Path], count: int, out: Path) -> tuple[list[RoundTrip], int]:
         """Carry images to their latents and back along the probability flow.
 
         Args:
-            files: images; none: the first `count` held-out ones.
-            count: see `files`.
+            files: see the class.
+            count: see the class.
             out: an `.npz` for `images` uint8 (N, H, W, C), `latents` float32 (N, C, H, W) and
                 `names`; or a `.png` with the images above what came back.
 
         Returns:
             What became of each image, and the network evaluations of both ways.
-
-        Raises:
-            UserError: if an image or the file is not usable.
         """
-        if out.suffix.lower() not in (".npz", ".png"):
-            raise UserError(f"--out {out}: write a file that ends in .npz or .png")
-        opened = self.opened
+        check_suffix(out, "--out", ".npz", ".png")
+        opened, model = self.opened, self.opened.model
         inputs = read_images(opened, files, count, self.progress)
         x = to_model(opened, inputs.images)
-        score, flow = build_score(opened.recipe.sampling, opened.model), self._flow()
-        latent = self._watched(
-            "encode",
-            lambda watch: encode(opened.model, x, flow=flow, score_fn=score, callback=watch),
-        )
-        back = self._watched(
-            "decode",
-            lambda watch: decode(opened.model, latent.x, flow=flow, score_fn=score, callback=watch),
-        )
-        low, high = opened.model.value_range
+        latent = self._encode(x)
+        with watching(self.progress, "decode") as watch:
+            back = decode(
+                model, latent.x, flow=self._flow(), score_fn=self._score(), callback=watch
+            )
+        low, high = model.value_range
         error = (255.0 / (high - low)) * (back.x - x).flatten(1)
         exact = (to_levels(opened, back.x) == inputs.images).flatten(1).all(1)
-        scale = opened.model.sde.prior_std * x[0].numel() ** 0.5
-        trips = [
-            RoundTrip(*row)
-            for row in zip(
-                inputs.names,
-                error.square().mean(1).sqrt().tolist(),
-                error.abs().amax(1).tolist(),
-                exact.tolist(),
-                (latent.x.flatten(1).norm(dim=1) / scale).tolist(),
-                strict=True,
-            )
-        ]
+        scale = model.sde.prior_std * x[0].numel() ** 0.5
+        columns = (
+            error.square().mean(1).sqrt().tolist(),
+            error.abs().amax(1).tolist(),
+            exact.tolist(),
+            (latent.x.flatten(1).norm(dim=1) / scale).tolist(),
+        )
+        trips = [RoundTrip(*row) for row in zip(inputs.names, *columns, strict=True)]
         seen = stretch_levels(inputs.images, opened.card.levels)
         with user_errors(f"--out {out}"):
-            out.parent.mkdir(parents=True, exist_ok=True)
             if out.suffix.lower() == ".png":
                 save_grid(torch.cat([seen, self._shown(back.x)]), out, columns=len(seen))
             else:
-                _save_latents(
-                    out, seen.permute(0, 2, 3, 1).numpy(), latent.x.cpu().numpy(), inputs.names
-                )
+                with whole_file(out) as partial, partial.open("wb") as file:
+                    np.savez(
+                        file,
+                        images=seen.permute(0, 2, 3, 1).numpy(),
+                        latents=latent.x.cpu().numpy(),
+                        names=np.array(inputs.names),
+                    )
         return trips, latent.nfe + back.nfe
 
     def interpolate(
@@ -189,61 +147,34 @@ class Editor:
             seeds: two or more seeds.
             frames: pictures from one end to the next, both included, >= 2.
             out: a `.gif`, or a `.png` with one row.
-
-        Raises:
-            UserError: if images, seeds or the file are not usable.
         """
-        check_picture(out, "--out")
+        check_suffix(out, "--out", ".gif", ".png")
         if bool(files) == bool(seeds) or len(files) == 1 or len(seeds) == 1:
             raise UserError(
                 "interpolate: name two or more images, or two or more seeds: --seed 3 --seed 7"
             )
-        opened, spec = self.opened, self.opened.recipe.sampling
-        score = build_score(spec, opened.model)
+        opened = self.opened
         sampler: Sampler = self._flow()
         if files:
-            x = to_model(opened, read_images(opened, files, 0).images)
-            ends = self._watched(
-                "encode",
-                lambda watch: encode(
-                    opened.model, x, flow=self._flow(), score_fn=score, callback=watch
-                ),
-            ).x
+            ends = self._encode(to_model(opened, read_images(opened, files, 0).images)).x
         else:
-            card = opened.card
-            shape = (len(seeds), card.channels, card.height, card.width)
+            shape = (len(seeds), *opened.event)
             unit = Noise(len(seeds), seeds, None).draw(shape, opened.device, torch.float32)
             ends = opened.model.sde.prior_std * unit
-            chosen = build_sampler(spec)
+            chosen = build_sampler(opened.recipe.sampling)
             sampler = chosen if _deterministic(chosen) else sampler
         latents = _arc(ends, frames)
-        drawn = self._watched(
-            "sample",
-            lambda watch: sampler.sample(
+        with watching(self.progress, "sample") as watch:
+            drawn = sampler.sample(
                 opened.model,
                 latents.shape,
                 x_init=latents,
                 device=opened.device,
-                score_fn=score,
+                score_fn=self._score(),
                 callback=watch,
-            ),
-        )
+            )
         save_frames(self._shown(drawn.x)[:, None], out, "--out")
         return drawn
-
-    def _conditional_sampler(self) -> FixedStepSampler:
-        """The recipe's sampler if it can hold values in place.
-
-        Raises:
-            UserError: if it cannot.
-        """
-        sampler = build_sampler(self.opened.recipe.sampling)
-        if not isinstance(sampler, FixedStepSampler):
-            raise UserError(
-                "sampling.sampler=ode cannot hold values in place: write --sampler pc, or "
-                "dpm_solver, heun, ancestral, euler_maruyama"
-            )
-        return sampler
 
     def inpaint(
         self,
@@ -258,96 +189,98 @@ class Editor:
         """Fill in part of images, `variants` times each.
 
         Args:
-            files: images; none: the first `count` held-out ones.
-            count: see `files`.
+            files: see the class.
+            count: see the class.
             mask: see `build_mask`.
             out: a `.png`, a row for each image: itself, what was known of it, the variants.
             variants: how often each image is filled in.
             seed: of the first variant of the first image.
-
-        Raises:
-            UserError: if an image, the mask, the sampler or the file is not usable.
         """
-        _check_png(out)
-        opened = self.opened
-        known = build_mask(opened, mask)
-        sampler = self._conditional_sampler()
-        images = read_images(opened, files, count, self.progress).images
-        repeated = to_model(opened, images).repeat_interleave(variants, 0)
-        drawn = self._watched(
-            "inpaint",
-            lambda watch: inpaint(
+        sampler = self._conditional_sampler(out)
+        known = build_mask(self.opened, mask)
+        images = read_images(self.opened, files, count, self.progress).images
+        given = to_model(self.opened, images).repeat_interleave(variants, 0)
+        with watching(self.progress, "inpaint") as watch:
+            drawn = inpaint(
                 sampler,
-                opened.model,
-                repeated,
+                self.opened.model,
+                given,
                 known,
-                seeds=range(seed, seed + len(repeated)),
-                score_fn=build_score(opened.recipe.sampling, opened.model),
+                seeds=range(seed, seed + len(given)),
+                score_fn=self._score(),
                 callback=watch,
-            ),
-        )
-        seen = stretch_levels(images, opened.card.levels)
-        gray = torch.full_like(seen, 128)
-        self._save_rows(out, seen, torch.where(known, seen, gray), self._shown(drawn.x))
+            )
+        seen = stretch_levels(images, self.opened.card.levels)
+        self._save_rows(out, seen, torch.where(known, seen, torch.full_like(seen, 128)), drawn.x)
         return drawn
 
     def colorize(
-        self,
-        files: Sequence[Path],
-        count: int,
-        out: Path,
-        *,
-        variants: int = 4,
-        seed: int = 0,
+        self, files: Sequence[Path], count: int, out: Path, *, variants: int = 4, seed: int = 0
     ) -> Samples:
         """Find colours for grey images, `variants` times each; the channels' mean is kept.
 
         Args:
-            files: images, whose colours are not looked at; none: the first `count` held-out ones.
-            count: see `files`.
+            files: see the class; their colours are not looked at.
+            count: see the class.
             out: a `.png`, a row for each image: itself, its grey value, the variants.
             variants: how often each image is coloured.
             seed: of the first variant of the first image.
-
-        Raises:
-            UserError: if the run's images are grey, or an image, the sampler or the file is not
-                usable.
         """
-        _check_png(out)
-        opened = self.opened
-        if opened.card.channels == 1:
+        sampler, card = self._conditional_sampler(out), self.opened.card
+        if card.channels == 1:
             raise UserError(
-                f"{opened.run.path}: its images are grey: colorize needs a run trained in colour"
+                f"{self.opened.run.path}: its images are grey: colorize needs a run trained in "
+                "colour"
             )
-        sampler = self._conditional_sampler()
-        images = read_images(opened, files, count, self.progress).images
-        gray = to_model(opened, images).mean(1, keepdim=True)
-        drawn = self._watched(
-            "colorize",
-            lambda watch: colorize(
+        images = read_images(self.opened, files, count, self.progress).images
+        gray = to_model(self.opened, images).mean(1, keepdim=True)
+        given = gray.repeat_interleave(variants, 0)
+        with watching(self.progress, "colorize") as watch:
+            drawn = colorize(
                 sampler,
-                opened.model,
-                gray.repeat_interleave(variants, 0),
-                channels=opened.card.channels,
-                seeds=range(seed, seed + variants * len(gray)),
-                score_fn=build_score(opened.recipe.sampling, opened.model),
+                self.opened.model,
+                given,
+                channels=card.channels,
+                seeds=range(seed, seed + len(given)),
+                score_fn=self._score(),
                 callback=watch,
-            ),
-        )
-        seen = stretch_levels(images, opened.card.levels)
-        self._save_rows(out, seen, self._shown(gray.expand_as(images)), self._shown(drawn.x))
+            )
+        seen = stretch_levels(images, card.levels)
+        self._save_rows(out, seen, self._shown(gray.expand_as(images)), drawn.x)
         return drawn
 
-    def _save_rows(self, out: Path, first: Tensor, second: Tensor, variants: Tensor) -> None:
-        each = variants.reshape(len(first), -1, *first.shape[1:])
+    def _encode(self, x: Tensor) -> Samples:
+        with watching(self.progress, "encode") as watch:
+            model, score = self.opened.model, self._score()
+            return encode(model, x, flow=self._flow(), score_fn=score, callback=watch)
+
+    def _score(self) -> ScoreHook:
+        return build_score(self.opened.recipe.sampling, self.opened.model)
+
+    def _flow(self) -> ProbabilityFlow:
+        """The recipe's own flow solver where it has one, else the default one."""
+        sampler = build_sampler(self.opened.recipe.sampling)
+        return sampler if isinstance(sampler, ProbabilityFlow) else ProbabilityFlow()
+
+    def _conditional_sampler(self, out: Path) -> FixedStepSampler:
+        """The recipe's sampler, which must hold values in place; `out` must be a PNG."""
+        check_suffix(out, "--out", ".png")
+        sampler = build_sampler(self.opened.recipe.sampling)
+        if not isinstance(sampler, FixedStepSampler):
+            raise UserError(
+                "sampling.sampler=ode cannot hold values in place: write --sampler pc, or "
+                "dpm_solver, heun, ancestral, euler_maruyama"
+            )
+        return sampler
+
+    def _shown(self, x: Tensor) -> UInt8[Tensor, "n c h w"]:
+        return stretch_levels(to_levels(self.opened, x), self.opened.card.levels)
+
+    def _save_rows(self, out: Path, first: Tensor, second: Tensor, drawn: Tensor) -> None:
+        each = self._shown(drawn).reshape(len(first), -1, *first.shape[1:])
         rows = torch.cat([first[:, None], second[:, None], each], 1)
         with user_errors(f"--out {out}"):
             save_grid(rows.flatten(0, 1), out, columns=rows.shape[1])
-
-
-def _check_png(out: Path) -> None:
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: write a file that ends in .png")
 
 
 def _deterministic(sampler: Sampler) -> bool:
@@ -365,10 +298,3 @@ def _arc(ends: Tensor, frames: int) -> Tensor:
     for first, second in zip(ends[:-1, None], ends[1:, None], strict=True):
         points += [slerp(first, second, i / (frames - 1)) for i in range(1, frames)]
     return torch.cat(points)
-
-
-def _save_latents(
-    path: Path, images: np.ndarray, latents: np.ndarray, names: Sequence[str]
-) -> None:
-    with whole_file(path) as partial, partial.open("wb") as file:
-        np.savez(file, images=images, latents=latents, names=np.array(names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +19,7 @@ from softtrunc.feedback.progress import Progress
 from softtrunc.recipes.build import build_data
 from softtrunc.runs.open_run import OpenRun
 
-__all__ = ["Inputs", "Part", "build_mask", "read_images", "to_model"]
-
-Part = Literal["left", "right", "top", "bottom", "center"]
-"""Masks that need no file: which part is to be filled in; the centre is half as high and wide."""
+__all__ = ["Inputs", "build_mask", "read_images", "to_model"]
 
 
 class Inputs(NamedTuple):
@@ -30,13 +27,6 @@ class Inputs(NamedTuple):
 
     images: UInt8[Tensor, "n c h w"]
     names: list[str]
-
-
-def _as_levels(pixels: UInt8[Tensor, "n c h w"], levels: int) -> UInt8[Tensor, "n c h w"]:
-    """0 ... 255 as 0 ... levels - 1: undoes `stretch_levels`."""
-    if levels == 256:
-        return pixels
-    return (pixels.float() * ((levels - 1) / 255.0)).round().to(torch.uint8)
 
 
 def _decode(path: Path, fit: Fit | None, channels: int) -> np.ndarray:
@@ -76,7 +66,9 @@ def read_images(
                 f"{card.width}x{card.height}: resize it"
             )
         images.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
-    return Inputs(_as_levels(torch.stack(images), card.levels), [path.name for path in files])
+    # 0 ... 255 as 0 ... levels - 1: undoes `stretch_levels`.
+    levels = (torch.stack(images).float() * ((card.levels - 1) / 255.0)).round().to(torch.uint8)
+    return Inputs(levels, [path.name for path in files])
 
 
 def to_model(opened: OpenRun, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -93,26 +85,27 @@ def build_mask(opened: OpenRun, mask: str) -> Bool[Tensor, "h w"]:
 
     Args:
         opened: the run.
-        mask: a `Part`, or an image file of the data's size, white (128 and more) where to fill in.
+        mask: "left", "right", "top", "bottom" or "center" (half as high and wide); or an image
+            file of the data's size, white (128 and more) where to fill in.
 
     Raises:
         UserError: if it is neither, of another size, or leaves nothing to fill in.
     """
     height, width = opened.card.height, opened.card.width
     known = torch.ones(height, width, dtype=torch.bool)
-    if mask in get_args(Part):
-        rows = {"top": slice(0, height // 2), "bottom": slice(height // 2, None)}
-        columns = {"left": slice(0, width // 2), "right": slice(width // 2, None)}
-        inner_rows = slice(height // 4, height - height // 4)
-        inner_columns = slice(width // 4, width - width // 4)
-        if mask == "center":
-            known[inner_rows, inner_columns] = False
-        else:
-            known[rows.get(mask, slice(None)), columns.get(mask, slice(None))] = False
+    parts = {
+        "left": np.s_[:, : width // 2],
+        "right": np.s_[:, width // 2 :],
+        "top": np.s_[: height // 2, :],
+        "bottom": np.s_[height // 2 :, :],
+        "center": np.s_[height // 4 : height - height // 4, width // 4 : width - width // 4],
+    }
+    if mask in parts:
+        known[parts[mask]] = False
         return known
     path = Path(mask)
     if not path.is_file():
-        raise UserError(f"--mask {mask}: no such file; {nearest(mask, get_args(Part))}")
+        raise UserError(f"--mask {mask}: no such file; {nearest(mask, parts)}")
     pixels = _decode(path, None, 1)[:, :, 0]
     if pixels.shape != (height, width):
         raise UserError(

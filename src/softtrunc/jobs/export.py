@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from softtrunc.feedback.errors import UserError, user_errors
-from softtrunc.feedback.files import replace_folder
+from softtrunc.feedback.files import check_place, replace_folder
 from softtrunc.interop import DiffusersUNet
 from softtrunc.jobs.card import model_card
 from softtrunc.pretrained import upload_folder
@@ -43,8 +43,7 @@ def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
     Raises:
         UserError: if the run cannot be opened or the place is taken.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists and is not empty: choose another folder")
+    check_place(out)
     opened = open_run(path, weights=weights)
     partial = out.with_name(f".{out.name}.partial")
     with user_errors(f"--out {out}"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -14,24 +14,25 @@ from softtrunc.data import DataCard, ImageDataset, to_model_range
 from softtrunc.feedback.errors import UserError, nearest, user_errors
 from softtrunc.interop import (
     ConditioningChoice,
-    ModelDescription,
     ScoreSDECheckpoint,
     choose_conditioning,
     describe_public_config,
     read_public_config,
 )
-from softtrunc.interop.conditioning import candidate_conditionings, random_images
+from softtrunc.interop.conditioning import random_images
+from softtrunc.interop.recipe import image_shape
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.recipes import schema
-from softtrunc.recipes.build import build_data, build_model, build_network_config, build_training
+from softtrunc.recipes.build import build_data, build_model, build_training
 from softtrunc.recipes.load import load_recipe, override_recipe, parse_recipe
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, Run
 from softtrunc.score import Conditioning, ScoreModel
-from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.sde import SDES
 from softtrunc.training import TrainState, Weights, save_checkpoint
 
-__all__ = ["Imported", "describe_recipe", "import_checkpoint", "recipe_of_public_config"]
+__all__ = ["Imported", "import_checkpoint", "recipe_of_public_config"]
 
+_KINDS = {known: kind for kind, known in SDES.items()}
 # Images on which candidate conditionings are compared.
 _PROBES = 64
 
@@ -48,35 +49,6 @@ class Imported:
     step: int
     conditioning: Conditioning
     errors: dict[Conditioning, float]
-
-
-def describe_recipe(recipe: str) -> ModelDescription:
-    """The model that a recipe describes; what `softtrunc.interop` makes of a recipe's name.
-
-    Args:
-        recipe: name of a recipe, or a YAML file.
-
-    Raises:
-        ValueError: if there is no such recipe, it is not usable, or it does not say how large its
-            images are.
-    """
-    try:
-        resolved = load_recipe(recipe)
-        data = None if resolved.data.source is None else build_data(resolved, "train")
-        card = _card(resolved, data)
-        size = (card.height, card.width)
-        with torch.device("meta"):
-            model = build_model(resolved, channels=card.channels, image_size=size)
-        network = build_network_config(resolved, channels=card.channels, image_size=size)
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    return ModelDescription(
-        network=network,
-        sde=model.sde,
-        conditioning=model.conditioning,
-        prediction=model.prediction,
-        value_range=model.value_range,
-    )
 
 
 def import_checkpoint(
@@ -116,8 +88,7 @@ def import_checkpoint(
         raise UserError(f"--conditioning {conditioning}: {nearest(conditioning, allowed)}")
     resolved = _resolve(recipe, config, overrides, out.name)
     if conditioning not in (None, "auto"):
-        network = resolved.network.model_copy(update={"conditioning": conditioning})
-        resolved = resolved.model_copy(update={"network": network})
+        resolved = _conditioned(resolved, conditioning)
     data = None if resolved.data.source is None else build_data(resolved, "train")
     card = _card(resolved, data)
     model = build_model(resolved, channels=card.channels, image_size=(card.height, card.width))
@@ -129,9 +100,7 @@ def import_checkpoint(
     if conditioning == "auto":
         choice = _choose_conditioning(model.eval(), data, card)
         model.conditioning, errors = choice.conditioning, choice.errors
-    network = resolved.network.model_copy(update={"conditioning": model.conditioning})
-    resolved = resolved.model_copy(update={"network": network})
-
+    resolved = _conditioned(resolved, model.conditioning)
     state = TrainState.create(model, build_training(resolved))
     if weights == "ema":  # the average has them; the model itself goes on from the last ones
         with user_errors():
@@ -159,23 +128,22 @@ def _resolve(
     return override_recipe(resolved, overrides, where)
 
 
+def _conditioned(recipe: schema.Recipe, conditioning: str | None) -> schema.Recipe:
+    network = recipe.network.model_copy(update={"conditioning": conditioning})
+    return recipe.model_copy(update={"network": network})
+
+
 def _card(recipe: schema.Recipe, data: ImageDataset | None) -> DataCard:
     """What is known of the data: everything, or the shape of an image."""
     if data is not None:
         return data.card
-    size, channels = recipe.data.image_size, recipe.data.channels
-    if size is None:
-        raise UserError(
-            f"recipe {recipe.name}: it does not say how large its images are: add "
-            "--set data.image_size=32 (and data.channels=1 for grayscale), or --data PATH"
-        )
-    height, width = (size, size) if isinstance(size, int) else size
+    channels, height, width = image_shape(recipe)
     return DataCard(
         name="unknown",
         split="train",
         source="unknown",
         count=0,
-        channels=channels or 3,
+        channels=channels,
         height=height,
         width=width,
         levels=256,
@@ -206,7 +174,7 @@ def _choose_conditioning(
             prediction=model.prediction,
             value_range=model.value_range,
         )
-        for name in candidate_conditionings(model.sde)
+        for name in model.sde.conditionings
     }
     return choose_conditioning(models, images, generator=generator)
 
@@ -224,7 +192,8 @@ def recipe_of_public_config(
         UserError: if a value is out of the range that recipes allow.
     """
     description = describe_public_config(config, where=where)
-    natural = (0.0, 1.0) if description.prediction == "scaled_score" else (-1.0, 1.0)
+    kind = _KINDS[type(description.sde)]
+    natural = description.sde.default_value_range
     if description.value_range != natural:
         low, high = natural
         raise ValueError(
@@ -242,8 +211,8 @@ def recipe_of_public_config(
             "dequantize": config["data"].get("dequantization") == "uniform"
             or config["data"].get("uniform_dequantization") is True,
         },
-        "sde": _sde(description.sde),
-        "truncation": _truncation(config, description),
+        "sde": {"kind": kind, **asdict(description.sde)},
+        "truncation": _truncation(config, kind),
         "objective": _objective(config),
         "network": _network(network) | {"conditioning": description.conditioning},
         "training": _training(config),
@@ -262,20 +231,6 @@ def _spoken(value: Any) -> Any:
     return {key: _spoken(item) for key, item in value.items() if item is not None}
 
 
-def _sde(sde: SDE) -> dict[str, Any]:
-    match sde:
-        case VPSDE(beta_min=low, beta_max=high):
-            return {"kind": "vp", "beta_min": low, "beta_max": high}
-        case SubVPSDE(beta_min=low, beta_max=high):
-            return {"kind": "subvp", "beta_min": low, "beta_max": high}
-        case VESDE(sigma_min=low, sigma_max=high):
-            return {"kind": "ve", "sigma_min": low, "sigma_max": high}
-        case ReciprocalVESDE(sigma_min=low, sigma_max=high, eps=eps):
-            return {"kind": "rve", "sigma_min": low, "sigma_max": high, "eps": eps}
-        case _:
-            raise TypeError(f"no recipe says {type(sde).__name__}")
-
-
 def _network(network: ScoreUNetConfig) -> dict[str, Any]:
     """The nearer of the two families, and how the network differs from it."""
     name = "ncsnpp" if network.embedding == "fourier" else "ddpmpp"
@@ -284,16 +239,16 @@ def _network(network: ScoreUNetConfig) -> dict[str, Any]:
     return {"preset": name, "options": options}
 
 
-def _truncation(config: Mapping[str, Any], description: ModelDescription) -> dict[str, Any]:
+def _truncation(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Soft truncation as the configuration means it, also where the public code forgot it."""
     training = config["training"]
     if not training.get("st", False):
         k = math.inf
-    elif isinstance(description.sde, ReciprocalVESDE):
+    elif kind == "rve":
         k = 2.0  # 1/tau uniform
     else:
         # Configurations of VE switch it on and leave k open.
-        k = training.get("k", 2.0 if isinstance(description.sde, VESDE) else 1.0)
+        k = training.get("k", 2.0 if kind == "ve" else 1.0)
     return {"k": k, "eps": training.get("truncation_time")}
 
 

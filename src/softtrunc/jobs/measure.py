@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from softtrunc.evaluation.distances import check_sample_figures
-from softtrunc.evaluation.figure import DENSITY_FIGURES, Figure
-from softtrunc.evaluation.image_results import check_table_path
-from softtrunc.feedback.errors import UserError
-from softtrunc.feedback.files import write_text
+import torch
+from torch import Tensor
+
+from softtrunc.data import ImageDataset, stretch_levels
+from softtrunc.data.pictures import save_grid
+from softtrunc.density import check_levels
+from softtrunc.evaluation.bits import BitsMeasurement
+from softtrunc.evaluation.distances import Judge, SampleFigure, Samples, check_sample_figures
+from softtrunc.evaluation.features import open_extractor
+from softtrunc.evaluation.figure import FORMS
+from softtrunc.evaluation.image_results import (
+    ImageResults,
+    TableRows,
+    check_table_path,
+    parts_folder,
+    write_table,
+)
+from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.progress import Progress, Silent
-from softtrunc.jobs.measure_density import (
-    check_images,
-    check_meaningful,
+from softtrunc.jobs.dequantizer import obtain_dequantizer
+from softtrunc.jobs.measured import (
+    density_protocol,
+    dequantizer_settings,
     has_meaning,
-    measure_bits,
-)
-from softtrunc.jobs.measure_samples import (
-    build_extractor,
-    measure_samples,
     reference_splits,
-    sample_keys,
+    samples_protocol,
 )
+from softtrunc.metrics import FeatureExtractor
 from softtrunc.recipes.build import build_data
+from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
-from softtrunc.runs.folder import (
-    UNKNOWN_FINGERPRINT,
-    Run,
-    now,
-    package_versions,
+from softtrunc.records import (
+    Evaluation,
+    Figure,
+    TrainingCost,
+    median_rate,
+    read_evaluation,
+    write_evaluation,
 )
+from softtrunc.runs.draw import draw_batches
+from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, flatten, now, package_versions
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
-__all__ = ["is_measured", "measure"]
+__all__ = ["check_images", "check_meaningful", "measure"]
 
-
-def _training_summary(opened: OpenRun) -> dict[str, Any]:
-    rows = opened.run.metrics()
-    spec = opened.recipe.training
-    rates = sorted(row["images_per_second"] for row in rows)
-    return {
-        "seconds": opened.seconds,
-        "images_per_second": rates[len(rates) // 2] if rates else None,
-        "parameters": sum(p.numel() for p in opened.model.parameters()),
-        "steps": opened.step,
-        "batch_size": spec.batch_size,
-    }
+_LOOKED_AT = 1000
+"""Images whose levels are counted."""
 
 
 def measure(
@@ -59,15 +65,16 @@ def measure(
     samples: Collection[str] | None = None,
     split: str | None = None,
     limit: int | None = None,
+    eps: Sequence[float] = (),
     weights: Weights = "ema",
     overrides: Sequence[str] = (),
     per_image: Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure a run and write its `evaluation.json`, figure by figure.
 
-    Figures measured before are kept where they are of the same checkpoint and weights and are not
-    measured again.
+    Figures of the same checkpoint and weights that were measured before are kept, unless they are
+    of the same protocol and images as a new one.
 
     Args:
         path: the run folder.
@@ -76,7 +83,8 @@ def measure(
             recipe names a feature extractor, else none.
         split: of the images, for bits per dimension and to compare samples with; None: held-out
             ones for bits per dimension, and for samples what `reference_splits` says.
-        limit: only the first so many of them.
+        limit: bits per dimension of only the first so many of them.
+        eps: values of `evaluation.eps` to measure bits per dimension at; none: the recipe's.
         weights: averaged or raw.
         overrides: `a.b=c` changes of the recipe's sampling, evaluation and data.source.
         per_image: a `.csv` or `.parquet` file for the bits per dimension of every image.
@@ -90,98 +98,295 @@ def measure(
     """
     progress = progress or Silent()
     opened = open_run(path, weights=weights, overrides=overrides)
+    spec = opened.recipe.evaluation
     if not opened.accelerator.is_main_process:
         progress = Silent()
     if samples is None:
-        samples = ("fid",) if opened.recipe.evaluation.features is not None else ()
+        samples = ("fid",) if spec.features is not None else ()
         if not samples:
             progress.say("no distance of samples: give --fid to measure one")
     wanted = check_sample_figures(samples)
     references = (split,) if split is not None else reference_splits(opened.recipe)
     split = split or "test"
-    if density:
-        check_meaningful(opened.recipe)
-        if per_image is not None:
-            check_table_path(per_image)
-    needed = {"train"} | ({split} if density else set()) | set(references if wanted else ())
-    data = {name: build_data(opened.recipe, name, progress) for name in sorted(needed)}
-    trained_on = data["train"].card
-    if opened.card.fingerprint not in (UNKNOWN_FINGERPRINT, trained_on.fingerprint):
-        raise UserError(
-            f"{path}: trained on other data ({opened.card.name}, SHA-256 "
-            f"{opened.card.fingerprint[:12]}; given {trained_on.fingerprint[:12]}): name them "
-            "with --data"
-        )
-    if density:
-        check_images(opened, data[split])
     # Whatever can be refused is refused before hours are spent on figures.
+    at = _at_each_eps(opened, eps, per_image) if density else []
+    needed = {"train", *([split] if density else ()), *(references if wanted else ())}
+    data = _open_images(opened, sorted(needed), progress)
+    for one in at:
+        check_images(one, data[split])
     extractor = None
     if wanted:
         with opened.accelerator.main_process_first():
-            extractor = build_extractor(opened.recipe.evaluation, data["train"], progress)
-    card = data[split if density else references[0]].card
-    content: dict[str, Any] = {
-        "run": path.name,
-        "step": opened.step,
-        "weights": weights,
-        "created": now(),
-        "versions": package_versions(),
-        "data": {
-            "name": card.name,
-            "split": split,
-            "n": card.count,
-            "levels": card.levels,
-            "value_range": list(opened.model.value_range),
-            "fingerprint": card.fingerprint,
-        },
-        "figures": [],
-        "training": _training_summary(opened),
-    }
-    content["figures"] = _earlier(opened, content)
-
-    def store(figure: Figure) -> None:
-        if not opened.accelerator.is_main_process:
-            return
-        kept = [f for f in content["figures"] if not _replaces(figure, f)]
-        content["figures"] = [*kept, figure.to_dict()]
-        text = json.dumps(content, indent=1, allow_nan=False)
-        write_text(opened.run.evaluation_file, text + "\n")
-
-    if density:
-        for figure in measure_bits(opened, data, split, limit, progress, per_image=per_image):
-            store(figure)
+            extractor = open_extractor(spec.features, spec.resize, data["train"])
+    file = _EvaluationFile(opened, weights)
+    if at:
+        for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
+            file.add(figure)
     if extractor is not None:
         compared = {name: data[name] for name in references}
-        for figure in measure_samples(opened, extractor, compared, wanted, progress):
-            store(figure)
+        for figure in _measure_samples(opened, extractor, compared, wanted, progress):
+            file.add(figure)
     opened.accelerator.wait_for_everyone()
-    return content
+    return file.evaluation
 
 
-def is_measured(run: Run, recipe: Recipe) -> bool:
-    """Whether `evaluation.json` holds every figure of the recipe for its last step."""
-    wanted: set[str] = set(recipe.evaluation.figures) if has_meaning(recipe) else set()
-    wanted |= sample_keys(recipe)
-    try:
-        content = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
-        found = {figure["key"] for figure in content["figures"]}
-        return bool(content["step"] == recipe.training.steps) and wanted <= found
-    except (OSError, KeyError, TypeError, ValueError):
+def _at_each_eps(opened: OpenRun, eps: Sequence[float], per_image: Path | None) -> list[OpenRun]:
+    """The run with each value of `evaluation.eps`, after a look at what else was asked for."""
+    check_meaningful(opened.recipe)
+    if per_image is not None:
+        check_table_path(per_image)
+        if len(eps) > 1:
+            raise UserError(f"--per-image {per_image}: holds figures of one eps: give --eps one")
+    # The recipe's own comes last: of several figures of a kind, a report shows the last.
+    ordered = sorted(eps, key=lambda e: e == opened.recipe.evaluation.eps)
+    recipes = [override_recipe(opened.recipe, [f"evaluation.eps={e!r}"], "--eps") for e in ordered]
+    return [dataclasses.replace(opened, recipe=r) for r in recipes or [opened.recipe]]
+
+
+def _open_images(
+    opened: OpenRun, splits: Sequence[str], progress: Progress
+) -> dict[str, ImageDataset]:
+    """The images by split, "train" among them, which must be those of the training."""
+    data = {name: build_data(opened.recipe, name, progress) for name in splits}
+    given = data["train"].card.fingerprint
+    if opened.card.fingerprint not in (UNKNOWN_FINGERPRINT, given):
+        raise UserError(
+            f"{opened.run.path}: trained on other data ({opened.card.name}, SHA-256 "
+            f"{opened.card.fingerprint[:12]}; given {given[:12]}): name them with --data"
+        )
+    return data
+
+
+class _EvaluationFile:
+    """`evaluation.json` of this checkpoint and these weights, which figures are added to."""
+
+    def __init__(self, opened: OpenRun, weights: Weights) -> None:
+        self._opened = opened
+        try:
+            old = read_evaluation(opened.run.evaluation_file)
+        except ValueError:  # damaged: it is written anew
+            old = None
+        same = old is not None and (old.step, old.weights) == (opened.step, weights)
+        self.evaluation = Evaluation(
+            run=opened.run.path.name,
+            step=opened.step,
+            weights=weights,
+            created=now(),
+            versions=package_versions(),
+            figures=old.figures if old is not None and same else (),
+            training=TrainingCost(
+                seconds=opened.seconds,
+                images_per_second=median_rate(opened.run.metrics()),
+                parameters=sum(p.numel() for p in opened.model.parameters()),
+                steps=opened.step,
+                batch_size=opened.recipe.training.batch_size,
+            ),
+        )
+
+    def add(self, figure: Figure) -> None:
+        """Add a figure, in the place of an earlier one that answers the same question."""
+        kept = [f for f in self.evaluation.figures if not _same(f, figure)]
+        self.evaluation = dataclasses.replace(self.evaluation, figures=(*kept, figure))
+        if self._opened.accelerator.is_main_process:
+            write_evaluation(self._opened.run.evaluation_file, self.evaluation)
+
+
+def _same(a: Figure, b: Figure) -> bool:
+    """Whether one takes the other's place: all alike but what came out, and of how many images."""
+    if a.data is not None and b.data is not None and a.data.fingerprint != b.data.fingerprint:
         return False
+    asked = [
+        {k: v for k, v in f.protocol.items() if k != "n" and not k.startswith("std_over_")}
+        for f in (a, b)
+    ]
+    return (a.key, a.name, flatten(asked[0])) == (b.key, b.name, flatten(asked[1]))
 
 
-def _replaces(figure: Figure, earlier: Mapping[str, Any]) -> bool:
-    """Bits/dim replace those of their kind; distances and scores only those of the same name."""
-    if figure.key != earlier["key"]:
-        return False
-    return figure.key in DENSITY_FIGURES or figure.name == earlier.get("name")
+def check_meaningful(recipe: Recipe) -> None:
+    """Refuse bits per dimension that would mean nothing.
+
+    Raises:
+        UserError: saying why, and what to do.
+    """
+    if not has_meaning(recipe):
+        raise UserError(
+            f"recipe {recipe.name}: data.dequantize is false: the model never saw the "
+            "cells of the grey levels and its bits/dim mean nothing; train with "
+            "--set data.dequantize=true, measure the probability of the levels "
+            "themselves with --dequantization none, or measure --fid alone"
+        )
 
 
-def _earlier(opened: OpenRun, content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The figures of an existing `evaluation.json` of the same checkpoint and weights."""
-    try:
-        old = json.loads(opened.run.evaluation_file.read_text(encoding="utf-8"))
-        same = old["step"] == content["step"] and old["weights"] == content["weights"]
-        return [f for f in old["figures"] if f["key"]] if same else []
-    except (OSError, KeyError, TypeError, ValueError):
-        return []
+def check_images(opened: OpenRun, data: ImageDataset) -> None:
+    """Refuse images of which no bits per dimension can be told under this model.
+
+    Raises:
+        UserError: if they have another number of levels than those the model was trained on, or
+            not the number that they are said to have, or the diffusion has too little noise for
+            lossless figures of them.
+    """
+    model, levels = opened.model, data.card.levels
+    if levels != opened.card.levels:
+        raise UserError(
+            f"{data.card.name}: {levels} levels, but the model was trained on "
+            f"{opened.card.levels}: their bits/dim would compare nothing; give images of "
+            f"{opened.card.levels} levels with --data"
+        )
+    with user_errors(f"{data.card.name} ({data.card.split})"):
+        check_levels(data.batch(torch.arange(min(len(data), _LOOKED_AT))), levels)
+    protocol = density_protocol(opened.recipe)
+    with user_errors(f"recipe {opened.recipe.name}"):
+        for key in opened.recipe.evaluation.figures:
+            protocol.smallest_time(key, model.sde, levels, model.value_range)
+
+
+def _measure_bits(
+    at: Sequence[OpenRun],
+    data: Mapping[str, ImageDataset],
+    split: str,
+    limit: int | None,
+    progress: Progress,
+    *,
+    per_image: Path | None,
+) -> Iterator[Figure]:
+    """Measure bits per dimension in the forms that the recipe's evaluation names.
+
+    Figures come one by one, on the main process alone. What was measured before a kill is not
+    measured again; several processes share the batches.
+
+    Args:
+        at: the run, once for each eps.
+        data: the images of `split`, and those the model was trained on under "train".
+        split: which images.
+        limit: only the first so many of them.
+        progress: where bars go.
+        per_image: a file for every image's result in every pass.
+    """
+    main, folder = at[0].accelerator.is_main_process, at[0].run.path / "evaluation.partial"
+    weights = _digest(at[0].model)
+    rows: list[TableRows] = []
+    begun: set[tuple[str, float]] = set()
+    for opened in at:
+        spec, learned = opened.recipe.evaluation, None
+        if any(FORMS[key].dequantization == "learned" for key in spec.figures):
+            learned = obtain_dequantizer(opened, data["train"], weights, progress)
+        for key in dict.fromkeys(spec.figures):
+            measurement = BitsMeasurement(
+                key,
+                opened.model,
+                data[split],
+                density_protocol(opened.recipe, limit),
+                learned if FORMS[key].dequantization == "learned" else None,
+                dequantizer_settings(opened.recipe),
+            )
+            if (key, measurement.eps) in begun:
+                continue  # the smallest time of lossless figures may not depend on eps
+            begun.add((key, measurement.eps))
+            label = f"{key} {opened.run.path.name}" + (f" {spec.eps:g}" if len(at) > 1 else "")
+            results = _fill(measurement, opened, weights, folder, progress, label)
+            if main:
+                figure = measurement.figure(results)
+                rows.append(TableRows(key, figure.protocol, results))
+                yield figure
+    if main:
+        if per_image is not None:
+            with user_errors(f"--per-image {per_image}"):
+                write_table(per_image, rows)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill(
+    measurement: BitsMeasurement,
+    opened: OpenRun,
+    weights: str,
+    folder: Path,
+    progress: Progress,
+    label: str,
+) -> ImageResults:
+    """Measure this process's share; on the main process the results are of all."""
+    accelerator, dequantizer = opened.accelerator, measurement.dequantizer
+    protocol, images = measurement.protocol, measurement.data
+    identity = {
+        "figure": measurement.key,
+        "protocol": protocol.decisive(),
+        "weights": weights,
+        "images": images.card.fingerprint,
+        "versions": package_versions(),
+        "dequantizer": None if dequantizer is None else _digest(dequantizer),
+    }
+    place = parts_folder(folder, measurement.key, identity)
+    results = ImageResults(protocol.passes, protocol.images(images), place)
+    done = results.gather()
+    if done and accelerator.is_main_process:
+        progress.say(f"{measurement.key}: {done} results of an interrupted evaluation are used")
+    with progress.task(label, results.seen.size, done) as bar:
+        share = (accelerator.process_index, accelerator.num_processes)
+        measurement.fill(results, share=share, advance=bar.advance)
+        if accelerator.is_main_process:
+            results.wait_for_others(bar.advance)
+    return results
+
+
+def _digest(module: torch.nn.Module) -> str:
+    """SHA-256 over names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class _Drawer:
+    """Draws a run's samples batch by batch, and keeps what the grid and the protocol need."""
+
+    def __init__(self, opened: OpenRun) -> None:
+        self._opened = opened
+        self._first: list[Tensor] = []
+        self._nfe = 0
+
+    def read(self, wanted: range) -> Iterator[Tensor]:
+        """Images of these numbers; image i depends on seed + i alone."""
+        spec, shown = self._opened.recipe.evaluation, self._opened.recipe.training.samples
+        parts = (wanted[i : i + spec.batch_size] for i in range(0, len(wanted), spec.batch_size))
+        for batch in draw_batches(self._opened, parts, seed=spec.seed):
+            self._nfe = max(self._nfe, batch.nfe)
+            if batch.first < shown:
+                self._first.append(batch.images)
+            yield batch.images
+        if self._opened.accelerator.is_main_process:
+            pixels = stretch_levels(torch.cat(self._first)[:shown], self._opened.card.levels)
+            save_grid(pixels, self._opened.run.samples / "final.png")
+
+    def nfe(self) -> int:
+        """The most network evaluations of any batch of any process."""
+        accelerator = self._opened.accelerator
+        mine = torch.tensor([self._nfe], device=accelerator.device)
+        return int(accelerator.gather(mine).max())
+
+
+def _measure_samples(
+    opened: OpenRun,
+    extractor: FeatureExtractor,
+    references: Mapping[str, ImageDataset],
+    figures: frozenset[SampleFigure],
+    progress: Progress,
+) -> Iterator[Figure]:
+    """Draw samples and judge them; figures come one by one, on the main process alone."""
+    spec, card, drawer = opened.recipe.evaluation, opened.card, _Drawer(opened)
+    samples = Samples(
+        label=f"sample {opened.run.path.name}",
+        count=spec.samples,
+        levels=card.levels,
+        channels=card.channels,
+        read=drawer.read,
+        protocol=samples_protocol(opened.recipe),
+        nfe=drawer.nfe,
+    )
+    judge = Judge(
+        extractor,
+        opened.accelerator,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        progress=progress,
+    )
+    yield from judge.measure(samples, references, figures)

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from pydantic import ValidationError
 from torch import Tensor
 
 from softtrunc.data import ImageDataset, open_dataset
-from softtrunc.data.detect import kind_of
-from softtrunc.data.formats.arrays import load_array
-from softtrunc.data.formats.files import open_files
-from softtrunc.data.load import load_files
 from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures
-from softtrunc.evaluation.figure import Figure
+from softtrunc.evaluation.features import Resize, open_extractor
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import write_text
 from softtrunc.feedback.progress import Progress, Silent
-from softtrunc.jobs.measure_samples import build_extractor
-from softtrunc.recipes.schema import Evaluation
+from softtrunc.records import Figure
 from softtrunc.runs.folder import now, package_versions
 
-__all__ = ["measure_files"]
+__all__ = ["JudgedFiles", "measure_files"]
 
 
-def _whole(source: str, split: str) -> ImageDataset:
-    """A split where the source has splits, everything where it has none (and "train" is meant)."""
-    kind = kind_of(source)
-    path = Path(source)
-    if kind in ("folder", "archive"):
-        return load_files(open_files(path), split, held_out=0.0)
-    if kind == "array":
-        return load_array(path, split, held_out=0.0)
-    return open_dataset(source, split)
+class JudgedFiles(NamedTuple):
+    """How many images were judged, and their figures."""
+
+    n: int
+    figures: tuple[Figure, ...]
 
 
 def measure_files(
@@ -53,7 +44,7 @@ def measure_files(
     seed: int = 0,
     out: Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> JudgedFiles:
     """Judge images in a folder, an archive or an array, whoever made them.
 
     Args:
@@ -69,24 +60,19 @@ def measure_files(
         out: the JSON file to write; None: beside the samples, `NAME-evaluation.json`.
         progress: where bars and lines go.
 
-    Returns:
-        The content of the file.
-
     Raises:
         UserError: if images or extractor are not usable, or do not fit together.
     """
     progress = progress or Silent()
-    wanted = check_sample_figures(figures)
-    spec = _evaluation(features, resize)
+    wanted, mode = check_sample_figures(figures), _resize(resize)
     with user_errors("--samples"):
-        ours = _whole(samples, "train")
+        ours = open_dataset(samples, "train", held_out=0.0)
     with user_errors("--data"):
-        theirs = _whole(data, split)
+        theirs = open_dataset(data, split, held_out=0.0)
     _check_alike(ours, theirs)
-    count = min(len(ours), limit or len(ours))
     accelerator = Accelerator()
     with accelerator.main_process_first():
-        extractor = build_extractor(spec, theirs, progress)
+        extractor = open_extractor(features, mode, theirs)
 
     def read(numbers: range) -> Iterator[Tensor]:
         for part in torch.arange(numbers.start, numbers.stop).split(batch_size):
@@ -94,7 +80,7 @@ def measure_files(
 
     judged = Samples(
         label=f"features of {ours.card.name}",
-        count=count,
+        count=min(len(ours), limit or len(ours)),
         levels=ours.card.levels,
         channels=ours.card.channels,
         read=read,
@@ -103,32 +89,30 @@ def measure_files(
     )
     source = Path(samples)
     out = out or source.with_name(f"{source.name}-evaluation.json")
-    content: dict[str, Any] = {
-        "samples": samples,
-        "n": count,
-        "created": now(),
-        "versions": package_versions(),
-        "skipped": [list(skipped) for skipped in ours.skipped],
-        "figures": [],
-    }
-
-    def store(figure: Figure) -> None:
-        content["figures"].append(figure.to_dict())
-        with user_errors(f"--out {out}"):
-            write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
+    found: list[Figure] = []
     judge = Judge(extractor, accelerator, batch_size=batch_size, seed=seed, progress=progress)
     for figure in judge.measure(judged, {split: theirs}, wanted):
-        store(figure)
+        found.append(figure)
+        content = {
+            "samples": samples,
+            "n": judged.count,
+            "created": now(),
+            "versions": package_versions(),
+            "skipped": [list(skipped) for skipped in ours.skipped],
+            "figures": [asdict(figure) for figure in found],
+        }
+        with user_errors(f"--out {out}"):
+            write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
     progress.say(f"figures in {out}")
-    return content
+    return JudgedFiles(judged.count, tuple(found))
 
 
-def _evaluation(features: str | None, resize: str) -> Evaluation:
-    try:
-        return Evaluation.model_validate({"features": features, "resize": resize})
-    except ValidationError:
-        raise UserError(f"--mode {resize}: write legacy or clean") from None
+def _resize(name: str) -> Resize:
+    known: tuple[Resize, ...] = ("legacy", "clean")
+    for mode in known:
+        if mode == name:
+            return mode
+    raise UserError(f"--mode {name}: write legacy or clean")
 
 
 def _check_alike(ours: ImageDataset, theirs: ImageDataset) -> None:

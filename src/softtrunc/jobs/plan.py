@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from softtrunc.data import find_preset
@@ -40,11 +40,10 @@ _CARDS = (_Card("A100", 156e12, 312e12), _Card("H100", 495e12, 989e12))
 _ASSUMED_SHARE = 0.35
 
 
-class _Shape(NamedTuple):
+class _Images(NamedTuple):
     channels: int
-    height: int
-    width: int
-    images: int | None
+    size: tuple[int, int]
+    number: int | None
     words: str
 
 
@@ -54,7 +53,7 @@ class Cost(NamedTuple):
     - `parameters`: their number. `forward`: FLOP of one image's forward pass.
     - `step`, `total`: FLOP of an optimiser step and of all of them.
     - `state_bytes`: weights, gradients, optimiser and average in float32.
-    - `activation_bytes`: largest memory of intermediate results on one device.
+    - `activation_bytes`: largest memory of intermediate results on one device, of `micro` images.
     """
 
     parameters: int
@@ -63,6 +62,7 @@ class Cost(NamedTuple):
     total: int
     state_bytes: int
     activation_bytes: int
+    micro: int
 
     def days(self, rate: float) -> float:
         """Days on a device that sustains `rate` FLOP/s."""
@@ -91,22 +91,18 @@ def estimate(recipe: Recipe, *, channels: int, image_size: tuple[int, int]) -> C
         activation_bytes=estimate_activation_bytes(
             config, micro, 2 if spec.precision == "bf16" else 4
         ),
+        micro=micro,
     )
 
 
 def parameters_of(recipe: Recipe) -> int | None:
     """Number of parameters, None where the recipe leaves the images' shape to the data."""
-    spec = recipe.data
-    if spec.source == "digits":
-        shape = (1, 8, 8)
-    elif spec.image_size is None or spec.channels is None:
+    channels, size = recipe.data.channels, recipe.data.height_and_width
+    if recipe.data.source == "digits":
+        channels, size = 1, (8, 8)
+    if channels is None or size is None:
         return None
-    else:
-        size = spec.image_size
-        shape = (spec.channels, *((size, size) if isinstance(size, int) else size))
-    return parameter_count(
-        build_network_config(recipe, channels=shape[0], image_size=(shape[1], shape[2]))
-    )
+    return parameter_count(build_network_config(recipe, channels=channels, image_size=size))
 
 
 def describe(recipe: Recipe, *, tflops: float | None = None) -> str:
@@ -121,33 +117,33 @@ def describe(recipe: Recipe, *, tflops: float | None = None) -> str:
     Raises:
         UserError: if any part of the recipe is not usable.
     """
-    spec = recipe.training
-    shape = _shape(recipe)
+    spec, images = recipe.training, _images(recipe)
     build_objective(recipe)
     build_sampler(recipe.sampling)
-    cost = estimate(recipe, channels=shape.channels, image_size=(shape.height, shape.width))
-    with user_errors("training"):
-        share, micro = micro_batches(build_training(recipe), 1)
+    cost = estimate(recipe, channels=images.channels, image_size=images.size)
+    steps = f"{spec.steps:,} of batch {spec.batch_size}"
+    if cost.micro < spec.batch_size:
+        parts = spec.batch_size // cost.micro
+        steps += f" ({parts} micro-batches of {cost.micro} on one device)"
+    if images.number:
+        steps += f", {spec.steps * spec.batch_size / images.number:,.0f} epochs"
     rows = {
-        "data": shape.words,
+        "data": images.words,
         "parameters": f"{cost.parameters:,}",
-        "steps": f"{spec.steps:,} of batch {spec.batch_size}"
-        + (f" ({share // micro} micro-batches of {micro} on one device)" if micro < share else "")
-        + (f", {spec.steps * spec.batch_size / shape.images:,.0f} epochs" if shape.images else ""),
+        "steps": steps,
         "compute": f"{_flop(cost.forward)} an image forward, {_flop(cost.step)} a step, "
         f"{_flop(cost.total)} in all",
         "time": _time(recipe, cost, tflops),
         "memory": f"about {_size(cost.state_bytes)} for weights, gradients, optimiser and average, "
-        f"{_size(cost.activation_bytes)} for activations of {micro} images (estimates for one "
+        f"{_size(cost.activation_bytes)} for activations of {cost.micro} images (estimates for one "
         "device)",
     }
-    width_of_names = max(map(len, rows))
-    lines = [f"{name:<{width_of_names}}  {text}" for name, text in rows.items()]
+    lines = [f"{name:<{max(map(len, rows))}}  {text}" for name, text in rows.items()]
     return "\n".join([dump_recipe(recipe).rstrip(), "", *lines])
 
 
-def _shape(recipe: Recipe) -> _Shape:
-    """Of the images where they are at hand, otherwise as the recipe says."""
+def _images(recipe: Recipe) -> _Images:
+    """The images where they are at hand, otherwise as the recipe says."""
     spec = recipe.data
     absent = ""
     if spec.source is not None:
@@ -159,18 +155,15 @@ def _shape(recipe: Recipe) -> _Shape:
             absent = f" (not there: {error})"
         else:
             words = f"{card.count:,} images of {card.channels} x {card.height} x {card.width}"
-            return _Shape(card.channels, card.height, card.width, card.count, words)
-    size = spec.image_size or 32
-    height, width = (size, size) if isinstance(size, int) else size
-    channels: int = spec.channels or 3
-    words = f"images of {channels} x {height} x {width}"
+            return _Images(card.channels, (card.height, card.width), card.count, words)
+    size, channels = spec.height_and_width or (32, 32), spec.channels or 3
+    words = f"images of {channels} x {size[0]} x {size[1]}"
     if spec.preset is None:
-        return _Shape(channels, height, width, None, f"your {words}{absent}")
+        return _Images(channels, size, None, f"your {words}{absent}")
     with user_errors("data"):
         known = find_preset(spec.preset)
-    absent = absent or "; not given"
-    count = f"{known.title}, {known.train:,} {words}"
-    return _Shape(channels, height, width, known.train, f"{count}{absent}")
+    words = f"{known.title}, {known.train:,} {words}{absent or '; not given'}"
+    return _Images(channels, size, known.train, words)
 
 
 def _time(recipe: Recipe, cost: Cost, tflops: float | None) -> str:
@@ -197,15 +190,16 @@ def _days(days: float) -> str:
     return f"{minutes:.3g} GPU-minutes" if minutes >= 1 else "under a GPU-minute"
 
 
-def _size(n: float, units: tuple[str, ...] = ("B", "KiB", "MiB", "GiB", "TiB")) -> str:
-    for unit in units[:-1]:
-        if n < 1024:
-            return f"{n:.3g} {unit}"
-        n /= 1024
-    return f"{n:.3g} {units[-1]}"
+def _size(n: float) -> str:
+    return _scaled(n, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def _flop(n: float) -> str:
-    units = ("", "k", "M", "G", "T", "P", "E")
-    place = 0 if n < 1 else min(int(math.log10(n) / 3), len(units) - 1)
-    return f"{n / 1000**place:,.3g} {units[place]}FLOP"
+    return _scaled(n, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _scaled(n: float, base: int, units: Sequence[str]) -> str:
+    place = 0
+    while n >= base and place < len(units) - 1:
+        n, place = n / base, place + 1
+    return f"{n:,.3g} {units[place]}"

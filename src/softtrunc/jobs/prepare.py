@@ -22,22 +22,17 @@ from softtrunc.data import (
 )
 from softtrunc.data.pictures import save_grid
 from softtrunc.feedback.errors import RunFailedError, UserError, missing_packages, user_errors
-from softtrunc.feedback.progress import Progress, Task
+from softtrunc.feedback.progress import Progress, counting
 
-__all__ = ["describe_preset", "inspect_data", "prepare_data", "presets"]
+__all__ = ["core_count", "inspect_data", "prepare_data", "presets"]
 
 # More are not named one by one.
 _NAMED = 20
 
 
-def presets() -> list[Preset]:
-    """The data sets whose protocol is known."""
-    return list(PRESETS.values())
-
-
-def describe_preset(preset: Preset) -> str:
-    """What a protocol does to each image."""
-    return describe_fit(preset.fit)
+def presets() -> list[tuple[Preset, str]]:
+    """The data sets whose protocol is known, and what it does to each image."""
+    return [(preset, describe_fit(preset.fit)) for preset in PRESETS.values()]
 
 
 def inspect_data(
@@ -48,10 +43,8 @@ def inspect_data(
     Raises:
         UserError: if they cannot be read.
     """
-    with ExitStack() as stack, user_errors(), missing_packages():
-        found = inspect(
-            source, image_size=size, progress=_Bar(progress, f"inspect {source}", stack)
-        )
+    with counting(progress, f"inspect {source}") as count, user_errors(), missing_packages():
+        found = inspect(source, image_size=size, progress=count)
     if grid is not None:
         with user_errors("--grid"):
             save_grid(torch.from_numpy(found.samples), grid)
@@ -100,8 +93,8 @@ def prepare_data(
                 channels=channels,
                 allow_count=allow_count,
                 splits=splits,
-                workers=_cores() if workers is None else workers,
-                bar=lambda label: _Bar(progress, label, stack),
+                workers=core_count() if workers is None else workers,
+                bar=lambda label: stack.enter_context(counting(progress, label)),
             )
     except UserError as error:
         if unfinished.exists():
@@ -130,24 +123,6 @@ def _tell(out: Path, split: str, progress: Progress) -> None:
         progress.say(f"{split}: left out {more:,} more, all named in {out / f'{split}.json'}")
 
 
-def _cores() -> int:
-    """How many this process may use."""
+def core_count() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Bar:
-    """A bar that appears when it is known how much there is to do."""
-
-    def __init__(self, progress: Progress, label: str, stack: ExitStack) -> None:
-        self._progress = progress
-        self._label = label
-        self._stack = stack
-        self._task: Task | None = None
-        self._done = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        """So many are done."""
-        if self._task is None:
-            self._task = self._stack.enter_context(self._progress.task(self._label, total))
-        self._task.advance(done - self._done)
-        self._done = done

@@ -9,11 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -21,9 +21,11 @@ from softtrunc.feedback.errors import RunFailedError, UserError
 from softtrunc.feedback.progress import Progress, Task
 from softtrunc.feedback.signals import stop_on_signal
 from softtrunc.jobs.measure import measure
-from softtrunc.jobs.measure_density import has_meaning
+from softtrunc.jobs.measured import has_meaning, is_measured
+from softtrunc.jobs.prepare import core_count
 from softtrunc.jobs.train import train
 from softtrunc.recipes.schema import Recipe
+from softtrunc.runs.folder import Run
 
 __all__ = ["Outcome", "train_and_measure"]
 
@@ -40,6 +42,8 @@ class Outcome(NamedTuple):
 
 
 class _Begin(NamedTuple):
+    """A run takes up another task."""
+
     run: str
     label: str
     total: int
@@ -48,58 +52,57 @@ class _Begin(NamedTuple):
 
 class _Advance(NamedTuple):
     run: str
-    label: str
     n: int
     note: str
 
 
-class _End(NamedTuple):
-    run: str
-    label: str
-
-
 class _Finished(NamedTuple):
-    name: str
+    run: str
     interrupted: bool
 
 
 class _Failed(NamedTuple):
-    name: str
+    run: str
     message: str
     users_mistake: bool
 
 
-class _RemoteTask:
-    def __init__(self, messages: Any, run: str, label: str) -> None:
-        self._messages = messages
-        self._run = run
-        self._label = label
+_Message = _Begin | _Advance | _Finished | _Failed
 
-    def advance(self, n: int = 1, note: str = "") -> None:
-        """Send the step to the parent."""
-        self._messages.put(_Advance(self._run, self._label, n, note))
+
+@runtime_checkable
+class _Messages(Protocol):
+    def put(self, message: _Message, /) -> None: ...
 
 
 class _RemoteProgress:
     """Progress in a child: messages to the parent, which draws."""
 
-    def __init__(self, messages: Any, run: str) -> None:
+    def __init__(self, messages: _Messages, run: str) -> None:
         self._messages = messages
         self._run = run
 
     @contextmanager
     def task(self, label: str, total: int, done: int = 0) -> Iterator[Task]:
-        """A bar of the parent's."""
+        """A bar of the parent's, until the next one."""
         self._messages.put(_Begin(self._run, label, total, done))
-        yield _RemoteTask(self._messages, self._run, label)
-        self._messages.put(_End(self._run, label))
+        yield self
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Send the step to the parent."""
+        self._messages.put(_Advance(self._run, n, note))
 
     def say(self, line: str) -> None:
         """Children have nothing to say."""
 
 
 def _work(
-    recipe: Recipe, out: Path, resume: bool, threads: int, gpu: str | None, messages: Any
+    recipes: Sequence[Recipe],
+    out: Path,
+    resume: bool,
+    threads: int,
+    gpu: str | None,
+    messages: _Messages,
 ) -> None:
     """The life of a child; it sees one graphics card at most."""
     torch.set_num_threads(threads)
@@ -107,16 +110,22 @@ def _work(
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when CUDA is first used
     progress = _RemoteProgress(messages, out.name)
     try:
-        outcome = train(recipe, out, resume=resume, progress=progress)
-        if not outcome.interrupted:
-            measure(out, density=has_meaning(recipe), progress=progress)
-        messages.put(_Finished(out.name, outcome.interrupted))
-    except UserError as error:
-        messages.put(_Failed(out.name, str(error), users_mistake=True))
-    except RunFailedError as error:
-        messages.put(_Failed(out.name, str(error), users_mistake=False))
+        interrupted = train(recipes[0], out, resume=resume, progress=progress).interrupted
+        for recipe in () if interrupted else recipes:
+            if not is_measured(Run(out), recipe):
+                density, changes = has_meaning(recipe), measuring_overrides(recipe)
+                measure(out, density=density, overrides=changes, progress=progress)
+        messages.put(_Finished(out.name, interrupted))
+    except (UserError, RunFailedError) as error:
+        messages.put(_Failed(out.name, str(error), isinstance(error, UserError)))
     except KeyboardInterrupt:
         messages.put(_Finished(out.name, interrupted=True))
+
+
+def measuring_overrides(recipe: Recipe) -> list[str]:
+    """What makes a run of the same training be measured as this recipe says."""
+    sections = {"sampling": recipe.sampling, "evaluation": recipe.evaluation}
+    return [f"{name}={section.model_dump_json()}" for name, section in sections.items()]
 
 
 def _places() -> list[str | None]:
@@ -124,27 +133,28 @@ def _places() -> list[str | None]:
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     if torch.cuda.is_available() and not on_cpu:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return list(visible.split(",")) if visible else list(map(str, range(_cards())))
+        cards = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+        return list(cards)
     if torch.backends.mps.is_available() and not on_cpu:
         return [None]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [None] * (cores or 1)
-
-
-def _cards() -> int:
-    return int(torch.cuda.device_count())
+    return [None] * core_count()
 
 
 def train_and_measure(
-    recipes: Mapping[Path, Recipe], *, resume: bool, progress: Progress, label: str | None = None
+    recipes: Mapping[Path, Sequence[Recipe]],
+    *,
+    resume: bool,
+    progress: Progress,
+    label: str | None = None,
 ) -> Outcome:
-    """Train and measure each recipe into its run folder, as many at a time as there is room for.
+    """Train and measure into run folders, as many at a time as there is room for.
 
     That is one process and one thread a core, or one process a graphics card. SIGINT and SIGTERM
     stop all of them, with checkpoints. A run that fails does not stop the others.
 
     Args:
-        recipes: by run folder; the folders' names differ.
+        recipes: by run folder; the folders' names differ. The first one is trained, all are
+            measured: they differ in `sampling` and `evaluation` alone.
         resume: go on from checkpoints, and start what has not begun.
         progress: where the bars go.
         label: of a bar over the runs; None: no such bar.
@@ -158,32 +168,31 @@ def train_and_measure(
     threads = max(1, cores // at_once)
     context = multiprocessing.get_context("spawn")
     waiting = list(recipes.items())
+    running: dict[str, _Child] = {}
     finished, failures = True, dict[str, str]()
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signal())
         messages = context.Queue()
-        running: dict[str, BaseProcess] = {}
-        gpus: dict[str, str | None] = {}
         stack.callback(_terminate, running)
         whole = stack.enter_context(progress.task(label, len(recipes))) if label else None
         bars = _Bars(progress)
-        stack.callback(bars.close)
+        stack.callback(bars.close_all)
 
         def leave(name: str) -> None:
-            running.pop(name).join()
-            del gpus[name]
-            bars.close_of(name)
+            running.pop(name).process.join()
+            bars.close(name)
             if whole is not None:
                 whole.advance(1)
 
         while waiting or running:
             while waiting and len(running) < at_once and stop.signal is None:
-                out, recipe = waiting.pop(0)
-                gpu = next((place for place in places if place not in gpus.values()), None)
-                arguments = (recipe, out, resume, threads, gpu, messages)
-                child = context.Process(target=_work, args=arguments)
-                child.start()
-                running[out.name], gpus[out.name] = child, gpu
+                out, variants = waiting.pop(0)
+                taken = [child.gpu for child in running.values()]
+                gpu = next((place for place in places if place not in taken), None)
+                arguments = (variants, out, resume, threads, gpu, messages)
+                process = context.Process(target=_work, args=arguments)
+                process.start()
+                running[out.name] = _Child(process, gpu)
             if stop.signal is not None:
                 waiting.clear()
                 finished = False
@@ -192,15 +201,15 @@ def train_and_measure(
                 if not running:
                     break
             try:
-                message = messages.get(timeout=0.2)
+                message: _Message = messages.get(timeout=0.2)
             except queue.Empty:
-                for name, process in list(running.items()):
-                    if not process.is_alive() and messages.empty():
+                for name, child in list(running.items()):
+                    if not child.process.is_alive() and messages.empty():
                         leave(name)
                         if stop.signal is None:
                             failures[name] = (
-                                f"{name}: its process died (exit code {process.exitcode}): out of "
-                                "memory? The same command goes on"
+                                f"{name}: its process died (exit code {child.process.exitcode}): "
+                                "out of memory? The same command goes on"
                             )
                 continue
             match message:
@@ -212,43 +221,47 @@ def train_and_measure(
                 case _Failed(name, text):
                     failures[name] = text
                     leave(name)
-                case _:
-                    bars.show(message)
+                case _Begin():
+                    bars.begin(message)
+                case _Advance():
+                    bars.advance(message)
     return Outcome(finished, failures)
 
 
-def _terminate(running: Mapping[str, BaseProcess]) -> None:
+class _Child(NamedTuple):
+    process: BaseProcess
+    gpu: str | None
+
+
+def _terminate(running: Mapping[str, _Child]) -> None:
     for child in running.values():
-        child.terminate()
+        child.process.terminate()
 
 
 class _Bars:
-    """The bars of all children."""
+    """The bar of each run's present task."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._open: dict[tuple[str, str], tuple[ExitStack, Task]] = {}
+        self._open: dict[str, tuple[ExitStack, Task]] = {}
 
-    def show(self, message: _Begin | _Advance | _End) -> None:
-        """Draw what a child says."""
-        match message:
-            case _Begin(run, label, total, done):
-                stack = ExitStack()
-                self._open[run, label] = (
-                    stack,
-                    stack.enter_context(self._progress.task(label, total, done)),
-                )
-            case _Advance(run, label, n, note):
-                self._open[run, label][1].advance(n, note)
-            case _End(run, label):
-                self._open.pop((run, label))[0].close()
+    def begin(self, begun: _Begin) -> None:
+        """Draw a task in the place of the one before."""
+        self.close(begun.run)
+        stack = ExitStack()
+        task = self._progress.task(begun.label, begun.total, begun.done)
+        self._open[begun.run] = stack, stack.enter_context(task)
 
-    def close_of(self, run: str) -> None:
-        """End the bars that a child left open when it failed."""
-        for key in [key for key in self._open if key[0] == run]:
-            self._open.pop(key)[0].close()
+    def advance(self, step: _Advance) -> None:
+        """Move the bar of a run."""
+        self._open[step.run][1].advance(step.n, step.note)
 
-    def close(self) -> None:
+    def close(self, run: str) -> None:
+        """End the bar of a run."""
+        if run in self._open:
+            self._open.pop(run)[0].close()
+
+    def close_all(self) -> None:
         """End every bar."""
-        for run in {run for run, _ in self._open}:
-            self.close_of(run)
+        for run in list(self._open):
+            self.close(run)

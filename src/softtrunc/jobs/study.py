@@ -8,23 +8,22 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from softtrunc.feedback.errors import RunFailedError, UserError, nearest, user_errors
-from softtrunc.feedback.files import write_bytes, write_text
+from softtrunc.feedback.files import check_place, write_bytes, write_text
 from softtrunc.feedback.progress import Progress
-from softtrunc.jobs.measure import is_measured
-from softtrunc.jobs.measure_density import has_meaning
+from softtrunc.jobs.measured import has_meaning, is_measured, measured_figures
 from softtrunc.jobs.side_by_side import train_and_measure
 from softtrunc.recipes.build import build_objective, build_sampler, build_training
 from softtrunc.recipes.load import load_recipe, parse_flow
 from softtrunc.recipes.schema import Recipe
 from softtrunc.report import read_run, write_report
-from softtrunc.report.runs import RunSummary
+from softtrunc.report.runs import RunRecord
 from softtrunc.report.study import Setting, StudySummary, study_summary, trade_off_picture
 from softtrunc.report.summary import format_setting
 from softtrunc.runs.folder import Run
@@ -32,6 +31,8 @@ from softtrunc.runs.folder import Run
 __all__ = ["Cell", "StudyOutcome", "plan_study", "run_study"]
 
 _RECIPE = "recipe"
+# What is asked of a trained run: settings that differ in nothing else share it.
+_ASKED_AFTERWARDS = ("sampling", "evaluation")
 # What names or seeds a run is not for sweeping: seeds have an option of their own.
 _NOT_VARIED = ("name", "description", "training.seed", "paper")
 
@@ -44,23 +45,30 @@ class Axis:
     values: tuple[Any, ...]
     shown: tuple[str, ...]
 
+    @property
+    def trained(self) -> bool:
+        """Whether training depends on it."""
+        return self.key.partition(".")[0] not in _ASKED_AFTERWARDS
+
 
 @dataclass(frozen=True)
 class Cell:
     """One combination of values.
 
-    - `label`: what a person reads. `values`: as a person writes them, by key.
-    - `recipes`: by seed. `baseline`: label of the cell it is compared with; None: it is one.
+    - `label`: what a person reads; `training`: as much of it as training depends on.
+    - `values`: as a person writes them, by key. `recipes`: by seed.
+    - `baseline`: label of the cell it is compared with; None: it is one.
     """
 
     label: str
+    training: str
     values: dict[str, str]
     recipes: dict[int, Recipe]
     baseline: str | None
 
     def folder(self, seed: int) -> str:
-        """Name of the run folder of a seed."""
-        return f"{re.sub(r'[^A-Za-z0-9.+=-]+', '_', self.label).strip('_')}_seed={seed}"
+        """Name of the run folder of a seed, shared by cells of the same training."""
+        return f"{re.sub(r'[^A-Za-z0-9.+=-]+', '_', self.training).strip('_')}_seed={seed}"
 
 
 class StudyOutcome(NamedTuple):
@@ -95,7 +103,8 @@ def plan_study(
     Args:
         recipes: names of recipes or YAML files; several of them are themselves varied.
         vary: `key=value,value,...`, values as in YAML (`{a: 1, b: 2}` changes several keys at
-            once); each key is crossed with the others.
+            once); each key is crossed with the others. Settings that differ in keys of `sampling`
+            and `evaluation` alone share their trained runs.
         seeds: number of training seeds, 0, 1, ...
         baseline: `key=value`: settings are compared with the one that has this value and is else
             the same; None: with the first value of the last key.
@@ -116,32 +125,43 @@ def plan_study(
     against = _baseline(axes, baseline)
     cells = []
     for chosen in itertools.product(*(range(len(axis.values)) for axis in axes)):
-        pairs = list(zip(axes, chosen, strict=True))
-        name = next((axis.values[i] for axis, i in pairs if axis.key == _RECIPE), recipes[0])
-        changes = [f"{a.key}={_flow(a.values[i])}" for a, i in pairs if a.key != _RECIPE]
+        taken = {axis.key: axis.values[i] for axis, i in zip(axes, chosen, strict=True)}
+        name = taken.pop(_RECIPE, recipes[0])
+        changes = [*overrides, *(f"{key}={_flow(value)}" for key, value in taken.items())]
         by_seed = {
-            seed: load_recipe(name, [*overrides, *changes, f"training.seed={seed}"])
-            for seed in range(seeds)
+            seed: load_recipe(name, [*changes, f"training.seed={seed}"]) for seed in range(seeds)
         }
         label = _label(axes, chosen) or by_seed[0].name
-        with user_errors(label):
-            build_objective(by_seed[0]).draw(by_seed[0].training.batch_size)
-            build_sampler(by_seed[0].sampling)
-            build_training(by_seed[0])
-        if not has_meaning(by_seed[0]) and by_seed[0].evaluation.features is None:
-            raise UserError(
-                f"{label}: nothing to compare: without data.dequantize bits/dim are lossless ones, "
-                "and no extractor is named: add --set evaluation.figures=[nelbo_lossless], or "
-                "--set evaluation.features=inception (or a path)"
-            )
+        _check_recipe(by_seed[0], label)
         compared = None
         if against is not None and chosen[against[0]] != against[1]:
             place, value = against
             compared = _label(axes, [*chosen[:place], value, *chosen[place + 1 :]])
-        shown = {axis.key: axis.shown[i] for axis, i in pairs}
-        cells.append(Cell(label, shown, by_seed, compared))
+        cells.append(
+            Cell(
+                label,
+                _label(axes, chosen, trained=True) or by_seed[0].name,
+                {axis.key: axis.shown[i] for axis, i in zip(axes, chosen, strict=True)},
+                by_seed,
+                compared,
+            )
+        )
     _check_folders(cells)
     return cells
+
+
+def _check_recipe(recipe: Recipe, label: str) -> None:
+    """Refuse a recipe that cannot be built, or of which nothing can be measured."""
+    with user_errors(label):
+        build_objective(recipe).draw(recipe.training.batch_size)
+        build_sampler(recipe.sampling)
+        build_training(recipe)
+    if not has_meaning(recipe) and recipe.evaluation.features is None:
+        raise UserError(
+            f"{label}: nothing to compare: without data.dequantize bits/dim are lossless ones, "
+            "and no extractor is named: add --set evaluation.figures=[nelbo_lossless], or "
+            "--set evaluation.features=inception (or a path)"
+        )
 
 
 def run_study(
@@ -166,14 +186,10 @@ def run_study(
         RunFailedError: if every run failed.
     """
     _check_place(out)
-    folders = {
-        out / "runs" / cell.folder(seed): recipe
-        for cell in cells
-        for seed, recipe in cell.recipes.items()
-    }
-    missing = {path: recipe for path, recipe in folders.items() if not _is_done(path, recipe)}
-    if done := len(folders) - len(missing):
-        progress.say(f"{done} of {len(folders)} runs are finished already")
+    runs = _by_folder(cells, out)
+    missing = {path: recipes for path, recipes in runs.items() if not _are_done(path, recipes)}
+    if done := len(runs) - len(missing):
+        progress.say(f"{done} of {len(runs)} runs are finished already")
     finished, failures = True, dict[str, str]()
     if missing:
         finished, failures = train_and_measure(
@@ -197,9 +213,9 @@ def run_study(
         if drawn is not None:
             picture = out / f"trade-off.{encoding}"
             write_bytes(picture, drawn.data)
-    shown = [next(iter(s.runs.values())).path for s in settings if s.runs]
+    shown = dict.fromkeys(next(iter(s.runs.values())).path for s in settings if s.runs)
     with user_errors():
-        page = write_report(shown, out / "report.html", title=title, study=summary)
+        page = write_report(list(shown), out / "report.html", title=title, study=summary)
     return StudyOutcome(summary, page, table, records, picture, failures, finished)
 
 
@@ -235,14 +251,18 @@ def _flow(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _label(axes: Sequence[Axis], chosen: Sequence[int]) -> str:
-    """ "k=0.9, weighting=variance": last parts of the keys where they tell the keys apart."""
+def _label(axes: Sequence[Axis], chosen: Sequence[int], *, trained: bool = False) -> str:
+    """ "k=0.9, weighting=variance": last parts of the keys where they tell the keys apart.
+
+    With `trained`, of those keys alone that training depends on.
+    """
     last = [axis.key.rpartition(".")[2] for axis in axes]
     parts = []
     for axis, short, i in zip(axes, last, chosen, strict=True):
         name = short if last.count(short) == 1 else axis.key
         bare = axis.key == _RECIPE or isinstance(axis.values[i], Mapping)
-        parts.append(axis.shown[i] if bare else f"{name}={axis.shown[i]}")
+        if axis.trained or not trained:
+            parts.append(axis.shown[i] if bare else f"{name}={axis.shown[i]}")
     return ", ".join(parts)
 
 
@@ -265,40 +285,53 @@ def _check_folders(cells: Sequence[Cell]) -> None:
     """Refuse labels that would share a run folder."""
     seen: dict[str, str] = {}
     for cell in cells:
-        other = seen.setdefault(cell.folder(0), cell.label)
-        if other != cell.label:
-            raise UserError(f"--vary: {other!r} and {cell.label!r} would share a folder")
+        other = seen.setdefault(cell.folder(0), cell.training)
+        if other != cell.training:
+            raise UserError(f"--vary: {other!r} and {cell.training!r} would share a folder")
 
 
 def _check_place(out: Path) -> None:
     """Refuse a place that holds anything but a study."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file: choose another place")
-    if out.is_dir():
-        ours = {"runs", "study.json", "study.csv", "report.html", "trade-off.svg", "trade-off.png"}
-        strangers = sorted(p.name for p in out.iterdir() if p.name not in ours)
-        strangers = [name for name in strangers if not name.endswith(".partial")]
-        if strangers:
-            raise UserError(
-                f"--out {out}: holds {strangers[0]!r}, which no study wrote: choose another place"
-            )
+    ours = {"runs", "study.json", "study.csv", "report.html", "trade-off.svg", "trade-off.png"}
+    check_place(out, lambda path: path.name in ours, ", which no study wrote")
     with user_errors(f"--out {out}"):
         (out / "runs").mkdir(parents=True, exist_ok=True)
 
 
+def _by_folder(cells: Sequence[Cell], out: Path) -> dict[Path, list[Recipe]]:
+    """The recipes of each run folder; they differ in what is asked of the trained run."""
+    found: dict[Path, list[Recipe]] = {}
+    for cell in cells:
+        for seed, recipe in cell.recipes.items():
+            found.setdefault(out / "runs" / cell.folder(seed), []).append(recipe)
+    return found
+
+
+def _are_done(path: Path, recipes: Sequence[Recipe]) -> bool:
+    return all(_is_done(path, recipe) for recipe in recipes)
+
+
 def _is_done(path: Path, recipe: Recipe) -> bool:
-    """Whether a run was trained by exactly this recipe, and measured to the end."""
+    """Whether a run was trained as this recipe says, and measured as it says to the end."""
     run = Run(path)
-    return run.exists and run.recipe() == recipe and is_measured(run, recipe)
+    if not run.exists:
+        return False
+    asked = {key: getattr(recipe, key) for key in _ASKED_AFTERWARDS}
+    return run.recipe().model_copy(update=asked) == recipe and is_measured(run, recipe)
 
 
-def _measured_runs(cell: Cell, out: Path) -> dict[int, RunSummary]:
+def _measured_runs(cell: Cell, out: Path) -> dict[int, RunRecord]:
+    """By seed, the runs that are done, with the figures of this cell alone."""
     found = {}
     for seed, recipe in cell.recipes.items():
         path = out / "runs" / cell.folder(seed)
         if _is_done(path, recipe):
             with user_errors():
-                found[seed] = read_run(path)
+                record = read_run(path)
+            if record.evaluation is not None:
+                figures = tuple(measured_figures(Run(path), recipe))
+                evaluation = replace(record.evaluation, figures=figures)
+                found[seed] = replace(record, evaluation=evaluation)
     return found
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import UInt8
+from torch import Tensor
 
-from softtrunc.data import ImageDataset, stretch_levels, to_uint8
+from softtrunc.data import stretch_levels, to_uint8
 from softtrunc.data.pictures import save_grid
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
 from softtrunc.feedback.progress import Progress, Silent
@@ -22,16 +24,15 @@ from softtrunc.recipes.build import (
     build_training,
 )
 from softtrunc.recipes.schema import Recipe
+from softtrunc.records import append_metrics
 from softtrunc.runs.folder import Run, flatten
-from softtrunc.samplers import Sampler
-from softtrunc.score import ScoreModel
 from softtrunc.training import (
     Monitor,
     NonFiniteLossError,
     Stopwatch,
     TrainState,
+    find_checkpoint,
     fit,
-    latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
     micro_batches,
@@ -54,31 +55,6 @@ class TrainOutcome:
     step: int
     seconds: float
     interrupted: bool
-
-
-def _save_samples(
-    run: Run,
-    recipe: Recipe,
-    state: TrainState,
-    model: ScoreModel,
-    data: ImageDataset,
-    sampler: Sampler,
-) -> None:
-    """Samples of the averaged weights from the same seeds every time."""
-    count = recipe.training.samples
-    device = next(model.parameters()).device
-    model.eval()
-    with state.ema.applied(model):
-        drawn = sampler.sample(
-            model, (count, *data.images.shape[1:]), seeds=range(count), device=device
-        )
-    images = to_uint8(
-        drawn.x,
-        levels=data.card.levels,
-        value_range=model.value_range,
-        dequantized=recipe.data.dequantize,
-    )
-    save_grid(stretch_levels(images, data.card.levels), run.samples / f"step-{state.step:08d}.png")
 
 
 def train(
@@ -114,135 +90,175 @@ def train(
     accelerator = accelerator or Accelerator(
         mixed_precision=spec.precision, log_with=spec.tracker, project_dir=out
     )
-    main = accelerator.is_main_process
-    progress = progress if progress is not None and main else Silent()
-    run = Run(out)
-    going_on = resume and run.exists
-    if not going_on:
-        run.check_vacant()
-    data = build_data(recipe, "train", progress)
-    if going_on:
-        run.check_same(recipe, data.card)
-    config = build_training(recipe)
-    objective = build_objective(recipe)
-    sampler = build_sampler(recipe.sampling)
-    model = build_model(
-        recipe, channels=data.card.channels, image_size=(data.card.height, data.card.width)
-    ).to(accelerator.device)
-    with user_errors("training"):
-        _, micro = micro_batches(config, accelerator.num_processes)
-        for size in (config.batch_size, micro):
-            objective.draw(size)  # what the loss cannot split is refused now, not in the middle
-    state = TrainState.create(model, config)
-    seconds = 0.0
-    if going_on and list_checkpoints(run.checkpoints):
-        with user_errors():
-            info = load_checkpoint(latest_checkpoint(run.checkpoints), state)
-        seconds = info.seconds
-        if state.step > spec.steps:
-            raise UserError(
-                f"{out}: already at step {state.step}: write training.steps={state.step} or more"
-            )
+    if progress is None or not accelerator.is_main_process:
+        progress = Silent()
+    training = _Training(recipe, Run(out), resume, accelerator, progress)
     accelerator.wait_for_everyone()  # every process has looked before the first one writes
-    for left_out in data.skipped[:_MOST_NAMED]:
-        progress.say(f"left out {left_out.name}: {left_out.reason}")
-    if len(data.skipped) > _MOST_NAMED:
-        more = len(data.skipped) - _MOST_NAMED
-        progress.say(f"left out {more} more files; softtrunc.data.inspect(path) lists them all")
-    if main:
-        with user_errors(f"--out {out}"):
-            run.start(recipe, data.card)
-        remove_unfinished(run.checkpoints)
-        run.cut_metrics(state.step)
-        run.samples.mkdir(exist_ok=True)
-        real = torch.from_numpy(data.images[: spec.samples].copy())
-        save_grid(stretch_levels(real, data.card.levels), run.samples / "data.png")
-    if spec.compile:
-        model.network.compile()
-    if spec.tracker is not None:
-        settings = {key: str(value) for key, value in flatten(recipe.model_dump()).items()}
-        accelerator.init_trackers("softtrunc", config=settings)
+    training.begin()
+    training.go(progress)
+    step, seconds = training.state.step, training.clock.seconds
+    return TrainOutcome(step, seconds, interrupted=step < spec.steps)
 
-    clock = Stopwatch(seconds)
-    monitor = Monitor(
-        accelerator,
-        dimensions=data.images[0].size,
-        summed=recipe.objective.reduction == "sum",
-        clock=clock,
-    )
 
-    def log() -> str:
+class _Training:
+    """One training: everything is built, and what can be refused is refused, before it begins."""
+
+    def __init__(
+        self, recipe: Recipe, run: Run, resume: bool, accelerator: Accelerator, progress: Progress
+    ) -> None:
+        self.recipe, self.run, self.accelerator = recipe, run, accelerator
+        self.main = bool(accelerator.is_main_process)
+        going_on = resume and run.exists
+        if not going_on:
+            run.check_vacant()
+        self.data = build_data(recipe, "train", progress)
+        if going_on:
+            run.check_same(recipe, self.data.card)
+        card = self.data.card
+        self.config = build_training(recipe)
+        self.objective = build_objective(recipe)
+        self.sampler = build_sampler(recipe.sampling)
+        self.model = build_model(
+            recipe, channels=card.channels, image_size=(card.height, card.width)
+        ).to(accelerator.device)
+        with user_errors("training"):
+            _, micro = micro_batches(self.config, accelerator.num_processes)
+            for size in (self.config.batch_size, micro):
+                self.objective.draw(size)  # what the loss cannot split is refused now
+        self.state = TrainState.create(self.model, self.config)
+        self.clock = Stopwatch(self._load() if going_on else 0.0)
+        self.clock.pause()
+        self.monitor = Monitor(
+            accelerator,
+            dimensions=self.data.images[0].size,
+            summed=recipe.objective.reduction == "sum",
+            clock=self.clock,
+        )
+        for left_out in self.data.skipped[:_MOST_NAMED]:
+            progress.say(f"left out {left_out.name}: {left_out.reason}")
+        if (more := len(self.data.skipped) - _MOST_NAMED) > 0:
+            progress.say(f"left out {more} more files; softtrunc.data.inspect(path) lists them all")
+
+    def _load(self) -> float:
+        """Go on from the newest checkpoint, if there is one; the seconds it took to get there."""
+        if not list_checkpoints(self.run.checkpoints):
+            return 0.0
+        with user_errors():
+            info = load_checkpoint(find_checkpoint(self.run.checkpoints), self.state)
+        if info.step > self.recipe.training.steps:
+            raise UserError(
+                f"{self.run.path}: already at step {info.step}: write training.steps={info.step} "
+                "or more"
+            )
+        return info.seconds
+
+    def begin(self) -> None:
+        """Write what a run folder holds before its first step, and start the trackers."""
+        run, spec = self.run, self.recipe.training
+        if self.main:
+            with user_errors(f"--out {run.path}"):
+                run.start(self.recipe, self.data.card)
+            remove_unfinished(run.checkpoints)
+            run.cut_metrics(self.state.step)
+            run.samples.mkdir(exist_ok=True)
+            real = torch.from_numpy(self.data.images[: spec.samples].copy())
+            self._save_grid(real, "data")
+        if spec.compile:
+            self.model.network.compile()
+        if spec.tracker is not None:
+            settings = {k: str(value) for k, value in flatten(self.recipe.model_dump()).items()}
+            self.accelerator.init_trackers("softtrunc", config=settings)
+
+    def go(self, progress: Progress) -> None:
+        """Take steps until all are done or a signal comes."""
+        spec, state, note = self.recipe.training, self.state, ""
+        records = fit(
+            state,
+            self.objective,
+            self.data,
+            self.config,
+            steps=spec.steps,
+            value_range=self.model.value_range,
+            accelerator=self.accelerator,
+        )
+        label = f"train {self.run.path.name}"
+        self.clock.resume()
+        with stop_on_signal() as stop, progress.task(label, spec.steps, done=state.step) as bar:
+            for record in records:
+                self.monitor.add(record)
+                step = state.step
+                wanted = self._all_stop(step, stop.signal is not None)
+                saving = step % spec.checkpoint_every == 0 or step == spec.steps or wanted
+                if saving or step % spec.log_every == 0:
+                    note = self._log()
+                bar.advance(1, note)
+                self.clock.pause()
+                if saving:
+                    self._save()
+                if self.main and spec.sample_every is not None and step % spec.sample_every == 0:
+                    self._sample()
+                self.clock.resume()
+                if wanted:
+                    break
+        self.accelerator.wait_for_everyone()
+        if spec.tracker is not None:
+            self.accelerator.end_training()
+
+    def _all_stop(self, step: int, wanted: bool) -> bool:
+        """Whether any process is to stop; they ask each other, to stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return wanted
+        if step % _STEPS_BETWEEN_QUESTIONS:
+            return False
+        mine = torch.tensor(float(wanted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(mine, reduction="sum").item() > 0)
+
+    def _log(self) -> str:
+        """Write a line of metrics; what to show of it beside the bar."""
         try:
-            row = monitor.row()
+            row = self.monitor.row()
         except NonFiniteLossError as error:
-            raise RunFailedError(f"{error}; {_kept(run)}") from error
+            raise RunFailedError(f"{error}; {self._kept()}") from error
         if row is None:
             return ""
-        if main:
-            run.add_metrics(row.to_dict())
-        if spec.tracker is not None:
-            accelerator.log(row.scalars(), step=row.step)
+        if self.main:
+            append_metrics(self.run.metrics_file, row)
+        if self.recipe.training.tracker is not None:
+            self.accelerator.log(row.scalars, step=row.step)
         return f"loss {row.loss:.4f}  {row.images_per_second:,.0f} img/s"
 
-    def save() -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+    def _save(self) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
             raise RunFailedError(
-                f"step {state.step}: the weights are not finite: lower training.learning_rate; "
-                f"{_kept(run)}"
+                f"step {self.state.step}: the weights are not finite: lower "
+                f"training.learning_rate; {self._kept()}"
             )
-        if main:
-            save_checkpoint(
-                run.checkpoints, state, seconds=clock.seconds, keep=spec.keep_checkpoints
-            )
+        if self.main:
+            keep = self.recipe.training.keep_checkpoints
+            save_checkpoint(self.run.checkpoints, self.state, seconds=self.clock.seconds, keep=keep)
 
-    note = ""
-    with (
-        stop_on_signal() as stop,
-        progress.task(f"train {out.name}", spec.steps, done=state.step) as bar,
-    ):
-        for record in fit(
-            state,
-            objective,
-            data,
-            config,
-            steps=spec.steps,
-            value_range=model.value_range,
-            accelerator=accelerator,
-        ):
-            monitor.add(record)
-            step = record.step
-            last = step == spec.steps
-            due = step % spec.log_every == 0
-            # Processes must agree to stop at the same step: they ask each other every few steps.
-            wanted = stop.signal is not None
-            if accelerator.num_processes > 1:
-                wanted = step % _STEPS_BETWEEN_QUESTIONS == 0 and _anyone(accelerator, wanted)
-            saving = step % spec.checkpoint_every == 0 or last or wanted
-            sampling = main and spec.sample_every is not None and step % spec.sample_every == 0
-            if due or saving:
-                note = log()
-            bar.advance(1, note)
-            clock.pause()
-            if saving:
-                save()
-            if sampling:
-                _save_samples(run, recipe, state, model, data, sampler)
-            clock.resume()
-            if wanted:
-                break
-    accelerator.wait_for_everyone()
-    if spec.tracker is not None:
-        accelerator.end_training()
-    return TrainOutcome(state.step, clock.seconds, interrupted=state.step < spec.steps)
+    def _kept(self) -> str:
+        """What is left of a run that failed."""
+        saved = list_checkpoints(self.run.checkpoints)
+        return (
+            f"the last checkpoint is kept in {saved[-1]}" if saved else "no checkpoint was written"
+        )
 
+    def _sample(self) -> None:
+        """Draw samples of the averaged weights, from the same seeds every time."""
+        count = self.recipe.training.samples
+        shape = (count, *self.data.images.shape[1:])
+        self.model.eval()
+        with self.state.ema.applied(self.model):
+            drawn = self.sampler.sample(self.model, shape, seeds=range(count))
+        images = to_uint8(
+            drawn.x,
+            levels=self.data.card.levels,
+            value_range=self.model.value_range,
+            dequantized=self.recipe.data.dequantize,
+        )
+        self._save_grid(images, f"step-{self.state.step:08d}")
 
-def _kept(run: Run) -> str:
-    """What is left of a run that failed."""
-    saved = list_checkpoints(run.checkpoints)
-    return f"the last checkpoint is kept in {saved[-1]}" if saved else "no checkpoint was written"
-
-
-def _anyone(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set on any process."""
-    mine = torch.tensor(float(flag), device=accelerator.device)
-    return bool(accelerator.reduce(mine, reduction="sum").item() > 0)
+    def _save_grid(self, images: UInt8[Tensor, "n c h w"], name: str) -> None:
+        shown = stretch_levels(images, self.data.card.levels)
+        save_grid(shown, self.run.samples / f"{name}.png")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,29 +13,43 @@ from torch import Tensor
 from softtrunc.data import stretch_levels
 from softtrunc.data.pictures import save_gif, save_grid
 from softtrunc.feedback.errors import UserError, user_errors
-from softtrunc.feedback.progress import Progress, Silent
+from softtrunc.feedback.progress import Progress, Silent, counting
 from softtrunc.recipes.build import build_sampler, build_score
 from softtrunc.runs.draw import to_levels
 from softtrunc.runs.open_run import OpenRun, open_run
-from softtrunc.samplers import Progress as Step
-from softtrunc.samplers import Trajectory
+from softtrunc.samplers import Step, Trajectory
 from softtrunc.training import Weights
 
-__all__ = ["check_picture", "draw_trajectory", "save_frames"]
+__all__ = ["check_suffix", "draw_trajectory", "save_frames", "watching"]
 
 _STRIP_COLUMNS = 12
 _GIF_FRAMES = 60
 _MOST_IMAGES = 64
 
 
-def check_picture(path: Path, option: str) -> None:
-    """Refuse a name that is not that of a GIF or PNG.
+@contextmanager
+def watching(
+    progress: Progress, label: str, then: Callable[[Step], None] | None = None
+) -> Iterator[Callable[[Step], None]]:
+    """A sampler's callback that draws a bar of its way, and calls `then` after each step."""
+    with counting(progress, f"{label} (%)") as count:
+
+        def watch(step: Step) -> None:
+            count(int(100 * step.fraction), 100)
+            if then is not None:
+                then(step)
+
+        yield watch
+
+
+def check_suffix(path: Path, option: str, *suffixes: str) -> None:
+    """Refuse the name of another kind of file, or of a folder.
 
     Raises:
         UserError: saying which option.
     """
-    if path.suffix.lower() not in (".gif", ".png"):
-        raise UserError(f"{option} {path}: write a file that ends in .gif or .png")
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{option} {path}: write a file that ends in {' or '.join(suffixes)}")
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder: write a file")
 
@@ -90,26 +105,16 @@ def draw_trajectory(
     Raises:
         UserError: if the run, a key or the file is not usable.
     """
-    check_picture(out, "--trajectory")
+    check_suffix(out, "--trajectory", ".gif", ".png")
     if not 1 <= count <= _MOST_IMAGES:
         raise UserError(f"-n {count}: a trajectory shows 1 to {_MOST_IMAGES} images")
     opened = open_run(path, weights=weights, overrides=overrides)
-    spec, card = opened.recipe.sampling, opened.card
-    sampler = build_sampler(spec)
+    spec = opened.recipe.sampling
     recorder = Trajectory(_GIF_FRAMES if out.suffix.lower() == ".gif" else _STRIP_COLUMNS)
-    percent = 0
-    with (progress or Silent()).task(f"sample {opened.run.path.name} (%)", 100) as bar:
-
-        def watch(step: Step) -> None:
-            nonlocal percent
-            recorder(step)
-            reached = int(100 * step.fraction)
-            bar.advance(reached - percent)
-            percent = reached
-
-        sampler.sample(
+    with watching(progress or Silent(), f"sample {opened.run.path.name}", recorder) as watch:
+        build_sampler(spec).sample(
             opened.model,
-            (count, card.channels, card.height, card.width),
+            (count, *opened.event),
             seeds=range(seed, seed + count),
             device=opened.device,
             score_fn=build_score(spec, opened.model),

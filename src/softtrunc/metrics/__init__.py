@@ -1,10 +1,9 @@
 """Metrics of samples: feature extractors, and distances and scores over what they give."""
 
+from softtrunc.metrics.classifiers import DigitsFeatures, Fashion16Features
 from softtrunc.metrics.features import (
-    DigitsFeatures,
     FeatureExtractor,
     TorchScriptFeatures,
-    distance_name,
     figure_name,
 )
 from softtrunc.metrics.fetch import cache_folder, inception_file
@@ -16,6 +15,7 @@ from softtrunc.metrics.statistics import FeatureStatistics, Provenance
 
 __all__ = [
     "DigitsFeatures",
+    "Fashion16Features",
     "FeatureExtractor",
     "FeatureStatistics",
     "InceptionScore",
@@ -24,7 +24,6 @@ __all__ = [
     "Provenance",
     "TorchScriptFeatures",
     "cache_folder",
-    "distance_name",
     "figure_name",
     "frechet_distance",
     "inception_file",

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
-
-from softtrunc.metrics.resize import clean_resize
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
 
 __all__ = [
-    "DigitsFeatures",
     "FeatureExtractor",
     "TorchScriptFeatures",
-    "distance_name",
+    "clean_resize",
     "figure_name",
 ]
 
@@ -56,28 +53,42 @@ class FeatureExtractor(Protocol):
         """How images with so many channels reach the network, for a protocol."""
 
 
-def distance_name(extractor: FeatureExtractor, samples: int) -> str:
-    """What a Frechet distance may be called.
-
-    "FID" is over the standard Inception network, known by its SHA-256, and at least 50,000
-    samples; with fewer it is "FID@10k". Over anything else it is "FD(name of the extractor)".
-    """
-    return figure_name("FID", extractor, samples)
-
-
 def figure_name(
     figure: Literal["FID", "KID", "IS"], extractor: FeatureExtractor, samples: int
 ) -> str:
-    """What a figure over an extractor's outputs may be called, by the rule of `distance_name`.
+    """What a figure over an extractor's outputs may be called.
 
-    Over other networks than the standard one: FD, KD (kernel distance) and IS with the
-    extractor's name behind them.
+    "FID" is over the standard Inception network, known by its SHA-256, and at least 50,000
+    samples; with fewer it is "FID@10k". Over anything else it is "FD(name of the extractor)". So
+    with KID, which is then KD (kernel distance), and IS.
     """
     if extractor.hash != INCEPTION_SHA256:
         return f"{_ELSEWHERE[figure]}({extractor.name})"
     if samples >= _FULL_FID:
         return figure
     return f"{figure}@{samples // 1000}k" if samples % 1000 == 0 else f"{figure}@{samples}"
+
+
+def clean_resize(images: UInt8[Tensor, "n c h w"], size: int) -> Float[Tensor, "n c size size"]:
+    """Antialiased bicubic, each channel in float32 by Pillow, clipped to [0, 255], not rounded.
+
+    Resizing that skips antialiasing, or rounds, moves FID by more than models differ (Parmar et al.
+    2022, arXiv 2104.11222).
+
+    Args:
+        images: uint8 of any size.
+        size: wanted height and width.
+
+    Returns:
+        float32 on the device of `images`.
+    """
+    n, c = images.shape[:2]
+    planes = images.cpu().numpy().astype(np.float32).reshape(n * c, *images.shape[2:])
+    out = np.empty((n * c, size, size), dtype=np.float32)
+    for target, plane in zip(out, planes, strict=True):
+        resized = Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC)
+        np.clip(np.asarray(resized), 0.0, 255.0, out=target)
+    return torch.from_numpy(out.reshape(n, c, size, size)).to(images.device)
 
 
 class TorchScriptFeatures:
@@ -171,83 +182,3 @@ class TorchScriptFeatures:
         """How images with so many channels reach the network, for a protocol."""
         grey = ", grey replicated to 3 channels" if channels == 1 else ""
         return f"{self.resize} resize{grey}"
-
-
-class DigitsFeatures:
-    """The 64-unit hidden layer of a small classifier of 8x8 digits, trained on the spot.
-
-    A multi-layer perceptron 64-128-64-10 with ReLU, trained for some seconds on the given images
-    with its own random numbers: the same images give the same features.
-
-    Args:
-        images: uint8 (N, 1, 8, 8) with values 0 ... 16.
-        labels: int64 (N,), 0 ... 9.
-        epochs: passes over the images.
-
-    Raises:
-        ValueError: if images or labels are not of these shapes.
-    """
-
-    name = "digits-mlp"
-    dim = 64
-    resize = "none"
-    full_range = False
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, *, epochs: int = 60) -> None:
-        if images.shape[1:] != (1, 8, 8) or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"DigitsFeatures: images {images.shape}, labels {labels.shape}: need (N, 1, 8, 8) "
-                "and (N,)"
-            )
-        generator = torch.Generator().manual_seed(0)
-        sizes = (64, 128, 64, 10)
-        linear = [nn.utils.skip_init(nn.Linear, a, b) for a, b in pairwise(sizes)]
-        for layer in linear:
-            bound = layer.in_features**-0.5
-            for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        self._features = nn.Sequential(linear[0], nn.ReLU(), linear[1], nn.ReLU())
-        self._head = linear[2]
-        x, y = self._inputs(torch.from_numpy(images)), torch.from_numpy(labels)
-        parameters = [*self._features.parameters(), *self._head.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=2e-3, weight_decay=1e-4)
-        for _ in range(epochs):
-            for index in torch.randperm(len(x), generator=generator).split(64):
-                loss = nn.functional.cross_entropy(self._logits(x[index]), y[index])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        digest = hashlib.sha256()
-        for parameter in parameters:
-            digest.update(parameter.detach().numpy().tobytes())
-        self.hash = digest.hexdigest()
-
-    @staticmethod
-    def _inputs(images: Tensor) -> Tensor:
-        return images.float().flatten(1) / 16.0
-
-    def _logits(self, x: Tensor) -> Tensor:
-        logits: Tensor = self._head(self._features(x))
-        return logits
-
-    @torch.no_grad()
-    def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """Features of images with values 0 ... 16."""
-        features: Tensor = self._features.to(images.device)(self._inputs(images))
-        return features
-
-    @torch.no_grad()
-    def probabilities(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Probabilities of the ten digits."""
-        self._head.to(images.device)
-        self._features.to(images.device)
-        return self._logits(self._inputs(images)).softmax(1)
-
-    def describe(self, channels: int) -> str:  # noqa: ARG002
-        """Digits reach the classifier as they are."""
-        return self.resize
-
-    @torch.no_grad()
-    def classify(self, images: UInt8[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
-        """The digit that each image is taken for, int64 (N,)."""
-        return self.probabilities(images).argmax(1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,7 +18,7 @@ from torch import Tensor
 from softtrunc.feedback.files import write_bytes
 from softtrunc.metrics.frechet import frechet_distance
 
-__all__ = ["FeatureStatistics", "Provenance"]
+__all__ = ["FeatureStatistics", "Moments", "Provenance"]
 
 _FORMAT = "softtrunc feature statistics 1"
 
@@ -37,11 +39,51 @@ class Provenance:
     resize: str
 
 
+_ALL = tuple(field.name for field in dataclasses.fields(Provenance))
+# What must agree for a distance to mean anything; the data differ, for that is the point.
+_MEASURE = ("extractor", "extractor_hash", "resize")
+
+
+class Moments(NamedTuple):
+    """Number, mean and sum of squared deviations from it ("scatter") of features, in float64.
+
+    Sets are merged by their deviations from their means (Chan, Golub and LeVeque 1983), which loses
+    no digits however large the features are against their spread.
+    """
+
+    n: int
+    mean: Float[Tensor, " d"]
+    scatter: Float[Tensor, "d d"]
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "n d"]) -> Moments:
+        """Those of a batch, on its device.
+
+        Raises:
+            ValueError: if a feature is not finite.
+        """
+        if not bool(features.isfinite().all()):
+            raise ValueError(
+                "features that are not finite: check the images given to the extractor"
+            )
+        wide = features.detach().double()
+        mean = wide.sum(0) / max(len(wide), 1)
+        centred = wide - mean
+        return cls(len(wide), mean, centred.T @ centred)
+
+    def merged(self, other: Moments) -> Moments:
+        """Those of both sets together."""
+        total = self.n + other.n
+        if total == 0:
+            return self
+        difference = other.mean - self.mean
+        between = torch.outer(difference, difference) * (self.n * other.n / total)
+        mean = self.mean + difference * (other.n / total)
+        return Moments(total, mean, self.scatter + other.scatter + between)
+
+
 class FeatureStatistics:
     """Count, mean and covariance of features, batch by batch, in float64 on the CPU.
-
-    Batches are merged by their deviations from their means (Chan, Golub and LeVeque 1983), which
-    loses no digits however large the features are against their spread.
 
     Args:
         dim: number of features d.
@@ -49,29 +91,18 @@ class FeatureStatistics:
     """
 
     def __init__(self, dim: int, provenance: Provenance | None = None) -> None:
-        self.count = 0
+        self.count, self.dim = 0, dim
         self.provenance = provenance
         self.mean: Float[Tensor, " d"] = torch.zeros(dim, dtype=torch.float64)
         self._scatter: Float[Tensor, "d d"] = torch.zeros(dim, dim, dtype=torch.float64)
 
-    @property
-    def dim(self) -> int:
-        """Number of features d."""
-        return len(self.mean)
-
-    @classmethod
-    def of_moments(
-        cls,
-        count: int,
-        mean: Float[Tensor, " d"],
-        scatter: Float[Tensor, "d d"],
-        provenance: Provenance | None = None,
-    ) -> FeatureStatistics:
-        """Statistics of features whose count, mean and sum of squared deviations are known."""
-        statistics = cls(len(mean), provenance)
-        statistics.count = count
-        statistics.mean, statistics._scatter = mean.cpu().double(), scatter.cpu().double()
-        return statistics
+    def add(self, moments: Moments) -> None:
+        """Take in features of which these are the moments."""
+        held = Moments(self.count, self.mean, self._scatter)
+        count, mean, scatter = moments
+        self.count, self.mean, self._scatter = held.merged(
+            Moments(count, mean.cpu(), scatter.cpu())
+        )
 
     def update(self, features: Float[Tensor, "n d"]) -> None:
         """Take in a batch of features.
@@ -79,19 +110,11 @@ class FeatureStatistics:
         Raises:
             ValueError: if they are not d numbers each, or one is not finite.
         """
-        batch = features.detach().cpu().double()
-        if batch.shape[1] != self.dim:
+        if features.shape[1] != self.dim:
             raise ValueError(
-                f"features of {batch.shape[1]} numbers given to statistics of {self.dim}"
+                f"features of {features.shape[1]} numbers given to statistics of {self.dim}"
             )
-        if not bool(batch.isfinite().all()):
-            raise ValueError(
-                "features that are not finite: check the images given to the extractor"
-            )
-        if len(batch) > 0:
-            mean = batch.mean(0)
-            centred = batch - mean
-            self._add(len(batch), mean, centred.T @ centred)
+        self.add(Moments.of(features.cpu()))
 
     def merge(self, other: FeatureStatistics) -> None:
         """Take in what another process gathered of the same images with the same extractor.
@@ -101,19 +124,8 @@ class FeatureStatistics:
         """
         if self.dim != other.dim:
             raise ValueError(f"statistics of {self.dim} and of {other.dim} features do not merge")
-        if self.provenance != other.provenance:
-            raise ValueError(_difference(self.provenance, other.provenance, _ALL))
-        if other.count > 0:
-            self._add(other.count, other.mean, other._scatter)
-
-    def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
-        total = self.count + n
-        difference = mean - self.mean
-        self._scatter = (
-            self._scatter + scatter + torch.outer(difference, difference) * (self.count * n / total)
-        )
-        self.mean = self.mean + difference * (n / total)
-        self.count = total
+        _refuse_others(self.provenance, other.provenance)
+        self.add(Moments(other.count, other.mean, other._scatter))
 
     @property
     def covariance(self) -> Float[Tensor, "d d"]:
@@ -134,9 +146,7 @@ class FeatureStatistics:
         """
         ours, theirs = self.provenance, other.provenance
         if ours is not None and theirs is not None:
-            same = all(getattr(ours, name) == getattr(theirs, name) for name in _MEASURE)
-            if not same:
-                raise ValueError(_difference(ours, theirs, _MEASURE))
+            _refuse_others(ours, theirs, _MEASURE)
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
     def save(self, path: Path) -> None:
@@ -182,22 +192,28 @@ class FeatureStatistics:
             ) from error
         if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)) or count < 0:
             raise ValueError(f"{path}: mean and scatter do not match: delete it")
-        if expected is not None and provenance != expected:
-            raise ValueError(f"{path}: {_difference(provenance, expected, _ALL)}")
-        return cls.of_moments(count, mean, scatter, provenance)
+        if expected is not None:
+            _refuse_others(provenance, expected, where=f"{path}: ")
+        statistics = cls(len(mean), provenance)
+        statistics.add(Moments(count, mean, scatter))
+        return statistics
 
 
-_ALL = tuple(field.name for field in dataclasses.fields(Provenance))
-# What must agree for a distance to mean anything; the data differ, for that is the point.
-_MEASURE = ("extractor", "extractor_hash", "resize")
-
-
-def _difference(ours: Provenance | None, theirs: Provenance | None, names: tuple[str, ...]) -> str:
+def _refuse_others(
+    ours: Provenance | None,
+    theirs: Provenance | None,
+    names: Sequence[str] = _ALL,
+    where: str = "",
+) -> None:
+    if ours is None and theirs is None:
+        return
     if ours is None or theirs is None:
-        return "statistics with and without provenance are not mixed"
+        raise ValueError("statistics with and without provenance are not mixed")
     differing = [
         f"{name} {getattr(ours, name)!r} against {getattr(theirs, name)!r}"
         for name in names
         if getattr(ours, name) != getattr(theirs, name)
     ]
-    return f"statistics of different things are not mixed: {'; '.join(differing)}"
+    if differing:
+        what = "; ".join(differing)
+        raise ValueError(f"{where}statistics of different things are not mixed: {what}")

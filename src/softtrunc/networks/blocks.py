@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,17 +18,17 @@ from softtrunc.networks.resample import ConvDownsample, downsampler
 Nonlinearity = Literal["silu", "elu", "relu", "leaky_relu"]
 
 
+_NONLINEARITIES: dict[Nonlinearity, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "relu": nn.ReLU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.2),
+}
+
+
 def activation(name: Nonlinearity) -> nn.Module:
     """Nonlinearity of this name."""
-    match name:
-        case "silu":
-            return nn.SiLU()
-        case "elu":
-            return nn.ELU()
-        case "relu":
-            return nn.ReLU()
-        case "leaky_relu":
-            return nn.LeakyReLU(0.2)
+    return _NONLINEARITIES[name]()
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -52,11 +53,8 @@ class ResidualBlock(Initialisable):
     the skip are halved or doubled inside the block (arXiv 2011.13456, appendix H).
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the result.
         embedding_width: size of the noise embedding, or None for a block that does not see it.
         resample: parameter-free halving or doubling, or None.
-        nonlinearity: activation.
         dropout: probability of dropping a channel's pixel before the last convolution.
         init_scale: of the last convolution; 0 makes the branch start at (almost) nothing.
         shortcut_init_scale: of the 1x1 convolution on the skip.
@@ -122,10 +120,7 @@ class ResidualBlock(Initialisable):
 class AttentionBlock(Initialisable):
     """Single-head self-attention over all pixels, with its own norm and skip.
 
-    Args:
-        channels: channels of input and result.
-        init_scale: of the output projection; 0 makes the branch start at (almost) nothing.
-        rescale: divide the sum of branch and skip by sqrt(2).
+    `init_scale` is that of the output projection; 0 makes the branch start at (almost) nothing.
     """
 
     def __init__(self, channels: int, *, init_scale: float = 0.0, rescale: bool = True) -> None:
@@ -151,31 +146,17 @@ class AttentionBlock(Initialisable):
 
 
 class PyramidStep(NamedTuple):
-    """Result of one level of the input pyramid."""
+    """What the next level of the pyramid starts from, and the main path with it merged in."""
 
     pyramid: Tensor
-    """What the next level of the pyramid starts from."""
     h: Tensor
-    """The main path, with the pyramid merged in."""
 
 
 class ResidualPyramid(nn.Module):
-    """Input pyramid "residual": a learned halving of the pyramid, averaged into the main path.
-
-    Args:
-        in_channels: channels of the pyramid above.
-        out_channels: channels of the main path.
-        taps: FIR filter, or None for none.
-        rescale: divide the sum by sqrt(2).
-    """
+    """Input pyramid "residual": a learned halving of the pyramid, averaged into the main path."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        taps: Sequence[float] | None,
-        *,
-        rescale: bool,
+        self, in_channels: int, out_channels: int, taps: Sequence[float] | None, *, rescale: bool
     ) -> None:
         super().__init__()
         self.down = ConvDownsample(in_channels, out_channels, taps)
@@ -192,11 +173,7 @@ class ResidualPyramid(nn.Module):
 class InputSkip(Initialisable):
     """Input pyramid "input_skip": the halved image itself, through a 1x1 convolution.
 
-    Args:
-        in_channels: channels of the image.
-        out_channels: channels of the main path (doubled by combine "cat").
-        taps: FIR filter, or None for block averages.
-        combine: add to the main path ("sum") or put beside it ("cat").
+    It is added to the main path (combine "sum") or put beside it ("cat": twice the channels).
     """
 
     def __init__(
@@ -227,12 +204,7 @@ class InputSkip(Initialisable):
 
 
 class OutputSkip(nn.Module):
-    """Output pyramid "output_skip": a level's own image, added to the doubled one from below.
-
-    Args:
-        head: features of the level to an image.
-        resample: parameter-free doubling.
-    """
+    """Output pyramid "output_skip": a level's own image, added to the doubled one from below."""
 
     def __init__(self, head: ImageHead, resample: nn.Module) -> None:
         super().__init__()
@@ -250,11 +222,7 @@ class OutputSkip(nn.Module):
 class ImageHead(Initialisable):
     """Norm, activation and a 3x3 convolution to the channels of the image.
 
-    Args:
-        in_channels: channels of the features.
-        out_channels: channels of the image.
-        nonlinearity: activation.
-        init_scale: of the convolution; 0 makes the network's first output (almost) zero.
+    With `init_scale` 0 the network's first output is (almost) zero.
     """
 
     def __init__(

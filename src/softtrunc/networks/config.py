@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeGuard, get_args, get_type_hints
 
+from softtrunc.feedback.errors import nearest
 from softtrunc.networks.blocks import Nonlinearity
 
 
@@ -129,10 +129,8 @@ class ScoreUNetConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-                raise ValueError(
-                    f"network configuration: unknown key '{name}'; did you mean '{near}'?"
-                )
+                hint = nearest(str(name), known, cutoff=0.4)
+                raise ValueError(f"network configuration: unknown key '{name}'; {hint}")
         if "image_size" not in values:
             raise ValueError("network configuration: 'image_size' is missing")
         fields: dict[str, Any] = {
@@ -142,46 +140,55 @@ class ScoreUNetConfig:
         return cls(**fields)
 
 
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_counts(value: object) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(value, tuple) and all(map(_is_count, value))
+
+
+# What a field's value must be, where its type does not say it.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "dropout": (lambda v: _is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
+    "init_scale": (lambda v: _is_number(v) and v >= 0, "a number >= 0"),
+    "fourier_scale": (lambda v: _is_number(v) and v > 0, "a number > 0"),
+    "fir_kernel": (
+        lambda v: isinstance(v, tuple) and all(map(_is_number, v)) and sum(v) != 0,
+        "numbers whose sum is not 0",
+    ),
+    "embedding_size": (
+        lambda v: v is None or (_is_count(v) and v >= 4 and v % 2 == 0),
+        "an even whole number >= 4, or null for base_channels",
+    ),
+    "image_size": (
+        lambda v: _is_count(v) or (_are_counts(v) and len(v) == 2),
+        "a positive whole number or a pair (height, width)",
+    ),
+    "channel_multipliers": (
+        lambda v: _are_counts(v) and len(v) > 0,
+        "positive whole numbers, at least one level",
+    ),
+    "attention_resolutions": (_are_counts, "positive whole numbers"),
+}
+
+
 def _check_value(name: str, value: object, hint: object) -> None:
     """Refuse a value of the wrong type or outside its range."""
-    wrong: str | None = None
     choices = get_args(hint)
     if choices and all(isinstance(choice, str) for choice in choices):
-        if value not in choices:
-            wrong = f"must be one of {', '.join(choices)}"
+        right, what = value in choices, f"one of {', '.join(choices)}"
     elif hint is bool:
-        if not isinstance(value, bool):
-            wrong = "must be true or false"
-    elif name == "dropout":
-        if not (_is_number(value) and 0 <= value < 1):
-            wrong = "must be a number in [0, 1)"
-    elif name == "init_scale":
-        if not (_is_number(value) and value >= 0):
-            wrong = "must be a number >= 0"
-    elif name == "fourier_scale":
-        if not (_is_number(value) and value > 0):
-            wrong = "must be a number > 0"
-    elif name == "fir_kernel":
-        if not (isinstance(value, tuple) and all(map(_is_number, value)) and sum(value) != 0):
-            wrong = "must be numbers whose sum is not 0"
-        elif len(value) < 4 or len(value) % 2:
-            wrong = "must have an even number of taps, at least 4 (box filter: fir = false)"
-    elif name == "embedding_size":
-        if value is not None and not (_is_count(value) and value >= 4 and value % 2 == 0):
-            wrong = "must be an even whole number >= 4, or null for base_channels"
-    elif name == "image_size":
-        pair = value if isinstance(value, tuple) else (value, value)
-        if len(pair) != 2 or not all(map(_is_count, pair)):
-            wrong = "must be a positive whole number or a pair (height, width)"
-    elif name in ("channel_multipliers", "attention_resolutions"):
-        if not (isinstance(value, tuple) and all(map(_is_count, value))):
-            wrong = "must be positive whole numbers"
-        elif name == "channel_multipliers" and not value:
-            wrong = "must have at least one level"
-    elif not _is_count(value):
-        wrong = "must be a positive whole number"
-    if wrong is not None:
-        raise ValueError(f"network configuration: {name} = {value!r} {wrong}")
+        right, what = isinstance(value, bool), "true or false"
+    else:
+        rule, what = _RULES.get(name, (_is_count, "a positive whole number"))
+        right = rule(value)
+    if not right:
+        raise ValueError(f"network configuration: {name} = {value!r} must be {what}")
 
 
 def _check_sides(config: ScoreUNetConfig) -> None:
@@ -196,16 +203,13 @@ def _check_sides(config: ScoreUNetConfig) -> None:
                 f"{config.levels - 1} times for {config.levels} levels; use a multiple of "
                 f"{factor} (nearest: {allowed}) or fewer channel_multipliers"
             )
+    if len(config.fir_kernel) < 4 or len(config.fir_kernel) % 2:
+        raise ValueError(
+            f"network configuration: fir_kernel = {config.fir_kernel} must have an even number of "
+            "taps, at least 4 (box filter: fir = false)"
+        )
     if config.embedding_size is None and (config.base_channels < 4 or config.base_channels % 2):
         raise ValueError(
             f"network configuration: base_channels = {config.base_channels} must be even and "
             "at least 4, or give embedding_size"
         )
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -12,11 +12,7 @@ from softtrunc.networks.initial import Initialisable, fan_avg_uniform_
 
 
 class SinusoidalFeatures(nn.Module):
-    """Sines and cosines of c at frequencies from 1 down to 1e-4 (arXiv 1706.03762).
-
-    Args:
-        size: number of features, even and at least 4.
-    """
+    """`size` (even, >= 4) sines and cosines of c, frequencies 1 to 1e-4 (arXiv 1706.03762)."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -34,11 +30,8 @@ class FourierFeatures(Initialisable):
     """Sines and cosines of c at frozen random frequencies (arXiv 2006.10739).
 
     The frequencies are drawn once, N(0, scale^2). They are a parameter that needs no gradient:
-    part of the checkpoint and of the parameter count, and never trained.
-
-    Args:
-        size: number of frequencies; there are twice as many features.
-        scale: standard deviation of the frequencies.
+    part of the checkpoint and of the parameter count, and never trained. There are `2 size`
+    features.
     """
 
     def __init__(self, size: int, scale: float) -> None:
@@ -64,11 +57,7 @@ class FourierFeatures(Initialisable):
 class NoiseEmbedding(Initialisable):
     """Features of the noise label and a two-layer MLP; what every residual block is told.
 
-    Args:
-        features: module from labels (b,) to features (b, in_features).
-        in_features: number of features.
-        width: size of the embedding.
-        activation: nonlinearity, also applied to the result (each block would apply it anyway).
+    The nonlinearity is applied to the result as well: each block would apply it anyway.
     """
 
     def __init__(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
+from softtrunc.feedback.errors import nearest
 from softtrunc.networks.config import ScoreUNetConfig
 
 _DDPMPP: dict[str, Any] = {}
@@ -70,9 +70,6 @@ def preset(
         ValueError: the name or a field is unknown (the nearest is named), or a value not allowed.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown network '{name}'; did you mean '{near}'? (known: {', '.join(PRESETS)})"
-        )
+        raise ValueError(f"unknown network '{name}'; {nearest(name, PRESETS)}")
     size = {"image_size": image_size, "channels": channels}
     return ScoreUNetConfig.from_dict(PRESETS[name] | size | overrides)

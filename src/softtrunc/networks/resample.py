@@ -25,7 +25,7 @@ def fir_kernel_2d(taps: Sequence[float]) -> Float[Tensor, "1 1 k k"]:
 
 
 class FIRFilter(Initialisable):
-    """Base of the FIR layers: holds the filter; `depthwise` gives one copy per channel.
+    """Base of the FIR layers.
 
     Args:
         taps: the one-dimensional filter, of even length, for instance (1, 3, 3, 1).
@@ -43,13 +43,11 @@ class FIRFilter(Initialisable):
         """Restore the filter from its taps; nothing is drawn."""
         self.kernel.copy_(fir_kernel_2d(self.taps))
 
-    def depthwise(self, channels: int) -> Float[Tensor, "c 1 k k"]:
-        """Weight of a depthwise convolution over `channels` channels."""
-        return self.kernel.expand(channels, -1, -1, -1)
-
-    def extra_repr(self) -> str:
-        """Taps, for printing."""
-        return f"taps={self.taps}"
+    def filter(self, x: Tensor, *, stride: int, padding: int) -> Tensor:
+        """Filter each channel, at every pixel or every second one."""
+        # A convolution is a correlation with the flipped filter.
+        weight = self.kernel.flip(-1, -2).expand(x.shape[1], -1, -1, -1)
+        return functional.conv2d(x, weight, stride=stride, padding=padding, groups=x.shape[1])
 
 
 class FIRDownsample(FIRFilter):
@@ -57,11 +55,15 @@ class FIRDownsample(FIRFilter):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h//2 w//2"]:
         """Halve height and width (both even)."""
-        channels = x.shape[1]
-        # A convolution is a correlation with the flipped filter.
-        weight = self.depthwise(channels).flip(-1, -2)
-        padding = (len(self.taps) - 2) // 2
-        return functional.conv2d(x, weight, stride=2, padding=padding, groups=channels)
+        return self.filter(x, stride=2, padding=(len(self.taps) - 2) // 2)
+
+
+class FIRBlur(FIRFilter):
+    """Filter at full resolution, keeping what the border of a strided 3x3 convolution needs."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h+1 w+1"]:
+        """Low-pass the image; the result is one row and one column larger."""
+        return self.filter(x, stride=1, padding=len(self.taps) // 2)
 
 
 class FIRUpsample(FIRFilter):
@@ -78,21 +80,10 @@ class FIRUpsample(FIRFilter):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Double height and width (and add the margin `m` on each side)."""
-        channels = x.shape[1]
-        weight = 4 * self.depthwise(channels)
+        weight = 4 * self.kernel.expand(x.shape[1], -1, -1, -1)
         return functional.conv_transpose2d(
-            x, weight, stride=2, padding=self.padding, groups=channels
+            x, weight, stride=2, padding=self.padding, groups=x.shape[1]
         )
-
-
-class FIRBlur(FIRFilter):
-    """Filter at full resolution, keeping what the border of a strided 3x3 convolution needs."""
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h+1 w+1"]:
-        """Low-pass the image; the result is one row and one column larger."""
-        channels = x.shape[1]
-        weight = self.depthwise(channels).flip(-1, -2)
-        return functional.conv2d(x, weight, padding=len(self.taps) // 2, groups=channels)
 
 
 class AverageDownsample(nn.Module):
@@ -122,13 +113,7 @@ def upsampler(taps: Sequence[float] | None) -> nn.Module:
 
 
 class ConvDownsample(Initialisable):
-    """Learned halving: a 3x3 convolution of stride 2, after a FIR filter where one is given.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the result.
-        taps: FIR filter, or None for none.
-    """
+    """Learned halving: a 3x3 convolution of stride 2, after a FIR filter where one is given."""
 
     def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float] | None) -> None:
         super().__init__()
@@ -148,12 +133,7 @@ class ConvDownsample(Initialisable):
 
 
 class ConvUpsample(Initialisable):
-    """Learned doubling: upsample by repetition or FIR, then a 3x3 convolution.
-
-    Args:
-        channels: channels of input and result.
-        taps: FIR filter, or None for repetition.
-    """
+    """Learned doubling: upsample by repetition or FIR, then a 3x3 convolution."""
 
     def __init__(self, channels: int, taps: Sequence[float] | None) -> None:
         super().__init__()

@@ -103,6 +103,55 @@ class UpLevel(nn.Module):
         self.upsample = upsample
 
 
+class _Parts:
+    """Makes the parts of a network, all by the same configuration."""
+
+    def __init__(self, config: ScoreUNetConfig) -> None:
+        self.config = config
+        self.widths = [config.base_channels * m for m in config.channel_multipliers]
+        self.biggan = config.residual_block == "biggan"
+        self.block = partial(
+            ResidualBlock,
+            embedding_width=config.embedding_width,
+            nonlinearity=config.nonlinearity,
+            dropout=config.dropout,
+            init_scale=config.init_scale,
+            shortcut_init_scale=1.0 if self.biggan else 0.1,
+            rescale=config.skip_rescale,
+        )
+        self.attention = partial(
+            AttentionBlock, init_scale=config.init_scale, rescale=config.skip_rescale
+        )
+        self.head = partial(
+            ImageHead,
+            out_channels=config.channels,
+            nonlinearity=config.nonlinearity,
+            init_scale=config.init_scale,
+        )
+
+    def stage(self, in_channels: int, level: int, *, attend: bool) -> Stage:
+        width = self.widths[level]
+        attend = attend and self.config.attention_at(level)
+        return Stage(self.block(in_channels, width), self.attention(width) if attend else None)
+
+    def resampling(self, width: int, *, down: bool) -> nn.Module:
+        taps = self.config.taps
+        plain = downsampler(taps) if down else upsampler(taps)
+        if self.biggan:
+            return self.block(width, width, resample=plain)
+        if self.config.resample_with_conv:
+            plain = ConvDownsample(width, width, taps) if down else ConvUpsample(width, taps)
+        return PlainResampling(plain)
+
+    def pyramid(self, in_channels: int, width: int) -> nn.Module | None:
+        config = self.config
+        if config.input_pyramid == "residual":
+            return ResidualPyramid(in_channels, width, config.taps, rescale=config.skip_rescale)
+        if config.input_pyramid == "input_skip":
+            return InputSkip(config.channels, width, config.taps, combine=config.input_combine)
+        return None
+
+
 class ScoreUNet(Initialisable):
     """U-Net from a noisy image and a noise label to an image, in the units its owner chooses.
 
@@ -131,102 +180,49 @@ class ScoreUNet(Initialisable):
                 module.initialise(generator)
 
     def _build(self, config: ScoreUNetConfig) -> None:
-        widths = [config.base_channels * m for m in config.channel_multipliers]
-        last = config.levels - 1
-        biggan = config.residual_block == "biggan"
-        block = partial(
-            ResidualBlock,
-            embedding_width=config.embedding_width,
-            nonlinearity=config.nonlinearity,
-            dropout=config.dropout,
-            init_scale=config.init_scale,
-            shortcut_init_scale=1.0 if biggan else 0.1,
-            rescale=config.skip_rescale,
-        )
-        attention = partial(
-            AttentionBlock, init_scale=config.init_scale, rescale=config.skip_rescale
-        )
-        head = partial(
-            ImageHead,
-            out_channels=config.channels,
-            nonlinearity=config.nonlinearity,
-            init_scale=config.init_scale,
-        )
-
-        def resampling(width: int, *, down: bool) -> nn.Module:
-            if biggan:
-                resample = downsampler(config.taps) if down else upsampler(config.taps)
-                return block(width, width, resample=resample)
-            if config.resample_with_conv:
-                return PlainResampling(
-                    ConvDownsample(width, width, config.taps)
-                    if down
-                    else ConvUpsample(width, config.taps)
-                )
-            return PlainResampling(downsampler(config.taps) if down else upsampler(config.taps))
-
+        parts = _Parts(config)
         self.embedding = _noise_embedding(config)
         self.input_conv = nn.Conv2d(config.channels, config.base_channels, 3, padding=1)
 
         down = []
-        width = config.base_channels
-        pyramid_width = config.channels
+        width, pyramid_width = config.base_channels, config.channels
+        doubles = config.input_pyramid == "input_skip" and config.input_combine == "cat"
         skips = [width]
         for level in range(config.levels):
             stages = []
             for _ in range(config.blocks_per_level):
-                stages.append(
-                    Stage(
-                        block(width, widths[level]),
-                        attention(widths[level]) if config.attention_at(level) else None,
-                    )
-                )
-                width = widths[level]
+                stages.append(parts.stage(width, level, attend=True))
+                width = parts.widths[level]
                 skips.append(width)
-            downsample: nn.Module | None = None
-            pyramid: nn.Module | None = None
-            if level != last:
-                downsample = resampling(width, down=True)
-                if config.input_pyramid == "residual":
-                    pyramid = ResidualPyramid(
-                        pyramid_width, width, config.taps, rescale=config.skip_rescale
-                    )
-                    pyramid_width = width
-                elif config.input_pyramid == "input_skip":
-                    pyramid = InputSkip(
-                        config.channels, width, config.taps, combine=config.input_combine
-                    )
-                    if config.input_combine == "cat":
-                        width *= 2
-                skips.append(width)
-            down.append(DownLevel(stages, downsample, pyramid))
-
+            if level == config.levels - 1:
+                down.append(DownLevel(stages, None, None))
+                break
+            halving = parts.resampling(width, down=True)
+            down.append(DownLevel(stages, halving, parts.pyramid(pyramid_width, width)))
+            pyramid_width = width
+            width *= 2 if doubles else 1
+            skips.append(width)
         self.down = cast(Sequence[DownLevel], nn.ModuleList(down))
 
-        self.middle = Middle(block(width, width), attention(width), block(width, width))
+        self.middle = Middle(
+            parts.block(width, width), parts.attention(width), parts.block(width, width)
+        )
 
         several_outputs = config.output_pyramid == "output_skip"
         up = []
         for level in reversed(range(config.levels)):
             stages = []
             for index in range(config.blocks_per_level + 1):
-                attend = config.attention_at(level) and index == config.blocks_per_level
-                stages.append(
-                    Stage(
-                        block(width + skips.pop(), widths[level]),
-                        attention(widths[level]) if attend else None,
-                    )
-                )
-                width = widths[level]
-            up.append(
-                UpLevel(
-                    stages,
-                    OutputSkip(head(width), upsampler(config.taps)) if several_outputs else None,
-                    resampling(width, down=False) if level != 0 else None,
-                )
+                last = index == config.blocks_per_level
+                stages.append(parts.stage(width + skips.pop(), level, attend=last))
+                width = parts.widths[level]
+            output = (
+                OutputSkip(parts.head(width), upsampler(config.taps)) if several_outputs else None
             )
+            doubling = parts.resampling(width, down=False) if level != 0 else None
+            up.append(UpLevel(stages, output, doubling))
         self.up = cast(Sequence[UpLevel], nn.ModuleList(up))
-        self.head = None if several_outputs else head(width)
+        self.head = None if several_outputs else parts.head(width)
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights of the first convolution."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from softtrunc.feedback.errors import UserError, nearest
+from softtrunc.feedback.errors import UserError, nearest, user_errors
+from softtrunc.feedback.yaml import dump_yaml, parse_yaml
 from softtrunc.recipes.schema import Recipe
 
 __all__ = [
@@ -40,30 +38,9 @@ def recipe_names() -> list[str]:
     return [name for name in _library() if not name.startswith("_")]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-5` as a string and `no` as false; here they are a number and a word."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
-)
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
 def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    with user_errors(where):
+        return parse_yaml(text)
 
 
 def parse_flow(text: str, where: str) -> Any:
@@ -131,36 +108,27 @@ def _nested(override: str) -> dict[str, Any]:
     return nested
 
 
-def _model_at(model: Any, steps: Sequence[int | str]) -> type[BaseModel] | None:
-    """The section that a pydantic error location points into."""
-    for step in steps:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return None
-        field = model.model_fields.get(str(step))
-        if field is None:
-            return None
-        model = field.annotation
-    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
-
-
-def _options(annotation: Any) -> list[type[BaseModel]]:
-    """The sections of a discriminated union."""
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return [a for a in typing.get_args(annotation) if isinstance(a, type)]
-    return []
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The section that a field holds, or those of a union."""
+    found = typing.get_args(annotation) or (annotation,)
+    return [each for each in found if isinstance(each, type) and issubclass(each, BaseModel)]
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
     """The keys that stand beside the last step of an error location."""
-    parents = [str(step) for step in location[:-1]]
-    if len(parents) == 2 and parents[0] in Recipe.model_fields:
-        # pydantic writes the chosen member of a union as a step of the path
-        for option in _options(Recipe.model_fields[parents[0]].annotation):
-            tags = {str(f.default) for n, f in option.model_fields.items() if n in _TAGS}
-            if parents[1] in tags:
-                return list(option.model_fields)
-    section = _model_at(Recipe, parents)
-    return list(section.model_fields) if section else []
+    sections: list[type[BaseModel]] = [Recipe]
+    for step in location[:-1]:
+        # pydantic writes the tag of a union's member as a step of the path
+        tagged = [
+            section
+            for section in sections
+            for tag in _TAGS
+            if (field := section.model_fields.get(tag))
+            and step in typing.get_args(field.annotation)
+        ]
+        fields = [section.model_fields.get(str(step)) for section in sections]
+        sections = tagged or [s for f in fields if f is not None for s in _sections(f.annotation)]
+    return list(sections[0].model_fields) if sections else []
 
 
 def _explain(error: ValidationError, where: str) -> UserError:
@@ -235,19 +203,6 @@ def _overridden(raw: Mapping[str, Any], overrides: Sequence[str], where: str) ->
     return parse_recipe(merged, where)
 
 
-def dump_recipe(recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> str:
-    """The recipe as YAML, every default written out; with `provenance` as the last key."""
-    content: dict[str, Any] = recipe.model_dump(mode="python")
-    if provenance is not None:
-        content["provenance"] = dict(provenance)
-    plain = _plain(content)
-    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists: YAML's safe dumper knows no tuples."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every default written out."""
+    return dump_yaml(recipe.model_dump())

@@ -11,17 +11,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from softtrunc.evaluation.figure import FIGURES_BY_DEQUANTIZATION, DensityFigure
+
 __all__ = [
     "FIGURES_BY_DEQUANTIZATION",
     "SDE",
     "VE",
     "VP",
-    "AncestralSampling",
     "DPMSolverSampling",
     "Data",
     "DensityFigure",
     "Dequantizer",
-    "EulerMaruyamaSampling",
     "Evaluation",
     "HeunSampling",
     "Mixed",
@@ -32,8 +32,8 @@ __all__ = [
     "Paper",
     "Recipe",
     "ReciprocalVE",
+    "SDESampling",
     "Sampling",
-    "SubVP",
     "Training",
     "Truncation",
 ]
@@ -41,23 +41,9 @@ __all__ = [
 Positive = Annotated[float, Field(gt=0.0)]
 Time = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+Natural = Annotated[int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
 Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
-NetworkPrecision = Literal["fp32", "bf16", "fp16"]
-DensityFigure = Literal[
-    "nll_residual",
-    "nll",
-    "nelbo",
-    "nll_lossless",
-    "nelbo_lossless",
-    "nll_learned",
-    "nelbo_learned",
-]
-FIGURES_BY_DEQUANTIZATION: dict[str, tuple[DensityFigure, ...]] = {
-    "uniform": ("nll_residual", "nll", "nelbo"),
-    "none": ("nll_lossless", "nelbo_lossless"),
-    "learned": ("nll_learned", "nelbo_learned"),
-}
-"""The bits/dim of each way to make discrete levels continuous."""
 
 
 class _Section(BaseModel):
@@ -84,19 +70,17 @@ class Data(_Section):
     flip: bool = True
     dequantize: bool = True
 
+    @property
+    def height_and_width(self) -> tuple[int, int] | None:
+        """What `image_size` says."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
 
 class VP(_Section):
-    """Variance-preserving SDE."""
+    """Variance-preserving SDE, or sub-variance-preserving with kind "subvp"."""
 
-    kind: Literal["vp"] = "vp"
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-
-class SubVP(_Section):
-    """Sub-variance-preserving SDE."""
-
-    kind: Literal["subvp"] = "subvp"
+    kind: Literal["vp", "subvp"] = "vp"
     beta_min: float = 0.1
     beta_max: float = 20.0
 
@@ -118,7 +102,7 @@ class ReciprocalVE(_Section):
     eps: float = 1e-5
 
 
-SDE = Annotated[VP | SubVP | VE | ReciprocalVE, Field(discriminator="kind")]
+SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
 
 
 class Truncation(_Section):
@@ -141,6 +125,13 @@ class Truncation(_Section):
     def hard(self) -> bool:
         """Whether tau is always eps."""
         return self.sigmoid is None and self.k == math.inf
+
+    @property
+    def words(self) -> str:
+        """The law in short."""
+        if self.sigmoid is not None:
+            return f"sigmoid({self.sigmoid:g} - log-SNR)"
+        return "hard" if self.hard else f"k = {self.k:g}"
 
 
 class Mixed(_Section):
@@ -225,11 +216,11 @@ class Training(_Section):
     learning_rate: Positive = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: Positive = 1e-8
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 5000
+    weight_decay: NotNegative = 0.0
+    warmup_steps: Natural = 5000
     grad_clip: Positive | None = 1.0
     ema_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
     log_every: Count = 100
@@ -240,17 +231,35 @@ class Training(_Section):
     tracker: Literal["tensorboard", "wandb"] | None = None
 
 
-# What all sections of sampling say alike:
-# - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
-# - `denoise_final`: end with Tweedie's formula at `t_end`.
-# - `grid`: what is equally spaced: "uniform" (t), "reciprocal" (1/t), "log_snr", "edm"
-#   ((sigma / alpha)^(1/7)) or "asinh" (densest where signal and noise are alike); null: t, for
-#   RVE 1/t.
-# - `precision`: of the network "fp32", or "bf16" or "fp16" under autocast; the state stays
-#   in float32.
+class _Sampler(_Section):
+    """What every sampler may be told.
+
+    - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
+    - `denoise_final`: end with Tweedie's formula at `t_end`.
+    - `precision`: of the network "fp32", or "bf16" or "fp16" under autocast; the state stays
+      in float32.
+    """
+
+    sampler: str
+    t_end: Time | None = None
+    denoise_final: bool = True
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
-class PCSampling(_Section):
+class _FixedSteps(_Sampler):
+    """What samplers may be told whose times are known before they start.
+
+    - `steps`: how many.
+    - `grid`: what is equally spaced: "uniform" (t), "reciprocal" (1/t), "log_snr", "edm"
+      ((sigma / alpha)^(1/7)) or "asinh" (densest where signal and noise are alike); null: t, for
+      RVE 1/t.
+    """
+
+    steps: Count
+    grid: Grid | None = None
+
+
+class PCSampling(_FixedSteps):
     """Predictor-corrector (Song et al. 2021).
 
     - `steps`: network evaluations divided by `1 + corrector_steps`.
@@ -261,37 +270,18 @@ class PCSampling(_Section):
     sampler: Literal["pc"] = "pc"
     steps: Count = 1000
     snr: Positive = 0.16
-    corrector_steps: Annotated[int, Field(ge=0)] = 1
+    corrector_steps: Natural = 1
     predictor: Literal["reverse_diffusion", "ancestral", "euler_maruyama"] = "reverse_diffusion"
-    t_end: Time | None = None
-    denoise_final: bool = True
-    grid: Grid | None = None
-    precision: NetworkPrecision = "fp32"
 
 
-class EulerMaruyamaSampling(_Section):
-    """Euler-Maruyama on the reverse SDE."""
+class SDESampling(_FixedSteps):
+    """The reverse SDE, step by step: Euler-Maruyama or ancestral sampling."""
 
-    sampler: Literal["euler_maruyama"] = "euler_maruyama"
+    sampler: Literal["euler_maruyama", "ancestral"]
     steps: Count = 1000
-    t_end: Time | None = None
-    denoise_final: bool = True
-    grid: Grid | None = None
-    precision: NetworkPrecision = "fp32"
 
 
-class AncestralSampling(_Section):
-    """Ancestral sampling."""
-
-    sampler: Literal["ancestral"] = "ancestral"
-    steps: Count = 1000
-    t_end: Time | None = None
-    denoise_final: bool = True
-    grid: Grid | None = None
-    precision: NetworkPrecision = "fp32"
-
-
-class ODESampling(_Section):
+class ODESampling(_Sampler):
     """Probability-flow ODE with an adaptive Runge-Kutta method.
 
     - `rtol`, `atol`: tolerances of a step. `max_steps`: attempted steps after which to give up.
@@ -300,13 +290,10 @@ class ODESampling(_Section):
     sampler: Literal["ode"] = "ode"
     rtol: Positive = 1e-5
     atol: Positive = 1e-5
-    t_end: Time | None = None
-    denoise_final: bool = True
     max_steps: Count = 10_000
-    precision: NetworkPrecision = "fp32"
 
 
-class HeunSampling(_Section):
+class HeunSampling(_FixedSteps):
     """Heun's method on the EDM grid.
 
     - `churn`: noise put in along the way (S_churn); 0: deterministic.
@@ -316,16 +303,13 @@ class HeunSampling(_Section):
 
     sampler: Literal["heun"] = "heun"
     steps: Count = 18
-    churn: Annotated[float, Field(ge=0.0)] = 0.0
-    churn_range: tuple[Annotated[float, Field(ge=0.0)], Positive | None] = (0.0, None)
-    churn_noise: Positive = 1.0
-    t_end: Time | None = None
-    denoise_final: bool = True
     grid: Grid | None = "edm"
-    precision: NetworkPrecision = "fp32"
+    churn: NotNegative = 0.0
+    churn_range: tuple[NotNegative, Positive | None] = (0.0, None)
+    churn_noise: Positive = 1.0
 
 
-class DPMSolverSampling(_Section):
+class DPMSolverSampling(_FixedSteps):
     """DPM-Solver++ in log-SNR.
 
     - `order`: 1 (DDIM), 2 ("2M") or 3 ("3M").
@@ -337,19 +321,10 @@ class DPMSolverSampling(_Section):
     steps: Count = 20
     order: Literal[1, 2, 3] = 2
     stochastic: bool = False
-    t_end: Time | None = None
-    denoise_final: bool = True
-    grid: Grid | None = None
-    precision: NetworkPrecision = "fp32"
 
 
 Sampling = Annotated[
-    PCSampling
-    | EulerMaruyamaSampling
-    | AncestralSampling
-    | ODESampling
-    | HeunSampling
-    | DPMSolverSampling,
+    PCSampling | SDESampling | ODESampling | HeunSampling | DPMSolverSampling,
     Field(discriminator="sampler"),
 ]
 
@@ -382,8 +357,9 @@ class Evaluation(_Section):
     - `passes`: how often every image is counted, each time with fresh noise.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
-    - `features`: "digits-mlp", "inception" (the standard network, found or fetched), or the path of
-      a TorchScript extractor; null: a distance only where one is asked for, over "inception".
+    - `features`: "digits-mlp", "fashion16-cnn", "inception" (the standard network, found or
+      fetched), or the path of a TorchScript extractor; null: a distance only where one is asked
+      for, over "inception".
     - `resize`: how images come to the extractor's size: "legacy" (by the network itself) or "clean"
       (Pillow, antialiased).
     - `seed`: of every draw of the evaluation.
@@ -406,7 +382,7 @@ class Evaluation(_Section):
     batch_size: Count = 256
     features: str | None = None
     resize: Literal["legacy", "clean"] = "legacy"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     dequantizer: Dequantizer = Dequantizer()
 
 

@@ -18,11 +18,10 @@ from softtrunc.recipes.build import build_sampler, build_score
 from softtrunc.runs.folder import package_versions
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.runs.sample_files import Destination, missing
-from softtrunc.training import Weights, read_checkpoint_info
+from softtrunc.training import WEIGHTS_FILES, Weights, find_checkpoint, read_checkpoint_info
 
 __all__ = [
     "DrawOutcome",
-    "Drawn",
     "DrawnBatch",
     "cut",
     "draw",
@@ -38,14 +37,6 @@ class DrawnBatch(NamedTuple):
     first: int
     images: UInt8[Tensor, "n c h w"]
     nfe: int
-
-
-class Drawn:
-    """Images drawn so far, uint8 levels (N, C, H, W), and what drawing took."""
-
-    def __init__(self, images: UInt8[Tensor, "n c h w"], nfe: int) -> None:
-        self.images = images
-        self.nfe = nfe
 
 
 class DrawOutcome(NamedTuple):
@@ -85,11 +76,10 @@ def draw_batches(opened: OpenRun, parts: Iterable[range], *, seed: int = 0) -> I
     """
     sampler = build_sampler(opened.recipe.sampling)
     score = build_score(opened.recipe.sampling, opened.model)
-    card = opened.card
     for part in parts:
         samples = sampler.sample(
             opened.model,
-            (len(part), card.channels, card.height, card.width),
+            (len(part), *opened.event),
             seeds=[seed + i for i in part],
             device=opened.device,
             score_fn=score,
@@ -99,7 +89,7 @@ def draw_batches(opened: OpenRun, parts: Iterable[range], *, seed: int = 0) -> I
 
 def draw(
     opened: OpenRun, count: int, *, seed: int = 0, batch_size: int = 256, progress: Progress
-) -> Drawn:
+) -> DrawnBatch:
     """Draw `count` images into memory; image i depends on `seed + i` alone.
 
     The largest number of network evaluations of any batch is kept as `nfe`. See `draw_batches` for
@@ -111,19 +101,18 @@ def draw(
             nfe = max(nfe, batch.nfe)
             parts.append(batch.images)
             bar.advance(len(batch.images))
-    return Drawn(torch.cat(parts), nfe)
+    return DrawnBatch(0, torch.cat(parts), nfe)
 
 
 def _protocol(opened: OpenRun, weights: Weights, seed: int) -> dict[str, Any]:
     """What decides the images."""
     with user_errors():
-        info = read_checkpoint_info(opened.run.checkpoints / f"step-{opened.step:08d}")
-    file = "ema.safetensors" if weights == "ema" else "model.safetensors"
+        info = read_checkpoint_info(find_checkpoint(opened.run.checkpoints, opened.step))
     return {
         "run": opened.run.path.resolve().name,
         "step": opened.step,
         "weights": weights,
-        "weights_sha256": info.files[file],
+        "weights_sha256": info.files[WEIGHTS_FILES[weights]],
         "sampling": opened.recipe.sampling.model_dump(mode="json"),
         "seed": seed,
         "levels": opened.card.levels,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,15 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from softtrunc import records
 from softtrunc.data import DataCard
 from softtrunc.feedback.errors import UserError, user_errors
-from softtrunc.feedback.files import write_text
-from softtrunc.recipes.load import dump_recipe, parse_recipe
+from softtrunc.feedback.files import check_place
+from softtrunc.recipes.load import parse_recipe
 from softtrunc.recipes.schema import Recipe
+from softtrunc.records import MetricsLine, RecipeRecord, flatten
 
-__all__ = ["UNKNOWN_FINGERPRINT", "Run", "flatten", "now", "package_versions"]
+__all__ = ["UNKNOWN_FINGERPRINT", "Run", "differing", "flatten", "now", "package_versions"]
 
 UNKNOWN_FINGERPRINT = "unknown"
 """In the data card of an imported run, whose training data were not at hand."""
@@ -53,14 +52,11 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, its keys joined by dots."""
-    if not isinstance(value, Mapping):
-        return {prefix: list(value) if isinstance(value, tuple) else value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The old and the new value by joined key, where two nested mappings differ."""
+    old, new = flatten(was), flatten(now)
+    keys = sorted(old.keys() | new.keys())
+    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 
 @dataclass(frozen=True)
@@ -99,19 +95,14 @@ class Run:
         """Whether a run was ever started here."""
         return self.recipe_file.exists()
 
-    def _content(self) -> dict[str, Any]:
+    def _record(self) -> RecipeRecord:
         if not self.recipe_file.is_file():
             raise UserError(
                 f"{self.path}: no run here (no recipe.yaml): name a folder that "
                 "`softtrunc train` wrote"
             )
-        try:
-            content = yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.recipe_file}: not readable as YAML") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{self.recipe_file}: cut short or edited: it holds no recipe")
-        return content
+        with user_errors():
+            return records.read_recipe(self.recipe_file)
 
     def recipe(self) -> Recipe:
         """The recipe of the run.
@@ -119,9 +110,7 @@ class Run:
         Raises:
             UserError: if this is no run folder, or its recipe is damaged.
         """
-        content = self._content()
-        content.pop("provenance", None)
-        return parse_recipe(content, str(self.recipe_file))
+        return parse_recipe(self._record().settings, str(self.recipe_file))
 
     def data_card(self) -> DataCard:
         """What the training data were.
@@ -129,15 +118,13 @@ class Run:
         Raises:
             UserError: if this is no run folder, or its recipe is damaged.
         """
-        provenance = self._content().get("provenance") or {}
         with user_errors(f"{self.recipe_file}: provenance.data"):
-            return DataCard.from_dict(provenance.get("data") or {})
+            return DataCard.from_dict(self._record().provenance.get("data") or {})
 
     def start(self, recipe: Recipe, card: DataCard) -> None:
         """Write `recipe.yaml`; the run exists from here on."""
-        self.path.mkdir(parents=True, exist_ok=True)
         provenance = {"created": now(), "versions": package_versions(), "data": asdict(card)}
-        write_text(self.recipe_file, dump_recipe(recipe, provenance))
+        records.write_recipe(self.recipe_file, RecipeRecord(recipe.model_dump(), provenance))
 
     def check_vacant(self) -> None:
         """Refuse a folder that holds a run or anything else.
@@ -150,11 +137,7 @@ class Run:
                 f"{self.path}: holds a run already: add --resume to go on with it, or choose "
                 "another --out"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path}: is a file: choose another --out")
-        # A recipe.yaml that was never finished is no run.
-        if self.path.is_dir() and any(not p.name.endswith(".partial") for p in self.path.iterdir()):
-            raise UserError(f"{self.path}: is not empty: choose another --out")
+        check_place(self.path)
 
     def check_same(self, recipe: Recipe, card: DataCard) -> None:
         """Refuse to go on with another recipe or other data.
@@ -162,16 +145,16 @@ class Run:
         Raises:
             UserError: saying what differs.
         """
-        old, new = flatten(self.recipe().model_dump()), flatten(recipe.model_dump())
-        differing = [
-            f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-            and not any(key == free or key.startswith(free + ".") for free in _FREE_ON_RESUME)
+        wrong = [
+            f"{key} was {old!r}, is {new!r}"
+            for key, (old, new) in differing(
+                self.recipe().model_dump(), recipe.model_dump()
+            ).items()
+            if not any(key == free or key.startswith(free + ".") for free in _FREE_ON_RESUME)
         ]
-        if differing:
+        if wrong:
             raise UserError(
-                f"{self.path}: --resume with another recipe: {'; '.join(differing)}: give the "
+                f"{self.path}: --resume with another recipe: {'; '.join(wrong)}: give the "
                 "recipe it was started with, or choose another --out"
             )
         before = self.data_card()
@@ -182,34 +165,22 @@ class Run:
                 f"(SHA-256 {card.fingerprint[:12]}): give the data it was started with"
             )
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`; a last line cut short by a kill is left out.
+    def metrics(self) -> tuple[MetricsLine, ...]:
+        """The lines of `metrics.jsonl`; a last one cut short by a kill is left out.
 
         Raises:
             UserError: if any other line is damaged.
         """
-        if not self.metrics_file.exists():
-            return []
-        rows: list[dict[str, Any]] = []
-        lines = self.metrics_file.read_bytes().splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                int(row["step"])
-                rows.append(row)
-            except (ValueError, KeyError, TypeError):
-                if number < len(lines):
-                    raise UserError(
-                        f"{self.metrics_file}: line {number} is damaged: mend or delete it"
-                    ) from None
-        return rows
+        found = records.read_metrics(self.metrics_file)
+        for number in found.damaged[:-1] if found.cut_short else found.damaged:
+            raise UserError(f"{self.metrics_file}: line {number} is damaged: mend or delete it")
+        return found.lines
 
     def cut_metrics(self, step: int) -> None:
-        """Forget rows beyond `step`: they will be computed and written again."""
-        rows = [row for row in self.metrics() if row["step"] <= step]
-        write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+        """Forget lines beyond `step`: they will be computed and written again.
 
-    def add_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        Raises:
+            UserError: if a line is damaged.
+        """
+        self.metrics()
+        records.cut_metrics(self.metrics_file, step)

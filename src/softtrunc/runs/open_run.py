@@ -14,9 +14,9 @@ from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.recipes.build import build_model
 from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
-from softtrunc.runs.folder import Run, flatten
+from softtrunc.runs.folder import Run, differing
 from softtrunc.score import ScoreModel
-from softtrunc.training import Weights, latest_checkpoint, load_weights
+from softtrunc.training import Weights, find_checkpoint, load_weights
 
 __all__ = ["OpenRun", "open_run"]
 
@@ -40,41 +40,48 @@ class OpenRun:
     accelerator: Accelerator
 
     @property
+    def event(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of an image."""
+        return self.card.channels, self.card.height, self.card.width
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         device: torch.device = self.accelerator.device
         return device
 
 
-def open_run(path: Path, *, weights: Weights = "ema", overrides: Sequence[str] = ()) -> OpenRun:
-    """Load the newest checkpoint of a run.
+def open_run(
+    path: Path,
+    *,
+    weights: Weights = "ema",
+    overrides: Sequence[str] = (),
+    checkpoint: int | None = None,
+) -> OpenRun:
+    """Load a checkpoint of a run.
 
     Args:
         path: the run folder.
         weights: averaged or raw.
         overrides: `a.b=c` changes of the recipe, as `--set` takes them.
+        checkpoint: the step of the checkpoint; None: the newest one.
 
     Raises:
-        UserError: if there is no run or checkpoint, it is damaged, or a key may not change.
+        UserError: if there is no run or no such checkpoint, it is damaged, or a key may not change.
     """
     run = Run(path)
     trained = run.recipe()
     recipe = override_recipe(trained, overrides, "--set")
-    was, now = flatten(trained.model_dump()), flatten(recipe.model_dump())
-    fixed = [
-        key
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and not key.startswith(_FREE)
-    ]
-    if fixed:
-        raise UserError(
-            f"--set {fixed[0]}={now.get(fixed[0])}: the model was trained with "
-            f"{was.get(fixed[0])}; only sampling, evaluation and data.source may change"
-        )
+    for key, (was, now) in differing(trained.model_dump(), recipe.model_dump()).items():
+        if not key.startswith(_FREE):
+            raise UserError(
+                f"--set {key}={now}: the model was trained with {was}; only sampling, evaluation "
+                "and data.source may change"
+            )
     card = run.data_card()
     model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
     with user_errors():
-        info = load_weights(latest_checkpoint(run.checkpoints), model, weights)
+        info = load_weights(find_checkpoint(run.checkpoints, checkpoint), model, weights)
     accelerator = Accelerator()
     model = model.to(accelerator.device).eval()
     return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator)

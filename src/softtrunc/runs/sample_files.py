@@ -23,7 +23,7 @@ from torch import Tensor
 from softtrunc.data.pictures import to_pillow
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import sync, whole_file, write_text
-from softtrunc.runs.folder import flatten
+from softtrunc.runs.folder import differing
 
 __all__ = ["Destination", "Protocol", "missing"]
 
@@ -225,8 +225,6 @@ def _difference(path: Path, expected: Mapping[str, Any], ignored: Sequence[str] 
         found = {key: value for key, value in content.items() if key not in ignored}
     except (OSError, ValueError, AttributeError):
         return "nothing says what"
-    old, new = flatten(found), flatten(json.loads(_json(expected)))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            return f"{key} was {old.get(key)}, is {new.get(key)}"
+    for key, (was, now) in differing(found, json.loads(_json(expected))).items():
+        return f"{key} was {was}, is {now}"
     return ""

@@ -1,6 +1,6 @@
 """The one loop that every fixed-step sampler runs in, and what all samplers share.
 
-A sampler is a frozen set of options. `sample` sets up a `Run` (the counted score, the noise, the
+A sampler is a frozen set of options. `sample` sets up a `Call` (the counted score, the noise, the
 hooks) and walks; a step is a function of an explicit state and two points of the schedule.
 """
 
@@ -10,7 +10,7 @@ import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -18,22 +18,22 @@ from torch import Tensor, nn
 
 from softtrunc.noise import Noise
 from softtrunc.samplers.grids import Grid, Point, check_grid, schedule
-from softtrunc.score import ScoreFunction
+from softtrunc.score import ScoreFunction, tweedie
 from softtrunc.sde import SDE
 
 __all__ = [
+    "Call",
     "Callback",
     "Constraint",
     "FixedStepSampler",
-    "Progress",
-    "Run",
+    "SampleOptions",
     "Sampler",
     "Samples",
     "ScoreHook",
     "State",
+    "Step",
     "check_state",
     "evaluation_mode",
-    "tweedie",
 ]
 
 
@@ -48,7 +48,7 @@ class Samples(NamedTuple):
     nfe: int
 
 
-class Progress(NamedTuple):
+class Step(NamedTuple):
     """One finished step, as a callback sees it.
 
     `step` counts from 0; `fraction` of the way is done, 1 after the last step; `t` is the time
@@ -64,18 +64,26 @@ class Progress(NamedTuple):
     denoised: Tensor
 
 
-Callback = Callable[[Progress], None]
+Callback = Callable[[Step], None]
 
 ScoreHook = Callable[[Tensor, Tensor], Tensor]
 """`(x (B, *event), t (B,)) -> score (B, *event)`, used in place of the model's own."""
-
 
 Constraint = Callable[[Tensor, Point | None, Noise], Tensor]
 """`(x, where, noise) -> x`, applied after every step; `where` is None when noise is all gone."""
 
 
+class SampleOptions(TypedDict, total=False):
+    """What `Sampler.sample` may be told by those who call it for the user."""
+
+    seeds: Sequence[int] | None
+    generator: torch.Generator | None
+    score_fn: ScoreHook | None
+    callback: Callback | None
+
+
 @dataclass
-class Run:
+class Call:
     """One call of `sample`: the model, the noise, the hooks and the count of network calls."""
 
     sde: SDE
@@ -90,26 +98,19 @@ class Run:
         """The score at one time for all, or `(B,)` times, in the precision of `x`."""
         self.nfe += 1
         dtype = torch.promote_types(x.dtype, torch.float32)
-        if isinstance(t, Tensor):
-            t = t.to(dtype)
-        else:
+        if not isinstance(t, Tensor):
             t = torch.full((x.shape[0],), t, device=x.device, dtype=dtype)
-        return self.score_fn(x, t).to(x.dtype)
+        return self.score_fn(x, t.to(dtype)).to(x.dtype)
 
     def denoise(self, x: Tensor, at: Point) -> Tensor:
-        """`E[x_0 | x_t = x]` by Tweedie's formula."""
-        return tweedie(x, self.score(x, at.t), at)
+        """`E[x_0 | x_t = x]`."""
+        return tweedie(x, self.score(x, at.t), at.alpha, at.sigma)
 
     def report(self, fraction: float, t: float, x: Tensor, denoised: Tensor) -> None:
         """Tell the callback, where there is one, of a finished step."""
         if self.callback is not None:
-            self.callback(Progress(self.reports, fraction, t, x, denoised))
+            self.callback(Step(self.reports, fraction, t, x, denoised))
             self.reports += 1
-
-
-def tweedie(x: Tensor, score: Tensor, at: Point) -> Tensor:
-    """`(x + sigma^2 score) / alpha`."""
-    return (x + at.sigma**2 * score) / at.alpha
 
 
 class State(NamedTuple):
@@ -154,6 +155,7 @@ def _device_of(model: ScoreFunction) -> torch.device:
 class Sampler(abc.ABC):
     """Base of all samplers: `sample` is the same everywhere, `_solve` is the method."""
 
+    @torch.no_grad()
     def sample(
         self,
         model: ScoreFunction,
@@ -166,6 +168,7 @@ class Sampler(abc.ABC):
         x_init: Float[Tensor, " b *event"] | None = None,
         score_fn: ScoreHook | None = None,
         callback: Callback | None = None,
+        constraint: Constraint | None = None,
     ) -> Samples:
         """Draw samples by running the diffusion backwards from T.
 
@@ -183,38 +186,19 @@ class Sampler(abc.ABC):
             score_fn: called in place of `model.score`, with x `(B, *event)` and t `(B,)`: the hook
                 for guidance and inverse problems. Where it differentiates, it enables gradients
                 itself (`torch.enable_grad()`).
-            callback: called with a `Progress` after every step.
+            callback: called with a `Step` after every step.
+            constraint: see `Constraint`; for fixed-step samplers only.
 
         Raises:
             ValueError: if shape, seeds, x_init or an option of the sampler is out of what is
                 allowed.
         """
-        return self._draw(
-            model,
-            shape,
-            Noise(shape[0] if len(shape) else 0, seeds, generator),
-            device=device,
-            dtype=dtype,
-            x_init=x_init,
-            score_fn=score_fn,
-            callback=callback,
-        )
-
-    @torch.no_grad()
-    def _draw(
-        self,
-        model: ScoreFunction,
-        shape: Sequence[int],
-        noise: Noise,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        x_init: Tensor | None = None,
-        score_fn: ScoreHook | None = None,
-        callback: Callback | None = None,
-        constraint: Constraint | None = None,
-    ) -> Samples:
-        """`sample` with the noise made and, for conditional sampling, a constraint."""
+        if constraint is not None and not isinstance(self, FixedStepSampler):
+            raise ValueError(
+                f"{type(self).__name__} cannot hold values in place: use a fixed-step sampler, "
+                "e.g. PredictorCorrector()"
+            )
+        noise = Noise(shape[0] if len(shape) else 0, seeds, generator)
         check_state(shape, dtype)
         device = _device_of(model) if device is None else torch.device(device)
         if x_init is None:
@@ -226,13 +210,13 @@ class Sampler(abc.ABC):
                 f"x_init has shape {tuple(x_init.shape)}, the samples {tuple(shape)}: "
                 "both must be the same"
             )
-        run = Run(model.sde, score_fn or model.score, noise, callback, constraint)
+        call = Call(model.sde, score_fn or model.score, noise, callback, constraint)
         with evaluation_mode(model):
-            x = self._solve(run, x)
-        return Samples(x, run.nfe)
+            x = self._solve(call, x)
+        return Samples(x, call.nfe)
 
     @abc.abstractmethod
-    def _solve(self, run: Run, x: Tensor) -> Tensor:
+    def _solve(self, call: Call, x: Tensor) -> Tensor:
         """Carry x_T to the samples."""
 
 
@@ -247,7 +231,8 @@ class FixedStepSampler(Sampler):
         denoise_final: True (the default): the last of the steps goes from `t_end` to no noise at
             all by Tweedie's formula. False: the last step ends at `t_end`, with the noise that
             belongs there.
-        grid: the spacing of the times; None takes 1/t for RVE and t for the others.
+        grid: the spacing of the times; None takes the SDE's own (`sde.default_grid`: 1/t for RVE,
+            t for the others).
 
     Raises:
         ValueError: if an option is out of range.
@@ -264,16 +249,16 @@ class FixedStepSampler(Sampler):
             raise ValueError(f"{type(self).__name__}: steps={self.steps}: need at least 1")
         check_grid(self.grid)
 
-    def _solve(self, run: Run, x: Tensor) -> Tensor:
+    def _solve(self, call: Call, x: Tensor) -> Tensor:
         moves = self.steps - 1 if self.denoise_final else self.steps
-        points = self._points(run.sde, moves)
+        points = self._points(call.sde, moves)
         state = State(x)
         for i in range(moves):
-            state = self._step(run, state, points[i], points[i + 1])
-            state = self._finish_step(run, state, i, points[i + 1])
+            state = self._step(call, state, points[i], points[i + 1])
+            state = self._finish_step(call, state, i, points[i + 1])
         if self.denoise_final:
-            state = self._last_step(run, state, points[-1])
-            state = self._finish_step(run, state, moves, None)
+            state = self._last_step(call, state, points[-1])
+            state = self._finish_step(call, state, moves, None)
         return state.x
 
     def _points(self, sde: SDE, moves: int) -> tuple[Point, ...]:
@@ -281,19 +266,19 @@ class FixedStepSampler(Sampler):
         return schedule(sde, self.grid, moves, self.t_end)
 
     @abc.abstractmethod
-    def _step(self, run: Run, state: State, here: Point, there: Point) -> State:
+    def _step(self, call: Call, state: State, here: Point, there: Point) -> State:
         """One step of the method from one point of the schedule to the next."""
 
-    def _last_step(self, run: Run, state: State, here: Point) -> State:
+    def _last_step(self, call: Call, state: State, here: Point) -> State:
         """From `t_end` to no noise: every method's step to sigma = 0 is Tweedie's formula."""
-        denoised = run.denoise(state.x, here)
+        denoised = call.denoise(state.x, here)
         return State(denoised, denoised)
 
-    def _finish_step(self, run: Run, state: State, index: int, there: Point | None) -> State:
+    def _finish_step(self, call: Call, state: State, index: int, there: Point | None) -> State:
         """Apply the constraint and report; `there` is None when the noise is all gone."""
-        if run.constraint is not None:
-            state = state._replace(x=run.constraint(state.x, there, run.noise))
+        if call.constraint is not None:
+            state = state._replace(x=call.constraint(state.x, there, call.noise))
         if state.denoised is not None:
             t = 0.0 if there is None else there.t
-            run.report((index + 1) / self.steps, t, state.x, state.denoised)
+            call.report((index + 1) / self.steps, t, state.x, state.denoised)
         return state

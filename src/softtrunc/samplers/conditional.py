@@ -7,20 +7,14 @@ level that the step has reached. Source: Song et al. 2021 (arXiv 2011.13456), ap
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from softtrunc.noise import Noise
-from softtrunc.samplers.base import (
-    Callback,
-    Constraint,
-    FixedStepSampler,
-    Samples,
-    ScoreHook,
-)
+from softtrunc.samplers.base import FixedStepSampler, SampleOptions, Samples
 from softtrunc.samplers.grids import Point
 from softtrunc.score import ScoreFunction
 
@@ -32,11 +26,7 @@ def inpaint(
     model: ScoreFunction,
     known: Float[Tensor, " b *event"],
     mask: Bool[Tensor, " *mask"],
-    *,
-    seeds: Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-    score_fn: ScoreHook | None = None,
-    callback: Callback | None = None,
+    **options: Unpack[SampleOptions],
 ) -> Samples:
     """Fill in what is missing.
 
@@ -47,10 +37,7 @@ def inpaint(
         model: anything with `.sde` and `.score(x, t)`.
         known: `(B, *event)` in the model's data range; what lies outside the mask is not read.
         mask: True where `known` is known; broadcastable to `known`.
-        seeds: see `Sampler.sample`.
-        generator: see `Sampler.sample`.
-        score_fn: see `Sampler.sample`.
-        callback: see `Sampler.sample`.
+        options: `seeds`, `generator`, `score_fn` and `callback` of `Sampler.sample`.
 
     Raises:
         ValueError: if the mask does not fit or holds anything but True and False.
@@ -70,7 +57,14 @@ def inpaint(
             target = where.alpha * target + where.sigma * noise.like(x)
         return torch.where(mask, target, x)
 
-    return _conditioned(sampler, model, known, hold, seeds, generator, score_fn, callback)
+    return sampler.sample(
+        model,
+        known.shape,
+        device=known.device,
+        dtype=torch.promote_types(known.dtype, torch.float32),
+        constraint=hold,
+        **options,
+    )
 
 
 def colorize(
@@ -79,10 +73,7 @@ def colorize(
     gray: Float[Tensor, " b 1 *space"],
     *,
     channels: int = 3,
-    seeds: Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-    score_fn: ScoreHook | None = None,
-    callback: Callback | None = None,
+    **options: Unpack[SampleOptions],
 ) -> Samples:
     """Find colours whose mean over the channels is `gray`.
 
@@ -95,10 +86,7 @@ def colorize(
         model: anything with `.sde` and `.score(x, t)` for `(B, channels, *space)`.
         gray: `(B, 1, *space)` in the model's data range.
         channels: how many channels the model has, >= 2.
-        seeds: see `Sampler.sample`.
-        generator: see `Sampler.sample`.
-        score_fn: see `Sampler.sample`.
-        callback: see `Sampler.sample`.
+        options: `seeds`, `generator`, `score_fn` and `callback` of `Sampler.sample`.
 
     Raises:
         ValueError: if `gray` does not have one channel or `channels` is below 2.
@@ -115,32 +103,11 @@ def colorize(
             target = where.alpha * target + spread * noise.like(target)
         return x + (target - x.mean(1, keepdim=True))
 
-    full = gray.expand(gray.shape[0], channels, *gray.shape[2:])
-    return _conditioned(sampler, model, full, hold, seeds, generator, score_fn, callback)
-
-
-def _conditioned(
-    sampler: FixedStepSampler,
-    model: ScoreFunction,
-    like: Tensor,
-    hold: Constraint,
-    seeds: Sequence[int] | None,
-    generator: torch.Generator | None,
-    score_fn: ScoreHook | None,
-    callback: Callback | None,
-) -> Samples:
-    if not isinstance(sampler, FixedStepSampler):
-        raise ValueError(
-            f"{type(sampler).__name__} cannot hold values in place: use a fixed-step sampler, "
-            "e.g. PredictorCorrector()"
-        )
-    return sampler._draw(
+    return sampler.sample(
         model,
-        like.shape,
-        Noise(like.shape[0], seeds, generator),
-        device=like.device,
-        dtype=torch.promote_types(like.dtype, torch.float32),
-        score_fn=score_fn,
-        callback=callback,
+        (gray.shape[0], channels, *gray.shape[2:]),
+        device=gray.device,
+        dtype=torch.promote_types(gray.dtype, torch.float32),
         constraint=hold,
+        **options,
     )

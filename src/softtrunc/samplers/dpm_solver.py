@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softtrunc.samplers.base import FixedStepSampler, Run, State
+from softtrunc.samplers.base import Call, FixedStepSampler, State
 from softtrunc.samplers.grids import Point, early_end, schedule
 from softtrunc.sde import SDE
 
@@ -32,18 +32,17 @@ class DPMSolver(FixedStepSampler):
     polynomial through its last `order` values ("2M": its slope integrated by the midpoint rule,
     algorithm 2 of the source). One network call a step: `steps` in all.
     Order 1 is DDIM, its stochastic form ancestral sampling. Source: Lu et al. 2022
-    (arXiv 2211.01095), sections 4 and 5.
+    (arXiv 2211.01095), sections 4 and 5. `steps` and `denoise_final` are those of
+    `FixedStepSampler`.
 
     Args:
-        steps: number of steps, >= 1, the final denoising included.
         order: 1, 2 ("2M") or 3 ("3M").
         stochastic: solve the reverse SDE instead of the probability flow.
         t_end: see `FixedStepSampler`; None ends earlier than the SDE's own time where the steps
             are so few that noise would be followed below their own error (`early_end`), unless
             `denoise_final` is False.
-        denoise_final: see `FixedStepSampler`; default True.
-        grid: spacing of the times; None takes "asinh", for order 3, which extrapolates further and
-            wants even steps, "log_snr".
+        grid: None takes "asinh", for order 3, which extrapolates further and wants even steps,
+            "log_snr".
 
     Raises:
         ValueError: if an option is out of range.
@@ -70,9 +69,9 @@ class DPMSolver(FixedStepSampler):
         """Of the decay: 1 for the probability flow, 2 for the reverse SDE."""
         return 2.0 if self.stochastic else 1.0
 
-    def _step(self, run: Run, state: State, here: Point, there: Point) -> State:
+    def _step(self, call: Call, state: State, here: Point, there: Point) -> State:
         x, past = state.x, state.history
-        denoised = run.denoise(x, here)
+        denoised = call.denoise(x, here)
         if self.order == 3 and not self.stochastic and len(past) == 1:
             # Order 3 needs a start of order 2. Now that the end of the first step has been
             # evaluated, take that step again over both values: no network call is added.
@@ -83,7 +82,7 @@ class DPMSolver(FixedStepSampler):
         x = (there.alpha / here.alpha) * math.exp(-rate * h) * x
         x = x + there.alpha * _integral(past, h, rate, damped=self.order == 2)
         if self.stochastic:
-            x = x + there.sigma * math.sqrt(-math.expm1(-2.0 * h)) * run.noise.like(x)
+            x = x + there.sigma * math.sqrt(-math.expm1(-2.0 * h)) * call.noise.like(x)
         return State(x, denoised, past)
 
 

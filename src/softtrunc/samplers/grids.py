@@ -2,17 +2,23 @@
 
 Schedules are float64 numbers on the host: they cost nothing next to a network call, span many
 decades, and keep the device from being waited for.
+
+A `Grid` says what is equally spaced: t, 1/t, the log-SNR, `(sigma / alpha)^(1/7)`, or `asinh(l)`.
+"edm" is the grid of Karras et al. 2022 (arXiv 2206.00364, eq. 5) with rho = 7. In "asinh"
+`l = (log(alpha / sigma) + 1/4) / 2`: near the time at which signal and noise are alike, and
+images are decided, points are as dense as in "log_snr"; to both sides they thin out as 1 / |l|.
+Our own, with constants from benchmarks/samplers.py (docs/samplers.md).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from softtrunc.sde import SDE, ReciprocalVESDE
+from softtrunc.sde import SDE, Grid
 
 __all__ = [
     "Grid",
@@ -24,15 +30,6 @@ __all__ = [
     "schedule",
     "step_length",
 ]
-
-Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
-"""What is equally spaced: t, 1/t, the log-SNR, `(sigma / alpha)^(1/7)`, or `asinh(l)`.
-
-"edm" is the grid of Karras et al. 2022 (arXiv 2206.00364, eq. 5) with rho = 7. In "asinh"
-`l = (log(alpha / sigma) + 1/4) / 2`: near the time at which signal and noise are alike, and
-images are decided, points are as dense as in "log_snr"; to both sides they thin out as 1 / |l|.
-Our own, with constants from benchmarks/samplers.py (docs/samplers.md).
-"""
 
 _EDM_RHO = 7.0
 _ASINH_CENTRE, _ASINH_WIDTH = -0.25, 2.0
@@ -106,13 +103,6 @@ def check_grid(grid: Grid | None) -> None:
         raise ValueError(f"grid {grid!r} is unknown: write one of {', '.join(get_args(Grid))}")
 
 
-def _resolve_grid(sde: SDE, grid: Grid | None) -> Grid:
-    """Uniform in t where none is asked for; in 1/t for RVE, whose log sigma is linear in it."""
-    if grid is not None:
-        return grid
-    return "reciprocal" if isinstance(sde, ReciprocalVESDE) else "uniform"
-
-
 def _to_variable(sde: SDE, grid: Grid, t: Tensor) -> Tensor:
     if grid == "uniform":
         return t
@@ -143,14 +133,14 @@ def schedule(sde: SDE, grid: Grid | None, moves: int, t_end: float | None) -> tu
 
     Args:
         sde: the forward diffusion.
-        grid: the variable; None takes 1/t for RVE and t for the others.
+        grid: the variable; None takes the SDE's default.
         moves: how many intervals, >= 1, or 0 for T alone.
         t_end: the last time, in (0, T); None takes the SDE's default.
 
     Raises:
         ValueError: if `t_end` is out of range.
     """
-    grid = _resolve_grid(sde, grid)
+    grid = grid or sde.default_grid
     ends = torch.tensor([sde.t_max, resolve_t_end(sde, t_end)], dtype=torch.float64)
     if moves == 0:
         return (point_at(sde, sde.t_max),)
@@ -170,7 +160,7 @@ def step_length(sde: SDE, grid: Grid | None, here: Point, there: Point) -> float
     grid g^2 changes by orders of magnitude within one interval of t, and an Euler step in t itself
     would be far off.
     """
-    grid = _resolve_grid(sde, grid)
+    grid = grid or sde.default_grid
     t, t_next = here.t, there.t
     if grid == "uniform":
         return t - t_next

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from softtrunc.noise import Noise
 from softtrunc.samplers.base import (
+    Call,
     Callback,
-    Run,
     Samples,
     ScoreHook,
     check_state,
@@ -35,25 +35,24 @@ def encode(
     """Carry data up the flow to their latents: deterministic, and undone by `decode`.
 
     `x` is taken for the state at the flow's `t_end`. Under the model's own density latents are
-    about N(0, prior_std^2 I). Source: Song et al. 2021 (arXiv 2011.13456), appendix D.4.
+    about N(0, prior_std^2 I). `score_fn` and `callback` are those of `Sampler.sample`. Source: Song
+    et al. 2021 (arXiv 2011.13456), appendix D.4.
 
     Args:
         model: anything with `.sde` and `.score(x, t)`.
         x: the data `(B, *event)`; computed where they lie, in their precision.
         flow: the solver; None takes `ProbabilityFlow()`.
-        score_fn: see `Sampler.sample`.
-        callback: see `Sampler.sample`.
 
     Raises:
         ValueError: if `x` has no event dimension or less than single precision.
     """
     flow = flow or ProbabilityFlow()
     check_state(x.shape, x.dtype)
-    run = Run(model.sde, score_fn or model.score, Noise(x.shape[0], None, None), callback)
+    call = Call(model.sde, score_fn or model.score, Noise(x.shape[0], None, None), callback)
     start = point_at(model.sde, resolve_t_end(model.sde, flow.t_end))
     with torch.no_grad(), evaluation_mode(model):
-        latent = flow.transport(run, x, start, point_at(model.sde, model.sde.t_max))
-    return Samples(latent, run.nfe)
+        latent = flow.transport(call, x, start, point_at(model.sde, model.sde.t_max))
+    return Samples(latent, call.nfe)
 
 
 def decode(
@@ -67,14 +66,12 @@ def decode(
     """Carry latents down the flow to `t_end`: the inverse of `encode`.
 
     There is no final denoising, whatever `flow` says: it has no inverse. For the cleanest pictures
-    use `flow.sample(..., x_init=latent)`.
+    use `flow.sample(..., x_init=latent)`. `score_fn` and `callback` are those of `Sampler.sample`.
 
     Args:
         model: anything with `.sde` and `.score(x, t)`.
         latent: `(B, *event)`; computed where they lie, in their precision.
         flow: the solver; None takes `ProbabilityFlow()`.
-        score_fn: see `Sampler.sample`.
-        callback: see `Sampler.sample`.
 
     Raises:
         ValueError: if `latent` has no event dimension or less than single precision.

@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 
 from softtrunc.noise import Noise
-from softtrunc.samplers.base import (
-    FixedStepSampler,
-    Run,
-    State,
-    tweedie,
-)
+from softtrunc.samplers.base import Call, FixedStepSampler, State
 from softtrunc.samplers.grids import Grid, Point, step_length
-from softtrunc.sde import SDE, VPSDE, SubVPSDE, expand_to
+from softtrunc.score import tweedie
+from softtrunc.sde import SDE, expand_to
 
 __all__ = ["Ancestral", "EulerMaruyama", "Predictor", "PredictorCorrector"]
 
@@ -27,9 +23,9 @@ Predictor = Literal["reverse_diffusion", "ancestral", "euler_maruyama"]
 With the transition `p(x_t | x_s) = N(a x_s, b^2 I)` of one interval, s < t:
 
 - "reverse_diffusion": `(2 - a) x + b^2 score`, noise b (Song et al. 2021, eq. 46).
-- "ancestral": `(x + b^2 score) / a`, the posterior mean of the chain; noise b for VP and sub-VP
-  (DDPM; Song et al. 2021, eq. 4), the posterior's own `b sigma_s / sigma_t` for VE and RVE
-  (Song et al. 2021, appendix F).
+- "ancestral": `(x + b^2 score) / a`, the mean of `p(x_s | x_t, D)`; the noise is the SDE's
+  (`sde.ancestral_variance`): b for VP and sub-VP (DDPM; Song et al. 2021, eq. 4), the posterior's
+  own `b sigma_s / sigma_t` for VE and RVE (Song et al. 2021, appendix F).
 - "euler_maruyama": `x - (f x - g^2 score) h`, noise `g sqrt(h)`.
 """
 
@@ -46,17 +42,13 @@ class PredictorCorrector(FixedStepSampler):
 
     Source: Song et al. 2021 (arXiv 2011.13456), algorithms 2 to 5. The public code's
     beta_i = beta(t_i) / N is here 1 - (alpha_i / alpha_next)^2: the same to first order in 1/N, and
-    below 1 for steps of any length.
+    below 1 for steps of any length. `steps`, `t_end`, `denoise_final` and `grid` are those of
+    `FixedStepSampler`.
 
     Args:
-        steps: number of steps, >= 1, the final denoising included.
         snr: signal-to-noise ratio of the Langevin steps, > 0.
         corrector_steps: Langevin steps at each time, >= 0.
         predictor: how the reverse SDE is discretised; see `Predictor`.
-        t_end: see `FixedStepSampler`.
-        denoise_final: see `FixedStepSampler`; default True (for VE and RVE this is the mean of
-            the predictor's step to sigma = 0).
-        grid: spacing of the times; default uniform in t, for RVE in 1/t.
 
     Raises:
         ValueError: if an option is out of range.
@@ -81,17 +73,17 @@ class PredictorCorrector(FixedStepSampler):
                 f"write one of {', '.join(get_args(Predictor))}"
             )
 
-    def _step(self, run: Run, state: State, here: Point, there: Point) -> State:
-        x = self._correct(run, state.x, here, (here.alpha / there.alpha) ** 2)
-        return _predict(self.predictor, self.grid, run, x, here, there)
+    def _step(self, call: Call, state: State, here: Point, there: Point) -> State:
+        x = self._correct(call, state.x, here, (here.alpha / there.alpha) ** 2)
+        return _predict(self.predictor, self.grid, call, x, here, there)
 
-    def _last_step(self, run: Run, state: State, here: Point) -> State:
-        x = self._correct(run, state.x, here, here.alpha**2)
-        return super()._last_step(run, State(x), here)
+    def _last_step(self, call: Call, state: State, here: Point) -> State:
+        x = self._correct(call, state.x, here, here.alpha**2)
+        return super()._last_step(call, State(x), here)
 
-    def _correct(self, run: Run, x: Tensor, here: Point, squared_scale: float) -> Tensor:
+    def _correct(self, call: Call, x: Tensor, here: Point, squared_scale: float) -> Tensor:
         for _ in range(self.corrector_steps):
-            x = langevin_step(x, run.score(x, here.t), run.noise, self.snr, here, squared_scale)
+            x = langevin_step(x, call.score(x, here.t), call.noise, self.snr, here, squared_scale)
         return x
 
 
@@ -101,19 +93,13 @@ class EulerMaruyama(FixedStepSampler):
 
     One network call a step: `steps` in all. Strong and weak order 1/2 and 1 in the step. The step
     is taken in the variable of the grid, so that RVE, whose g^2 spans decades in t, works too.
-    Source: Song et al. 2021 (arXiv 2011.13456), appendix E.
-
-    Args:
-        steps: number of steps, >= 1, the final denoising included.
-        t_end: see `FixedStepSampler`.
-        denoise_final: see `FixedStepSampler`; default True.
-        grid: spacing of the times; default uniform in t, for RVE in 1/t.
+    Options: see `FixedStepSampler`. Source: Song et al. 2021 (arXiv 2011.13456), appendix E.
     """
 
     steps: int = 1000
 
-    def _step(self, run: Run, state: State, here: Point, there: Point) -> State:
-        return _predict("euler_maruyama", self.grid, run, state.x, here, there)
+    def _step(self, call: Call, state: State, here: Point, there: Point) -> State:
+        return _predict("euler_maruyama", self.grid, call, state.x, here, there)
 
 
 @dataclass(frozen=True)
@@ -123,19 +109,14 @@ class Ancestral(FixedStepSampler):
     One network call a step: `steps` in all. Of the two variances that Ho et al. 2020 (arXiv
     2006.11239, section 3.2) allow, VP and sub-VP take the larger, beta_i, and VE and RVE the
     posterior's own, as in Song et al. 2021 (arXiv 2011.13456), appendix F. With the posterior's
-    own everywhere it would be first-order `DPMSolver(stochastic=True)`.
-
-    Args:
-        steps: number of steps, >= 1, the final denoising included.
-        t_end: see `FixedStepSampler`.
-        denoise_final: see `FixedStepSampler`; default True.
-        grid: spacing of the times; default uniform in t, for RVE in 1/t.
+    own everywhere it would be first-order `DPMSolver(stochastic=True)`. Options: see
+    `FixedStepSampler`.
     """
 
     steps: int = 1000
 
-    def _step(self, run: Run, state: State, here: Point, there: Point) -> State:
-        return _predict("ancestral", self.grid, run, state.x, here, there)
+    def _step(self, call: Call, state: State, here: Point, there: Point) -> State:
+        return _predict("ancestral", self.grid, call, state.x, here, there)
 
 
 class Transition(NamedTuple):
@@ -146,17 +127,20 @@ class Transition(NamedTuple):
 
 
 def _predict(
-    predictor: Predictor, grid: Grid | None, run: Run, x: Tensor, here: Point, there: Point
+    predictor: Predictor, grid: Grid | None, call: Call, x: Tensor, here: Point, there: Point
 ) -> State:
-    score = run.score(x, here.t)
-    if predictor == "reverse_diffusion":
-        step = reverse_diffusion_step(x, score, here, there)
-    elif predictor == "ancestral":
-        step = ancestral_step(run.sde, x, score, here, there)
-    else:
-        h = step_length(run.sde, grid, here, there)
-        step = euler_maruyama_step(run.sde, x, score, here.t, h)
-    return State(step.mean + step.std * run.noise.like(x), tweedie(x, score, here))
+    score = call.score(x, here.t)
+    match predictor:
+        case "reverse_diffusion":
+            step = reverse_diffusion_step(x, score, here, there)
+        case "ancestral":
+            step = ancestral_step(call.sde, x, score, here, there)
+        case "euler_maruyama":
+            h = step_length(call.sde, grid, here, there)
+            step = euler_maruyama_step(call.sde, x, score, here.t, h)
+    return State(
+        step.mean + step.std * call.noise.like(x), tweedie(x, score, here.alpha, here.sigma)
+    )
 
 
 def _interval(here: Point, there: Point) -> tuple[float, float]:
@@ -177,7 +161,7 @@ def ancestral_step(sde: SDE, x: Tensor, score: Tensor, here: Point, there: Point
     """The chain's posterior mean, with the noise that `Predictor` states for the SDE."""
     scale, variance = _interval(here, there)
     std = math.sqrt(variance)
-    if not isinstance(sde, VPSDE | SubVPSDE):
+    if sde.ancestral_variance == "posterior":
         std *= there.sigma / here.sigma
     return Transition((x + variance * score) / scale, std)
 

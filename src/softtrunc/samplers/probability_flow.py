@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softtrunc.samplers.base import Run, Sampler
+from softtrunc.samplers.base import Call, Sampler
 from softtrunc.samplers.grids import Point, point_at, resolve_t_end
 from softtrunc.sde import SDE, expand_to, wide_dtype
 
@@ -55,15 +55,15 @@ class ProbabilityFlow(Sampler):
                 f"max_steps={self.max_steps}: all must be positive, e.g. 1e-5, 1e-5, 10000"
             )
 
-    def _solve(self, run: Run, x: Tensor) -> Tensor:
-        end = point_at(run.sde, resolve_t_end(run.sde, self.t_end))
-        x = self.transport(run, x, point_at(run.sde, run.sde.t_max), end)
+    def _solve(self, call: Call, x: Tensor) -> Tensor:
+        end = point_at(call.sde, resolve_t_end(call.sde, self.t_end))
+        x = self.transport(call, x, point_at(call.sde, call.sde.t_max), end)
         if self.denoise_final:
-            x = run.denoise(x, end)
-            run.report(1.0, 0.0, x, x)
+            x = call.denoise(x, end)
+            call.report(1.0, 0.0, x, x)
         return x
 
-    def transport(self, run: Run, x: Tensor, start: Point, end: Point) -> Tensor:
+    def transport(self, call: Call, x: Tensor, start: Point, end: Point) -> Tensor:
         """Carry `x` `(B, *event)` along the flow from one time to another, in either direction."""
         wide = wide_dtype(x.device)
         goal, sign = _angle(end), math.copysign(1.0, _angle(end) - _angle(start))
@@ -71,7 +71,7 @@ class ProbabilityFlow(Sampler):
         if y.shape[0] == 0:
             return y
         theta = torch.full((y.shape[0],), _angle(start), device=y.device, dtype=wide)
-        slope = _velocity(run, y, theta)
+        slope = _velocity(call, y, theta)
         size = self._first_size(y, slope).to(wide)
         # The whole batch: where each example stands; `active` says which of them still move.
         all_y, all_theta, all_slope = y.clone(), theta.clone(), slope.clone()
@@ -80,7 +80,7 @@ class ProbabilityFlow(Sampler):
             left = (goal - theta).abs()
             last = size >= left
             step = sign * torch.where(last, left, size)
-            trial = _dormand_prince(run, y, theta, slope, step)
+            trial = _dormand_prince(call, y, theta, slope, step)
             error = self._error_norm(trial.error, y, trial.y).to(wide)
             accept = error <= 1.0
             growth = (0.9 * error.pow(-0.2)).clamp(0.2, 5.0)
@@ -93,16 +93,16 @@ class ProbabilityFlow(Sampler):
             all_y[active], all_theta[active], all_slope[active] = y, theta, slope
             any_done, any_failed = torch.stack([done.any(), failed.any()]).tolist()
             if any_failed:
-                raise FloatingPointError(_complaint(run.sde, theta[failed], error[failed]))
-            if run.callback is not None:
-                _report(run, all_y, all_theta, all_slope, _angle(start), goal)
+                raise FloatingPointError(_complaint(call.sde, theta[failed], error[failed]))
+            if call.callback is not None:
+                _report(call, all_y, all_theta, all_slope, _angle(start), goal)
             if any_done:
                 keep = ~done
                 active, y, theta, slope = active[keep], y[keep], theta[keep], slope[keep]
                 size = size[keep]
                 if active.numel() == 0:
                     return all_y * math.hypot(end.alpha, end.sigma)
-        t = _time_of_angle(run.sde, theta).max()
+        t = _time_of_angle(call.sde, theta).max()
         raise FloatingPointError(
             f"probability flow: {self.max_steps} steps were not enough (t = {float(t):.3g}): "
             "raise rtol and atol, or max_steps"
@@ -146,13 +146,13 @@ _STAGES = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
-def _dormand_prince(run: Run, y: Tensor, theta: Tensor, slope: Tensor, step: Tensor) -> _Trial:
+def _dormand_prince(call: Call, y: Tensor, theta: Tensor, slope: Tensor, step: Tensor) -> _Trial:
     slopes = [slope]
     h = expand_to(step, y)
     y_next = y
     for node, weights in zip(_NODES, _STAGES, strict=True):
         y_next = y + h * _combine(weights, slopes)
-        slopes.append(_velocity(run, y_next, theta + node * step))
+        slopes.append(_velocity(call, y_next, theta + node * step))
     return _Trial(y_next, slopes[-1], h * _combine(_ERROR, slopes))
 
 
@@ -164,12 +164,12 @@ def _combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     return total
 
 
-def _velocity(run: Run, y: Tensor, theta: Tensor) -> Tensor:
+def _velocity(call: Call, y: Tensor, theta: Tensor) -> Tensor:
     """`dy/dtheta` at angles of shape `(B,)`."""
-    t = _time_of_angle(run.sde, theta)
-    alpha, sigma = run.sde.marginal(t)
+    t = _time_of_angle(call.sde, theta)
+    alpha, sigma = call.sde.marginal(t)
     scale = torch.hypot(alpha, sigma)
-    noise = -expand_to(sigma, y) * run.score(expand_to(scale, y) * y, t)
+    noise = -expand_to(sigma, y) * call.score(expand_to(scale, y) * y, t)
     # cos z - sin D with D = (y - sin z) / cos put in: one rounding less.
     return (noise - expand_to(theta.sin(), y) * y) / expand_to(theta.cos(), y)
 
@@ -183,12 +183,12 @@ def _time_of_angle(sde: SDE, theta: Tensor) -> Tensor:
     return sde.time_of_log_snr(-2.0 * theta.tan().log()).clamp(max=sde.t_max)
 
 
-def _report(run: Run, y: Tensor, theta: Tensor, slope: Tensor, start: float, goal: float) -> None:
-    t = _time_of_angle(run.sde, theta)
-    scale = torch.hypot(*run.sde.marginal(t))
+def _report(call: Call, y: Tensor, theta: Tensor, slope: Tensor, start: float, goal: float) -> None:
+    t = _time_of_angle(call.sde, theta)
+    scale = torch.hypot(*call.sde.marginal(t))
     denoised = expand_to(theta.cos(), y) * y - expand_to(theta.sin(), y) * slope
     done = ((theta - start) / (goal - start)).min()
-    run.report(float(done), float(t.max()), expand_to(scale, y) * y, denoised)
+    call.report(float(done), float(t.max()), expand_to(scale, y) * y, denoised)
 
 
 def _complaint(sde: SDE, theta: Tensor, error: Tensor) -> str:

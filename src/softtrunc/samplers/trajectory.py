@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softtrunc.samplers.base import Progress
+from softtrunc.samplers.base import Step
 
 __all__ = ["Trajectory"]
 
@@ -33,18 +33,18 @@ class Trajectory:
         self._states: list[Tensor] = []
         self._estimates: list[Tensor] = []
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, step: Step) -> None:
         """Keep this step if its turn has come; the first step of a run forgets the run before."""
-        if progress.step == 0:
+        if step.step == 0:
             self.times, self._states, self._estimates = [], [], []
         # A hair less than a frame's share of the way counts as there: fractions are rounded.
         due = len(self.times) / (self.frames - 1) - 1e-9
-        last = progress.fraction >= 1.0
+        last = step.fraction >= 1.0
         full = len(self.times) == self.frames - 1
-        if progress.step == 0 or last or (not full and progress.fraction >= due):
-            self.times.append(progress.t)
-            self._states.append(progress.x.to("cpu", copy=True))
-            self._estimates.append(progress.denoised.to("cpu", copy=True))
+        if step.step == 0 or last or (not full and step.fraction >= due):
+            self.times.append(step.t)
+            self._states.append(step.x.to("cpu", copy=True))
+            self._estimates.append(step.denoised.to("cpu", copy=True))
 
     @property
     def x(self) -> Float[Tensor, "frames b *event"]:

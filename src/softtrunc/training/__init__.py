@@ -1,28 +1,29 @@
 """Training: a loop that yields records, the state it changes, and checkpoints of that state."""
 
 from softtrunc.training.checkpoint import (
+    WEIGHTS_FILES,
     CheckpointError,
     CheckpointInfo,
     Weights,
-    latest_checkpoint,
+    find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     load_weights,
     read_checkpoint_info,
     remove_unfinished,
     save_checkpoint,
-    verify_checkpoint,
+    step_of,
 )
 from softtrunc.training.ema import EMA
 from softtrunc.training.loop import StepRecord, fit, micro_batches
-from softtrunc.training.monitor import MetricsRow, Monitor, NonFiniteLossError, Stopwatch
+from softtrunc.training.monitor import Monitor, NonFiniteLossError, Stopwatch
 from softtrunc.training.state import TrainingConfig, TrainState
 
 __all__ = [
     "EMA",
+    "WEIGHTS_FILES",
     "CheckpointError",
     "CheckpointInfo",
-    "MetricsRow",
     "Monitor",
     "NonFiniteLossError",
     "StepRecord",
@@ -30,8 +31,8 @@ __all__ = [
     "TrainState",
     "TrainingConfig",
     "Weights",
+    "find_checkpoint",
     "fit",
-    "latest_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
     "load_weights",
@@ -39,5 +40,5 @@ __all__ = [
     "read_checkpoint_info",
     "remove_unfinished",
     "save_checkpoint",
-    "verify_checkpoint",
+    "step_of",
 ]

@@ -24,26 +24,30 @@ from softtrunc.pretrained import load_exactly
 from softtrunc.training.state import TrainState
 
 __all__ = [
+    "WEIGHTS_FILES",
     "CheckpointError",
     "CheckpointInfo",
     "Weights",
-    "latest_checkpoint",
+    "find_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
     "load_weights",
     "read_checkpoint_info",
     "remove_unfinished",
     "save_checkpoint",
-    "verify_checkpoint",
+    "step_of",
 ]
 
 Weights = Literal["ema", "raw"]
+WEIGHTS_FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+"""Where a checkpoint has averaged and raw weights."""
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
 # In the optimiser's file, where every other entry begins with the name of a parameter.
 _MEMORY = ":memory"
-_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+_OPTIMIZER_FILE = "optimizer.safetensors"
+_FILES = (*WEIGHTS_FILES.values(), _OPTIMIZER_FILE)
 
 
 class CheckpointError(ValueError):
@@ -64,24 +68,33 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def step_of(path: Path) -> int:
+    """The finished steps that a checkpoint's name tells."""
+    return int(path.name.removeprefix("step-"))
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=step_of)
 
 
-def latest_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint in `folder`.
+def find_checkpoint(folder: Path, step: int | None = None) -> Path:
+    """The checkpoint of a step in `folder`; None: the newest one.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, naming the steps that there are.
     """
-    found = list_checkpoints(folder)
+    found = {step_of(path): path for path in list_checkpoints(folder)}
     if not found:
         raise CheckpointError(f"{folder}: no checkpoint here: train first, or name another run")
-    return found[-1]
+    wanted = max(found) if step is None else step
+    if wanted not in found:
+        raise CheckpointError(
+            f"{folder}: no checkpoint of step {step}: write one of {', '.join(map(str, found))}"
+        )
+    return found[wanted]
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -96,7 +109,7 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     names = {id(p): name for name, p in state.model.named_parameters()}
     memory: dict[str, Tensor] = {} if state.memory is None else {_MEMORY: state.memory}
     return memory | {
-        f"{names[id(parameter)]}:{key}": value.detach()
+        f"{names[id(parameter)]}:{key}": value
         for parameter, slots in state.optimizer.state.items()
         for key, value in slots.items()
     }
@@ -111,10 +124,6 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor]) ->
         # Step counters stay where they were saved from; moments follow their parameter.
         on = value if value.ndim == 0 else value.to(parameter.device)
         state.optimizer.state[parameter][key] = on
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().contiguous() for name, value in tensors.items()}
 
 
 def save_checkpoint(
@@ -138,9 +147,14 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model = state.model.state_dict()
-    save_file(_contiguous(model), partial / "model.safetensors")
-    save_file(_contiguous({**model, **state.ema.shadow}), partial / "ema.safetensors")
-    save_file(_contiguous(_optimizer_tensors(state)), partial / "optimizer.safetensors")
+    contents = {
+        WEIGHTS_FILES["raw"]: model,
+        WEIGHTS_FILES["ema"]: {**model, **state.ema.shadow},
+        _OPTIMIZER_FILE: _optimizer_tensors(state),
+    }
+    for name, tensors in contents.items():
+        contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
+        save_file(contiguous, partial / name)
     info: dict[str, object] = {
         "format": _FORMAT,
         "step": state.step,
@@ -191,7 +205,7 @@ def _state_digest(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def verify_checkpoint(path: Path, names: tuple[str, ...] | None = None) -> CheckpointInfo:
+def _verify(path: Path, names: tuple[str, ...] | None = None) -> CheckpointInfo:
     """Compare the files of a checkpoint (all, or those named) with their recorded SHA-256.
 
     Raises:
@@ -217,7 +231,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def _fit_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _fit_into(module: nn.Module, path: Path) -> None:
+    tensors = _read(path)
     try:
         load_exactly(module, tensors, str(path))
     except ValueError as error:
@@ -230,9 +245,9 @@ def load_weights(path: Path, model: nn.Module, weights: Weights = "ema") -> Chec
     Raises:
         CheckpointError: if the file is damaged or does not fit; the model is then untouched.
     """
-    name = "ema.safetensors" if weights == "ema" else "model.safetensors"
-    info = verify_checkpoint(path, (name,))
-    _fit_into(model, _read(path / name), path / name)
+    name = WEIGHTS_FILES[weights]
+    info = _verify(path, (name,))
+    _fit_into(model, path / name)
     return info
 
 
@@ -242,10 +257,10 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
     Raises:
         CheckpointError: if a file is damaged or does not fit.
     """
-    info = verify_checkpoint(path)
-    averaged = _read(path / "ema.safetensors")
-    moments = _read(path / "optimizer.safetensors")
-    _fit_into(state.model, _read(path / "model.safetensors"), path / "model.safetensors")
+    info = _verify(path)
+    averaged = _read(path / WEIGHTS_FILES["ema"])
+    moments = _read(path / _OPTIMIZER_FILE)
+    _fit_into(state.model, path / WEIGHTS_FILES["raw"])
     state.ema.load({n: averaged[n] for n in state.ema.shadow}, updates=info.ema_updates)
     state.memory = moments.pop(_MEMORY, None)
     _load_optimizer_tensors(state, moments)

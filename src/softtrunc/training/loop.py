@@ -11,15 +11,16 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from softtrunc.data import ImageDataset, to_model_range
 from softtrunc.objective import LossTerms, Objective, RunningErrorLoss, StepDraw
+from softtrunc.score import ScoreFunction
 from softtrunc.training.batches import BatchSource
 from softtrunc.training.randomness import DataOrder, Stream, step_generator, step_seed
 from softtrunc.training.state import TrainingConfig, TrainState
@@ -56,8 +57,7 @@ class _LossModule(nn.Module):
         self.objective = objective
 
     def forward(self, x: Tensor, draw: StepDraw, noise: Tensor) -> LossTerms:
-        model: Any = self.model
-        return self.objective(model, x, draw=draw, noise=noise)
+        return self.objective(cast(ScoreFunction, self.model), x, draw=draw, noise=noise)
 
 
 def micro_batches(config: TrainingConfig, processes: int) -> tuple[int, int]:
@@ -114,48 +114,32 @@ def fit(
         ValueError: if the batch does not divide over the processes or micro-batches.
     """
     accelerator = accelerator or Accelerator()
-    device = accelerator.device
     share, micro = micro_batches(config, accelerator.num_processes)
     start = accelerator.process_index * share
+    mine = slice(start, start + share)
     module = accelerator.prepare_model(_LossModule(state.model, objective))
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     order = DataOrder(len(data), seed=config.seed)
-    mine = slice(start, start + share)
-    event = data.images.shape[1:]
-    whole = (config.batch_size, *event)
     if isinstance(objective, RunningErrorLoss) and state.memory is not None:
         objective.memory = state.memory
-
     with BatchSource(
-        data.images, order, batch_size=config.batch_size, share=mine, device=device
+        data.images, order, batch_size=config.batch_size, share=mine, device=accelerator.device
     ) as source:
         while state.step < steps:
             step = state.step
-            generators = {
-                s: step_generator(config.seed, step, s, device)
-                for s in (Stream.NOISE, Stream.PIXELS, Stream.FLIPS)
-            }
             times = step_generator(config.seed, step, Stream.TIMES)
             whole_draw = objective.draw(config.batch_size, step=step, generator=times)
-            draw = whole_draw.part(start, start + share)
-            noise = torch.randn(whole, generator=generators[Stream.NOISE], device=device)[mine]
-            images = source.batch(step)
-            if config.flip:
-                coin = torch.rand(
-                    config.batch_size, generator=generators[Stream.FLIPS], device=device
-                )
-                mirror = (coin[mine] < 0.5)[:, None, None, None]
-                images = torch.where(mirror, images.flip(-1), images)
-            pixels = None
-            if config.dequantize:
-                pixels = torch.rand(whole, generator=generators[Stream.PIXELS], device=device)[mine]
+            draw = whole_draw.part(mine.start, mine.stop)
+            images, cells = _augmented(source.batch(step), config, step, mine)
             x = to_model_range(
-                images, levels=data.card.levels, value_range=value_range, noise=pixels
+                images, levels=data.card.levels, value_range=value_range, noise=cells
             )
+            generator = step_generator(config.seed, step, Stream.NOISE, x.device)
+            whole = (config.batch_size, *x.shape[1:])
+            noise = torch.randn(whole, generator=generator, device=x.device)[mine]
 
-            learning_rate = config.learning_rate_at(step)
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = config.learning_rate_at(step)
             state.optimizer.zero_grad(set_to_none=True)
             state.model.train()
             terms: list[LossTerms] = []
@@ -175,16 +159,32 @@ def fit(
             t = torch.cat([o.t for o in terms])
             error = torch.cat([o.error.detach() for o in terms])
             if isinstance(objective, RunningErrorLoss):
-                sums = objective.bin_sums(t, error, math.prod(event))
+                sums = objective.bin_sums(t, error, math.prod(x.shape[1:]))
                 objective.remember(accelerator.reduce(sums, reduction="sum"))
                 state.memory = objective.memory
             state.step = step + 1
             yield StepRecord(
                 step=state.step,
                 tau=float(whole_draw.tau.min()),
-                learning_rate=learning_rate,
+                learning_rate=config.learning_rate_at(step),
                 t=t,
                 loss=torch.cat([o.loss.detach() for o in terms]),
                 error=error,
                 grad_norm=grad_norm.detach(),
             )
+
+
+def _augmented(
+    images: UInt8[Tensor, "b c h w"], config: TrainingConfig, step: int, mine: slice
+) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b c h w"] | None]:
+    """Images mirrored at random, and where in its grey level's cell each pixel lies."""
+
+    def uniform(stream: Stream, *event: int) -> Tensor:
+        generator = step_generator(config.seed, step, stream, images.device)
+        shape = (config.batch_size, *event)
+        return torch.rand(shape, generator=generator, device=images.device)[mine]
+
+    if config.flip:
+        mirrored = uniform(Stream.FLIPS)[:, None, None, None] < 0.5
+        images = torch.where(mirrored, images.flip(-1), images)
+    return images, uniform(Stream.PIXELS, *images.shape[1:]) if config.dequantize else None

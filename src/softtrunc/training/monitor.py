@@ -3,59 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
 
 import torch
 from accelerate import Accelerator
 
+from softtrunc.records import MetricsLine, TimeBins
 from softtrunc.training.loop import StepRecord
 
-__all__ = ["LossByTime", "MetricsRow", "Monitor", "NonFiniteLossError", "Stopwatch"]
+__all__ = ["Monitor", "NonFiniteLossError", "Stopwatch"]
 
-_EDGES = [-5.0 + 0.5 * i for i in range(11)]
+_EDGES = tuple(-5.0 + 0.5 * i for i in range(11))
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or the gradient of a step was not a finite number."""
-
-
-@dataclass(frozen=True)
-class LossByTime:
-    """Means over the examples whose `log10 t` lies between neighbouring edges; None: no example."""
-
-    edges: list[float]
-    loss: list[float | None]
-    error: list[float | None]
-    count: list[int]
-
-
-@dataclass(frozen=True)
-class MetricsRow:
-    """One line of `metrics.jsonl`: means over the steps since the line before.
-
-    `taus` holds every truncation time of those steps, `tau` the last; `grad_norms` holds the global
-    gradient norm of each of those steps before clipping, `grad_norm` the last; `error` in
-    `by_log10_t` is per dimension; `seconds` counts training time over all resumes.
-    """
-
-    step: int
-    loss: float
-    tau: float
-    taus: list[float]
-    grad_norm: float
-    grad_norms: list[float]
-    learning_rate: float
-    images_per_second: float
-    seconds: float
-    by_log10_t: LossByTime
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    def scalars(self) -> dict[str, float]:
-        """The single numbers, for experiment trackers."""
-        return {k: float(v) for k, v in asdict(self).items() if isinstance(v, int | float)}
 
 
 class Stopwatch:
@@ -103,7 +64,7 @@ class Monitor:
         """Take note of a step."""
         self._records.append(record)
 
-    def row(self) -> MetricsRow | None:
+    def row(self) -> MetricsLine | None:
         """The means since the last row, over all processes; None if there was no step.
 
         All processes must call it together.
@@ -125,13 +86,11 @@ class Monitor:
         seconds = self._clock.seconds
         rate = examples / max(seconds - self._last_row, 1e-9)
         self._last_row = seconds
-        return MetricsRow(
+        return MetricsLine(
             step=records[-1].step,
             loss=sum(losses) / len(losses),
-            tau=records[-1].tau,
-            taus=[r.tau for r in records],
-            grad_norm=norms[-1],
-            grad_norms=[float(f"{norm:.5g}") for norm in norms],  # compact: plots need no more
+            taus=tuple(r.tau for r in records),
+            grad_norms=tuple(norms),
             learning_rate=records[-1].learning_rate,
             images_per_second=rate,
             seconds=seconds,
@@ -149,7 +108,7 @@ class Monitor:
             "(training.learning_rate) or, with bf16, train in float32 (training.precision=no)"
         )
 
-    def _bins(self, records: list[StepRecord]) -> LossByTime:
+    def _bins(self, records: list[StepRecord]) -> TimeBins:
         t = torch.cat([r.t for r in records])
         inner = torch.tensor(_EDGES[1:-1], device=t.device, dtype=t.dtype)
         index = torch.bucketize(t.log10(), inner, right=True)
@@ -163,7 +122,8 @@ class Monitor:
         sums = torch.zeros(3, len(_EDGES) - 1, device=t.device, dtype=t.dtype)
         sums.index_add_(1, index, values)
         count, loss, error = self._accelerator.reduce(sums, reduction="sum").tolist()
-        means = [
-            [v / n if n else None for v, n in zip(s, count, strict=True)] for s in (loss, error)
-        ]
-        return LossByTime(list(_EDGES), means[0], means[1], [int(n) for n in count])
+        loss, error = (
+            tuple(v / n if n else None for v, n in zip(sums, count, strict=True))
+            for sums in (loss, error)
+        )
+        return TimeBins(_EDGES, loss, error, tuple(map(int, count)))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import posixpath
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from softtrunc.data.dataset import Skipped
-from softtrunc.data.formats.files import FolderFiles, open_files
-from softtrunc.data.source import Encoded, ImageFiles, Part, Source
+from softtrunc.data.formats.files import FolderFiles, open_archive
+from softtrunc.data.source import Encoded, ImageFiles, Source
 
-__all__ = ["celeba_source", "find_partition", "read_partition"]
+__all__ = ["celeba_source"]
 
 _PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
 # The file counts 0, 1, 2.
@@ -19,12 +18,8 @@ _SPLITS = {"0": "train", "1": "validation", "2": "test"}
 _ALIGNED = "img_align_celeba"
 
 
-def find_partition(path: Path) -> Path | None:
-    """The official partition file of the images in a folder or archive, if there is one.
-
-    Looked for in the folder, in its folder `Eval`, and, where the images are called
-    img_align_celeba, beside them.
-    """
+def _find_partition(path: Path) -> Path | None:
+    """Looked for in a folder and its folder `Eval`; beside images called img_align_celeba, too."""
     places = [path] if path.is_dir() else []
     if path.name.split(".")[0].lower() == _ALIGNED:
         places += [path.parent, path.parent.parent]
@@ -36,12 +31,8 @@ def find_partition(path: Path) -> Path | None:
     return None
 
 
-def read_partition(path: Path) -> dict[str, str]:
-    """The split ("train", "validation", "test") of every image, by file name.
-
-    Raises:
-        ValueError: naming the first line that is not "NAME 0|1|2" (or with a comma).
-    """
+def _read_partition(path: Path) -> dict[str, str]:
+    """The split of every image, by file name; lines are "NAME 0|1|2" (or with a comma)."""
     splits: dict[str, str] = {}
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -64,22 +55,21 @@ def read_partition(path: Path) -> dict[str, str]:
 def _images(path: Path) -> ImageFiles:
     """The aligned images: below a folder of their name, in a zip of it, or the path itself."""
     if not path.is_dir():
-        return open_files(path)
+        return open_archive(path)
     for folder in (path, path / "Img"):
         if (folder / _ALIGNED).is_dir():
             return FolderFiles(folder / _ALIGNED)
         if (folder / f"{_ALIGNED}.zip").is_file():
-            return open_files(folder / f"{_ALIGNED}.zip")
+            return open_archive(folder / f"{_ALIGNED}.zip")
     return FolderFiles(path)
 
 
-def celeba_source(path: Path, partition: Path) -> Source:
-    """CelebA in the official split; its validation part belongs to neither.
-
-    Raises:
-        ValueError: if the partition file is broken, or is not of these images.
-    """
-    files, split_of = _images(path), read_partition(partition)
+def celeba_source(path: Path) -> Source | None:
+    """CelebA, if there is the official partition file; its validation part is in neither split."""
+    partition = _find_partition(path)
+    if partition is None:
+        return None
+    files, split_of = _images(path), _read_partition(partition)
     found: dict[str, str] = {}
     for name in files.names:
         base = posixpath.basename(name)
@@ -91,39 +81,25 @@ def celeba_source(path: Path, partition: Path) -> Source:
         found[base] = name
     if not split_of.keys() & found.keys():
         raise ValueError(f"{partition}: names none of the {len(found):,} images under {path}")
-    skipped = [
-        Skipped(name, f"not in {partition.name}")
-        for base, name in found.items()
-        if base not in split_of
-    ]
-
-    images = _Listed(files, frozenset(found.values()), partition, skipped)
-
-    def opener(split: str) -> Part:
-        # A name that has no image stays in the list: reading it tells that it is missing.
-        names = [found.get(base, base) for base, its in split_of.items() if its == split]
-        return Part(images, names)
-
-    return Source(
-        name="celeba",
-        kind="celeba",
-        location=str(path),
-        parts={s: functools.partial(opener, s) for s in dict.fromkeys(split_of.values())},
-    )
+    images = _Listed(files, partition.name)
+    unlisted = [name for base, name in found.items() if base not in split_of]
+    images.skipped = [*files.skipped, *(Skipped(n, f"not in {partition.name}") for n in unlisted)]
+    # A name that has no image stays in the list: reading it tells that it is missing.
+    names: dict[str, list[str]] = {split: [] for split in split_of.values()}
+    for base, split in split_of.items():
+        names[split].append(found.get(base, base))
+    return Source("celeba", "celeba", str(path), names, lambda split: images.part(names[split]))
 
 
-class _Listed:
+class _Listed(ImageFiles):
     """Images that a list names, those that are missing among them."""
 
-    def __init__(
-        self, files: ImageFiles, there: frozenset[str], partition: Path, skipped: list[Skipped]
-    ) -> None:
+    def __init__(self, files: ImageFiles, listed_in: str) -> None:
         self.location = files.location
         self.names = files.names
-        self.skipped: Sequence[Skipped] = [*files.skipped, *skipped]
         self._files = files
-        self._there = there
-        self._list = partition.name
+        self._there = frozenset(files.names)
+        self._list = listed_in
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Those that are there, and word of those that are not."""

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from softtrunc.data.dataset import Skipped
 from softtrunc.data.formats.arrays import Npz
-from softtrunc.data.formats.members import Members
+from softtrunc.data.formats.members import Members, check_labels, count_records
 from softtrunc.data.formats.unpickle import unpickle
-from softtrunc.data.source import ArrayImages, Encoded, Part, Source
+from softtrunc.data.source import ArrayImages, Encoded, ImageFiles, Part, Source, rows_by_file
 
-__all__ = ["cifar_source", "find_cifar", "find_imagenet", "imagenet_source"]
+__all__ = ["cifar_source", "imagenet_source"]
 
 
 class _Cifar(NamedTuple):
     """One of the four forms: its files, its classes, and where the labels are."""
 
-    name: str
+    name: Literal["cifar10", "cifar100"]
     train: tuple[str, ...]
     test: tuple[str, ...]
     classes: int
@@ -32,74 +29,38 @@ class _Cifar(NamedTuple):
     label_bytes: int = 0  # before each image of a binary file; the last one counts
 
 
+_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _CIFAR = (
-    _Cifar(
-        "cifar10",
-        tuple(f"data_batch_{i}" for i in range(1, 6)),
-        ("test_batch",),
-        10,
-        label_key="labels",
-    ),
-    _Cifar(
-        "cifar10",
-        tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-        ("test_batch.bin",),
-        10,
-        label_bytes=1,
-    ),
+    _Cifar("cifar10", _BATCHES, ("test_batch",), 10, label_key="labels"),
+    _Cifar("cifar10", tuple(f"{b}.bin" for b in _BATCHES), ("test_batch.bin",), 10, label_bytes=1),
     _Cifar("cifar100", ("train",), ("test",), 100, label_key="fine_labels"),
     _Cifar("cifar100", ("train.bin",), ("test.bin",), 100, label_bytes=2),
 )
 
 
-def find_cifar(members: Members) -> _Cifar | None:
-    """Which form of CIFAR is among the files, if any.
-
-    Raises:
-        ValueError: if there is more than one.
-    """
-    found = [
-        form
-        for form in _CIFAR
-        if any(name in members for name in form.train) or any(n in members for n in form.test)
-    ]
+def cifar_source(members: Members) -> Source | None:
+    """CIFAR-10 or CIFAR-100, if it is one, with labels (of CIFAR-100 the fine ones)."""
+    found = [form for form in _CIFAR if any(n in members for n in (*form.train, *form.test))]
     # Any file may be called "train": CIFAR-100's come with the list of their classes.
     found = [f for f in found if f.label_key != "fine_labels" or "meta" in members]
+    if not found:
+        return None
     if len(found) > 1:
         forms = ", ".join(form.train[0] for form in found)
         raise ValueError(
             f"{members.location}: several data sets ({forms}): give the folder or archive of one"
         )
-    return found[0] if found else None
+    form = found[0]
 
-
-def cifar_source(members: Members, form: _Cifar) -> Source:
-    """CIFAR-10 or CIFAR-100 with labels (of CIFAR-100 the fine ones)."""
-
-    def opener(names: Sequence[str]) -> Part:
-        missing = [name for name in names if name not in members]
-        if missing:
-            raise FileNotFoundError(f"{members.location}: {missing[0]} is missing: fetch it again")
+    def opener(split: str) -> Part:
+        names = form.train if split == "train" else form.test
+        members.require(names)
         read = _binary_batch if form.label_bytes else _pickled_batch
-        batches = [
-            read(content, f"{members.location}: {name}", form)
-            for name, content in zip(names, members.read_all(names), strict=True)
-        ]
-        images = np.concatenate([batch[0] for batch in batches])
-        labels = np.concatenate([batch[1] for batch in batches])
-        return Part(ArrayImages(members.location, images), _rows(len(images)), labels)
+        batches = [read(content, where, form) for _, content, where in members.read(names)]
+        images, labels = (np.concatenate(each) for each in zip(*batches, strict=True))
+        return ArrayImages(members.location, images, labels).part()
 
-    parts = {"train": form.train, "test": form.test}
-    return Source(
-        name=form.name,
-        kind=form.name,
-        location=str(members.location),
-        parts={split: functools.partial(opener, names) for split, names in parts.items()},
-    )
-
-
-def _rows(count: int) -> list[str]:
-    return [str(row) for row in range(count)]
+    return Source(form.name, form.name, str(members.location), ("train", "test"), opener)
 
 
 _Batch = tuple[UInt8[np.ndarray, "n c h w"], Int64[np.ndarray, " n"]]
@@ -110,18 +71,15 @@ def _pickled_batch(content: bytes, where: str, form: _Cifar) -> _Batch:
     images = _square(batch.get("data"), where)
     if images.shape[2] != 32:
         raise ValueError(f"{where}: images of {images.shape[2]}x{images.shape[2]}, not 32x32")
-    return images, _labels(batch.get(form.label_key), len(images), range(form.classes), where)
+    labels = batch.get(form.label_key)
+    return images, check_labels(labels, len(images), range(form.classes), where)
 
 
 def _binary_batch(content: bytes, where: str, form: _Cifar) -> _Batch:
     record = form.label_bytes + 3 * 32 * 32
-    if not content or len(content) % record:
-        raise ValueError(
-            f"{where}: {len(content):,} bytes are not a whole number of images of {record:,} "
-            "bytes: cut short; fetch it again"
-        )
-    rows = np.frombuffer(content, np.uint8).reshape(-1, record)
-    labels = _labels(rows[:, form.label_bytes - 1], len(rows), range(form.classes), where)
+    count = count_records(len(content), record, where)
+    rows = np.frombuffer(content, np.uint8).reshape(count, record)
+    labels = check_labels(rows[:, form.label_bytes - 1], count, range(form.classes), where)
     return rows[:, form.label_bytes :].reshape(-1, 3, 32, 32), labels
 
 
@@ -137,107 +95,70 @@ def _square(data: object, where: str) -> UInt8[np.ndarray, "n c h w"]:
     return data.reshape(-1, 3, side, side)
 
 
-def _labels(labels: object, count: int, allowed: range, where: str) -> Int64[np.ndarray, " n"]:
-    found = np.asarray(labels)
-    if labels is None or found.ndim != 1 or found.dtype.kind not in "iu":
-        raise ValueError(f"{where}: no list of labels in it")
-    if len(found) != count:
-        raise ValueError(f"{where}: {len(found):,} labels for {count:,} images")
-    wrong = found[(found < allowed.start) | (found >= allowed.stop)]
-    if len(wrong):
-        raise ValueError(
-            f"{where}: label {wrong[0]} is outside {allowed.start} ... {allowed.stop - 1}"
-        )
-    return found.astype(np.int64)
-
-
 _IMAGENET = re.compile(r"(?P<split>train_data_batch_(?P<number>\d+)|val_data)(?P<npz>\.npz)?$")
 
 
-def find_imagenet(members: Members) -> dict[str, list[str]]:
-    """The batches of the newer downsampled ImageNet by split, in order; else empty."""
+def imagenet_source(members: Members) -> Source | None:
+    """The newer downsampled ImageNet (Chrabaszcz et al. 2017), if it is that; labels from 0."""
     found: dict[str, list[str]] = {}
     for name in members:
         if (match := _IMAGENET.fullmatch(name)) is not None:
             found.setdefault("train" if match["number"] else "test", []).append(name)
     for names in found.values():
         names.sort(key=lambda name: (int("".join(re.findall(r"_(\d+)", name)) or 0), name))
-        numbers = [name.removesuffix(".npz") for name in names]
-        if len(set(numbers)) < len(numbers):
+        if len({name.removesuffix(".npz") for name in names}) < len(names):
             raise ValueError(f"{members.location}: batches both as .npz and pickled: keep one kind")
-    return found
-
-
-def imagenet_source(members: Members, found: Mapping[str, Sequence[str]]) -> Source:
-    """The newer downsampled ImageNet (Chrabaszcz et al. 2017); labels from 0."""
-
-    def opener(split: str) -> Part:
-        images = _Batches(members, found[split])
-        return Part(images, images.names, images.labels)
-
+    if not found:
+        return None
     return Source(
         name="imagenet-npz",
         kind="imagenet",
         location=str(members.location),
-        parts={split: functools.partial(opener, split) for split in found},
+        splits=found,
+        open_split=lambda split: _ImagenetBatches(members, found[split]).part(),
     )
 
 
-class _Batches:
+class _ImagenetBatches(ImageFiles):
     """Batches too large to hold together: one is in memory at a time."""
 
     def __init__(self, members: Members, files: Sequence[str]) -> None:
         self.location = members.location
-        self.skipped: Sequence[Skipped] = ()
         self._members = members
-        self._files = files
         labels = []
         names: list[str] = []
-        for file, content in zip(files, members.read_all(files), strict=True):
-            where = f"{members.location}: {file}"
-            get = _getter(content, where)
+        for file, content, where in members.read(files):
+            batch = _ImagenetBatch(content, where)
             # Labels alone: the images of an .npz stay packed.
-            count = get.rows()
-            labels.append(_labels(get("labels"), count, range(1, 1001), where) - 1)
-            names += [f"{file}/{row}" for row in range(count)]
-        self.names: Sequence[str] = names
+            labels.append(check_labels(batch.get("labels"), len(batch), range(1, 1001), where) - 1)
+            names += [f"{file}/{row}" for row in range(len(batch))]
+        self.names = names
         self.labels = np.concatenate(labels)
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Pixels, batch after batch."""
-        wanted: dict[str, list[int]] = {}
-        for name in names:
-            file, _, row = name.rpartition("/")
-            wanted.setdefault(file, []).append(int(row))
-        files = [file for file in self._files if file in wanted]
-        for file, content in zip(files, self._members.read_all(files), strict=True):
-            where = f"{self.location}: {file}"
-            images = _square(_getter(content, where)("data"), where)
-            for number in sorted(wanted[file]):
-                yield Encoded(f"{file}/{number}", images[number].transpose(1, 2, 0))
+        wanted = rows_by_file(names)
+        for file, content, where in self._members.read(list(wanted)):
+            images = _square(_ImagenetBatch(content, where).get("data"), where)
+            for row in wanted[file]:
+                yield Encoded(f"{file}/{row}", images[row].transpose(1, 2, 0))
 
 
-class _getter:  # noqa: N801  (reads as a function)
-    """Values of a batch by name."""
+class _ImagenetBatch:
+    """Values of a batch by name, out of an .npz or a pickle. Its length is that of `data`."""
 
     def __init__(self, content: bytes, where: str) -> None:
         self._where = where
-        self._npz: Npz | None = None
-        self._values: Mapping[str, Any] = {}
-        if content.startswith(b"PK"):
-            self._npz = Npz(Path(where), io.BytesIO(content))
-        else:
-            self._values = unpickle(content, where)
+        self._npz = Npz(Path(where), content) if content.startswith(b"PK") else None
+        self._values: Mapping[str, Any] = {} if self._npz else unpickle(content, where)
 
-    def __call__(self, key: str) -> Any:
+    def get(self, key: str) -> Any:
+        """The value of that name; None: there is none."""
         if self._npz is None:
             return self._values.get(key)
         return self._npz.read(key) if key in self._npz.headers else None
 
-    def rows(self) -> int:
-        if self._npz is None:
-            return len(_square(self._values.get("data"), self._where))
-        header = self._npz.headers.get("data")
-        if header is None:
-            raise ValueError(f"{self._where}: no array named data in it: not a batch of images")
-        return int(header.shape[0])
+    def __len__(self) -> int:
+        if self._npz is not None and "data" in self._npz.headers:
+            return self._npz.headers["data"].shape[0]
+        return len(_square(self._values.get("data"), self._where))

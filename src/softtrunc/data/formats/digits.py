@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from softtrunc.data.dataset import ImageDataset
+from softtrunc.data.source import ArrayImages, Source
+from softtrunc.data.splits import check_split
 
-__all__ = ["load_digits_split"]
+__all__ = ["digits_source", "load_digits_split"]
+
+_LOCATION = "scikit-learn"
+_LEVELS = 17
 
 _TEST_IMAGES = 360
 
@@ -20,14 +25,10 @@ def load_digits_split(split: str) -> ImageDataset:
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the test
     part, as embedded in scikit-learn.
 
-    Args:
-        split: "train" or "test".
-
     Raises:
         ValueError: if there is no such split.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f'digits: split {split!r} is unknown: write "train" or "test"')
+    check_split(split, "digits")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -41,7 +42,19 @@ def load_digits_split(split: str) -> ImageDataset:
         digits.images[chosen].astype(np.uint8)[:, None],
         name="digits",
         split=split,
-        source="scikit-learn",
-        levels=17,
+        source=_LOCATION,
+        levels=_LEVELS,
         labels=digits.target[chosen].astype(np.int64),
+    )
+
+
+def digits_source() -> Source:
+    """The digits, which are as they are to be."""
+    return Source(
+        name="digits",
+        kind="digits",
+        location=_LOCATION,
+        splits=("train", "test"),
+        open_split=lambda split: ArrayImages.finished(load_digits_split(split), _LOCATION),
+        levels=_LEVELS,
     )

@@ -1,4 +1,7 @@
-"""Where image files lie by name: in a folder, a zip or a tar. Archives are read in memory only."""
+"""Where image files lie by name: in a folder, a zip or a tar. Archives are read in memory only.
+
+Archives that are broken, cut short or decompression bombs raise a ValueError.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +22,7 @@ from softtrunc.data.images.decode import MAX_FILE_BYTES, is_image_name
 from softtrunc.data.source import Encoded, ImageFiles
 from softtrunc.data.splits import split_of_folder
 
-__all__ = ["ArchiveFiles", "FolderFiles", "TarFiles", "ZipFiles", "open_archive", "open_files"]
+__all__ = ["ArchiveFiles", "FolderFiles", "open_archive"]
 
 # An archive of images that unpacks to more than this many times its size is no such thing.
 _MAX_RATIO = 1000
@@ -27,7 +31,7 @@ _LINK = "a link or device, not a file"
 _LEADS_OUT = "its name leads out of the archive: refused"
 
 
-class FolderFiles:
+class FolderFiles(ImageFiles):
     """Every image file below a folder, hidden files and folders left out.
 
     Where no name ends like an image's, files without an ending are taken for images. Links to
@@ -49,14 +53,14 @@ class FolderFiles:
             inside = Path(folder).relative_to(location)
             names += [(inside / name).as_posix() for name in files if is_image_name(name)]
             bare += [(inside / name).as_posix() for name in files if _is_bare(name)]
-        self.names: Sequence[str] = sorted(names or bare)
+        self.names = sorted(names or bare)
         self.bare = not names
-        self.skipped: Sequence[Skipped] = skipped
+        self.skipped = skipped
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Paths: threads read them."""
         for name in sorted(names):
-            path = self.location / name
+            path = Path(self.location, name)
             try:
                 size = path.stat().st_size
             except OSError as error:
@@ -70,48 +74,65 @@ class FolderFiles:
                 yield Encoded(name, path)
 
 
-class ZipFiles:
-    """Every image file in a zip.
+class ArchiveFiles(ImageFiles):
+    """Every image file in an archive, and as `members` every file.
 
-    Raises:
-        ValueError: if it is broken, or unpacks to far more than its size.
+    Args:
+        location: the archive.
+        sizes: number of bytes of every file by its name in the archive.
+        refused: what is not to be read, by name, and why.
     """
 
-    def __init__(self, location: Path) -> None:
+    def __init__(
+        self, location: Path, sizes: Mapping[str, int], refused: Mapping[str, str]
+    ) -> None:
         self.location = location
+        self._new_name = _without_common_folder(list(sizes))
+        self._old_name = {new: old for old, new in self._new_name.items()}
+        self._sizes = {self._new_name[old]: size for old, size in sizes.items()}
+        self.members = sorted(self._sizes)
+        images = [name for name in self.members if _is_member_image(name)]
+        self.names = images or [name for name in self.members if _is_bare(name)]
+        self.skipped = [Skipped(n, why) for n, why in refused.items() if _is_member_image(n)]
+
+    def size(self, member: str) -> int:
+        """Number of bytes of one of `members`."""
+        return self._sizes[member]
+
+    @abstractmethod
+    def stream(self, member: str) -> AbstractContextManager[IO[bytes]]:
+        """One of `members`, open for reading."""
+
+
+class _ZipFiles(ArchiveFiles):
+    """A zip."""
+
+    def __init__(self, location: Path) -> None:
         try:
             with zipfile.ZipFile(location) as archive:
                 infos = archive.infolist()
         except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
             raise ValueError(f"{location}: not a readable zip: {error}") from error
         _refuse_bomb(location, sum(info.file_size for info in infos))
-        plain = {info.filename: info for info in infos if not info.is_dir()}
-        skipped = {
-            name: _LINK if stat.S_ISLNK(info.external_attr >> 16) else _LEADS_OUT
-            for name, info in plain.items()
-            if stat.S_ISLNK(info.external_attr >> 16) or _leads_out(name)
-        }
-        renamed = _without_common_folder([name for name in plain if name not in skipped])
-        self._members = {new: plain[name] for name, new in renamed.items()}
-        self.members: Sequence[str] = sorted(self._members)
-        self.names: Sequence[str] = _images_among(self.members)
-        self.skipped: Sequence[Skipped] = _skipped_images(skipped)
-
-    def size(self, member: str) -> int:
-        """Number of bytes of one of `members`."""
-        return self._members[member].file_size
+        sizes: dict[str, int] = {}
+        refused: dict[str, str] = {}
+        # Of several with one name the last counts, as where it is read.
+        for name, info in {info.filename: info for info in infos if not info.is_dir()}.items():
+            if stat.S_ISLNK(info.external_attr >> 16):
+                refused[name] = _LINK
+            elif _leads_out(name):
+                refused[name] = _LEADS_OUT
+            else:
+                sizes[name] = info.file_size
+        super().__init__(location, sizes, refused)
 
     @contextmanager
     def stream(self, member: str) -> Iterator[IO[bytes]]:
-        """One of `members`, open for reading.
-
-        Raises:
-            ValueError: if it cannot be unpacked, at the latest when it is read.
-        """
+        """One of `members`, open for reading."""
         try:
             with (
                 zipfile.ZipFile(self.location) as archive,
-                archive.open(self._members[member]) as stream,
+                archive.open(self._old_name[member]) as stream,
             ):
                 yield stream
         except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -121,12 +142,11 @@ class ZipFiles:
         """Contents, in the order of the names."""
         with zipfile.ZipFile(self.location) as archive:
             for name in sorted(names):
-                info = self._members[name]
-                if info.file_size > MAX_FILE_BYTES:
-                    yield Encoded(name, None, _too_large(info.file_size))
+                if self._sizes[name] > MAX_FILE_BYTES:
+                    yield Encoded(name, None, _too_large(self._sizes[name]))
                     continue
                 try:
-                    content = archive.read(info)
+                    content = archive.read(self._old_name[name])
                 except (
                     RuntimeError,  # encrypted; also NotImplementedError: unknown compression
                     zipfile.BadZipFile,
@@ -139,94 +159,74 @@ class ZipFiles:
                     yield Encoded(name, content)
 
 
-class TarFiles:
-    """Every image file in a tar (also .gz, .bz2, .xz). Links and devices are skipped.
-
-    Raises:
-        ValueError: if it is broken or cut short, or unpacks to far more than its size.
-    """
+class _TarFiles(ArchiveFiles):
+    """A tar (also .gz, .bz2, .xz). Links and devices are skipped."""
 
     def __init__(self, location: Path) -> None:
-        self.location = location
-        members: dict[str, int] = {}
-        skipped: dict[str, str] = {}
+        sizes: dict[str, int] = {}
+        refused: dict[str, str] = {}
         unpacked = 0
-        with _OpenTar(self.location) as archive:
+        with _opened_tar(location) as archive:
             for member in archive:
                 # Before the next header is looked for, for that unpacks what lies between.
                 unpacked += member.size
                 _refuse_bomb(location, unpacked)
                 if _leads_out(member.name):
-                    skipped[member.name] = _LEADS_OUT
+                    refused[member.name] = _LEADS_OUT
                 elif member.isreg():
-                    members.setdefault(member.name, member.size)
+                    sizes.setdefault(member.name, member.size)
                 elif not member.isdir():
-                    skipped[member.name] = _LINK
+                    refused[member.name] = _LINK
             _refuse_cut(archive)
-        self._renamed = _without_common_folder(list(members))
-        self._sizes = {self._renamed[name]: size for name, size in members.items()}
-        self.members: Sequence[str] = sorted(self._sizes)
-        self.names: Sequence[str] = _images_among(self.members)
-        self.skipped: Sequence[Skipped] = _skipped_images(skipped)
+        super().__init__(location, sizes, refused)
 
-    def read(self, names: Collection[str]) -> Iterator[Encoded]:
-        """Contents, in the order of the archive: going back would unpack it again."""
+    def _found(
+        self, archive: tarfile.TarFile, names: Collection[str]
+    ) -> Iterator[tuple[str, IO[bytes]]]:
+        """Files in the order of the archive: going back would unpack it again."""
         wanted = set(names)
-        with _OpenTar(self.location) as archive:
-            for member in archive:
-                name = self._renamed.get(member.name)
-                if name not in wanted or not member.isreg():
-                    continue
+        for member in archive:
+            name = self._new_name.get(member.name)
+            if name in wanted and member.isreg():
                 wanted.discard(name)
-                if member.size > MAX_FILE_BYTES:
-                    yield Encoded(name, None, _too_large(member.size))
-                    continue
                 stream = archive.extractfile(member)
                 assert stream is not None  # a regular file has content
-                yield Encoded(name, stream.read())
+                yield name, stream
 
-    def size(self, member: str) -> int:
-        """Number of bytes of one of `members`."""
-        return self._sizes[member]
+    def read(self, names: Collection[str]) -> Iterator[Encoded]:
+        """Contents, in the order of the archive."""
+        with _opened_tar(self.location) as archive:
+            for name, stream in self._found(archive, names):
+                if self._sizes[name] > MAX_FILE_BYTES:
+                    yield Encoded(name, None, _too_large(self._sizes[name]))
+                else:
+                    yield Encoded(name, stream.read())
 
     @contextmanager
     def stream(self, member: str) -> Iterator[IO[bytes]]:
-        """One of `members`, open for reading.
-
-        Raises:
-            ValueError: if the archive is broken.
-        """
-        with _OpenTar(self.location) as archive:
-            for info in archive:
-                if info.isreg() and self._renamed.get(info.name) == member:
-                    stream = archive.extractfile(info)
-                    assert stream is not None  # a regular file has content
-                    with stream:
-                        yield stream
-                    return
+        """One of `members`, open for reading."""
+        with _opened_tar(self.location) as archive:
+            for _, stream in self._found(archive, [member]):
+                yield stream
+                return
 
 
-class _OpenTar:
+@contextmanager
+def _opened_tar(location: Path | str) -> Iterator[tarfile.TarFile]:
     """A tar open for reading; any way in which it can be broken becomes a ValueError."""
-
-    def __init__(self, location: Path) -> None:
-        self._location = location
-
-    def __enter__(self) -> tarfile.TarFile:
+    broken = (tarfile.TarError, EOFError, OSError, zlib.error)
+    try:
+        archive = tarfile.open(location)  # noqa: SIM115  (closed below)
+    except broken as error:
+        raise ValueError(f"{location}: not a readable tar: {error}") from error
+    with archive:
         try:
-            self._archive = tarfile.open(self._location)
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{self._location}: not a readable tar: {error}") from error
-        return self._archive
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._archive.close()
-        # lzma and bz2 have errors of their own, none of them a subclass of the others'.
-        broken = isinstance(error, (tarfile.TarError, EOFError, OSError, zlib.error))
-        if broken or type(error).__name__ == "LZMAError":
-            raise ValueError(
-                f"{self._location}: broken or cut short: {error}: fetch it again"
-            ) from error
+            yield archive
+        except Exception as error:
+            # lzma, which Python may lack, has an error that is no subclass of the others.
+            if not isinstance(error, broken) and type(error).__name__ != "LZMAError":
+                raise
+            raise ValueError(f"{location}: broken or cut short: {error}: fetch it again") from error
 
 
 def _refuse_cut(archive: tarfile.TarFile) -> None:
@@ -247,18 +247,9 @@ def _leads_out(name: str) -> bool:
     return name.startswith("/") or posixpath.normpath(name).split("/")[0] == ".."
 
 
-def _skipped_images(reasons: Mapping[str, str]) -> list[Skipped]:
-    return [Skipped(name, why) for name, why in reasons.items() if _is_member_image(name)]
-
-
 def _is_bare(name: str) -> bool:
     """Whether a name has no ending (and is not hidden): an image's is then in its content."""
     return "." not in posixpath.basename(name)
-
-
-def _images_among(members: Sequence[str]) -> list[str]:
-    images = [name for name in members if _is_member_image(name)]
-    return images or [name for name in members if _is_bare(name)]
 
 
 def _too_large(size: int) -> str:
@@ -286,22 +277,6 @@ def _without_common_folder(members: Sequence[str]) -> dict[str, str]:
     return tidy
 
 
-ArchiveFiles = ZipFiles | TarFiles
-
-
 def open_archive(location: Path) -> ArchiveFiles:
-    """The image files of a zip or tar.
-
-    Raises:
-        ValueError: if it is neither, or broken.
-    """
-    return ZipFiles(location) if zipfile.is_zipfile(location) else TarFiles(location)
-
-
-def open_files(location: Path) -> ImageFiles:
-    """The image files of a folder, zip or tar.
-
-    Raises:
-        ValueError: if it is none of these, or broken.
-    """
-    return FolderFiles(location) if location.is_dir() else open_archive(location)
+    """The image files of a zip or tar."""
+    return _ZipFiles(location) if zipfile.is_zipfile(location) else _TarFiles(location)

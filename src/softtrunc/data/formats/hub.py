@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from softtrunc.data.dataset import Skipped
-from softtrunc.data.formats.folder import files_source
-from softtrunc.data.source import Encoded, Part, Source
-from softtrunc.data.splits import split_of_folder
+from softtrunc.data.formats.optional import import_for
+from softtrunc.data.formats.tables import image_column, known_labels, tables_source
+from softtrunc.data.source import Encoded, ImageFiles, Source
+from softtrunc.data.splits import HELD_OUT
 
-__all__ = ["SCHEME", "hub_source", "is_saved", "saved_source"]
+__all__ = ["SCHEME", "hub_source", "saved_source"]
 
 SCHEME = "hf://"
 
 
 def _import_datasets() -> Any:
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "data sets of the Hub need the package datasets: pip install 'softtrunc[hub]'"
-        ) from error
-    return datasets
+    return import_for("data sets of the Hub", "datasets", "hub")
 
 
-def is_saved(folder: Path) -> bool:
-    """Whether a folder was written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
-    one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
-    return one or (folder / "dataset_dict.json").is_file()
-
-
-def hub_source(address: str) -> Source:
+def hub_source(address: str, held_out: float = HELD_OUT) -> Source:
     """A data set of the Hub: `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION`, `...:CONFIGURATION`.
 
     Raises:
@@ -52,77 +39,61 @@ def hub_source(address: str) -> Source:
         found = datasets.load_dataset(name, configuration or None, revision=revision or None)
     # The library passes on whatever its many back ends raise: no such name, no network, a script.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise FileNotFoundError(f"{address}: cannot be fetched from the Hub: {reason}") from error
+        raise FileNotFoundError(
+            f"{address}: cannot be fetched from the Hub: {_reason(error)}"
+        ) from error
     cache = [Path(str(datasets.config.HF_CACHE_HOME)), Path(str(datasets.config.HF_DATASETS_CACHE))]
-    return _source(datasets, dict(found), address, name.split("/")[-1], cache)
+
+    def opener(table: Any) -> _Table:
+        return _Table(datasets, table, address, cache)
+
+    name = name.split("/")[-1]
+    return tables_source(opener, dict(found), "hub", address, held_out, name=name)
 
 
-def saved_source(folder: Path) -> Source:
-    """A data set that `save_to_disk` wrote.
-
-    Raises:
-        ModuleNotFoundError: if `datasets` is not installed.
-        ValueError: if it is broken or holds no images.
-    """
+def saved_source(folder: Path, held_out: float) -> Source | None:
+    """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, if it is that."""
+    one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    if not one and not (folder / "dataset_dict.json").is_file():
+        return None
     datasets = _import_datasets()
     try:
         found = datasets.load_from_disk(str(folder))
     # Arrow, JSON and the file system each have errors of their own.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: a saved data set that cannot be read: {reason}") from error
+        raise ValueError(
+            f"{folder}: a saved data set that cannot be read: {_reason(error)}"
+        ) from error
+
+    def opener(table: Any) -> _Table:
+        return _Table(datasets, table, str(folder), [folder])
+
     tables = dict(found) if isinstance(found, datasets.DatasetDict) else {"": found}
-    return _source(datasets, tables, str(folder), folder.resolve().name, [folder])
+    name = folder.resolve().name
+    return tables_source(opener, tables, "hub", str(folder), held_out, name=name)
 
 
-def _source(
-    datasets: Any, tables: Mapping[str, Any], location: str, name: str, allowed: Sequence[Path]
-) -> Source:
-    files = {split: _Table(datasets, table, location, allowed) for split, table in tables.items()}
-    if len(files) == 1:
-        return files_source(next(iter(files.values())), "hub", name=name)
-    splits: dict[str, _Table] = {}
-    # As in folders: a test split is preferred to one for validation.
-    for split in sorted(files, key=lambda s: s.lower() not in ("train", "test")):
-        known = split_of_folder(split) or split
-        splits[split if known in splits else known] = files[split]
-    if "train" not in splits:
-        raise ValueError(f"{location}: splits {', '.join(files)}: none of them is called train")
-    return Source(
-        name=name,
-        kind="hub",
-        location=location,
-        parts={
-            split: functools.partial(Part, table, table.names, table.labels)
-            for split, table in splits.items()
-        },
-    )
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
-class _Table:
+class _Table(ImageFiles):
     """The image column of a table, named by row; labels where there is a column of classes."""
 
     def __init__(self, datasets: Any, table: Any, location: str, allowed: Sequence[Path]) -> None:
         self.location = location
-        self.skipped: Sequence[Skipped] = ()
         columns = [n for n, f in table.features.items() if isinstance(f, datasets.Image)]
-        if len(columns) != 1:
-            there = ", ".join(f"{n}: {type(f).__name__}" for n, f in table.features.items())
-            what = "several columns" if columns else "no column"
-            raise ValueError(f"{location}: {what} of images among {there}")
+        there = {n: type(f).__name__ for n, f in table.features.items()}
+        self._column = image_column(location, columns, there)
         classes = [n for n, f in table.features.items() if isinstance(f, datasets.ClassLabel)]
-        self._column = columns[0]
         self._table = table.select_columns(columns).cast_column(
             columns[0], datasets.Image(decode=False)
         )
         self._allowed = [path.resolve() for path in allowed]
-        self.names: Sequence[str] = [f"{row:08d}" for row in range(len(table))]
-        self.labels: np.ndarray | None = None
+        self.names = [f"{row:08d}" for row in range(len(table))]
         if len(classes) == 1:
             labels = np.asarray(table.select_columns(classes).with_format("numpy")[:][classes[0]])
-            # -1 is the Hub's word for "not told".
-            self.labels = labels.astype(np.int64) if labels.min(initial=0) >= 0 else None
+            self.labels = known_labels(labels)
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the rows."""

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import re
 import zlib
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
-from softtrunc.data.dataset import ImageDataset
-from softtrunc.data.images.decode import conform
-from softtrunc.data.images.fit import describe_fit, fit_to
-from softtrunc.data.splits import check_split
+from softtrunc.data.source import ArrayImages, Part, Source, plain_name
 
-__all__ = ["find_idx", "idx_folder", "is_idx_name", "load_idx", "read_idx"]
+__all__ = ["idx_source", "is_idx_name", "read_idx"]
 
 _UINT8 = 0x08
 _TYPES = {0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
@@ -27,12 +24,7 @@ _MAX_DEFLATE_RATIO = 1032
 _NAME = re.compile(r"(?P<family>.*?)(?P<split>train|t10k|test)-images[-.]idx3-ubyte(?P<gz>\.gz)?$")
 
 
-@runtime_checkable
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-def _read(stream: _Readable, largest: int, path: Path) -> np.ndarray:
+def _read(stream: io.BufferedIOBase, largest: int, path: Path) -> np.ndarray:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or not 1 <= magic[3] <= 4:
         raise ValueError(f"{path}: not an IDX file (it starts with {magic.hex() or 'nothing'})")
@@ -82,12 +74,8 @@ def is_idx_name(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
 
 
-def find_idx(folder: Path) -> dict[str, Path]:
-    """The image files of the MNIST family in a folder, by split ("train", "test"); else empty.
-
-    Raises:
-        ValueError: if there are those of several families (EMNIST's, say).
-    """
+def _image_files(folder: Path) -> dict[str, Path]:
+    """The image files of the MNIST family in a folder, by split ("train", "test"); else empty."""
     found: dict[str, Path] = {}
     families: set[str] = set()
     for path in sorted(folder.iterdir()):
@@ -104,59 +92,37 @@ def find_idx(folder: Path) -> dict[str, Path]:
     return found
 
 
-def idx_folder(folder: Path) -> Path | None:
-    """Where IDX files lie: in a folder, or in one below it as in torchvision's `MNIST/raw`.
+def idx_source(path: Path) -> Source | None:
+    """A data set of the MNIST family: `train-images-idx3-ubyte`, `t10k-...`, plain or .gz.
 
-    Raises:
-        ValueError: if there are those of several families.
+    The files lie in the folder, or in one below it as in torchvision's `MNIST/raw`; labels are read
+    where theirs lie beside. None: there are no such files.
     """
-    for place in (folder, *(folder / below for below in _BELOW)):
-        if place.is_dir() and find_idx(place):
-            return place
-    return None
+    for below in ("", *_BELOW):
+        folder = path / below
+        if folder.is_dir() and (found := _image_files(folder)):
+            break
+    else:
+        return None
 
+    def opener(split: str) -> Part:
+        path = found[split]
+        images = read_idx(path)
+        if images.ndim != 3:
+            raise ValueError(
+                f"{path}: {images.ndim} dimensions: images have 3 (count, height, width)"
+            )
+        name = path.name.replace("-images", "-labels").replace("idx3-ubyte", "idx1-ubyte")
+        beside = path.with_name(name)
+        labels = read_idx(beside) if beside.is_file() else None
+        return ArrayImages(folder, images[:, None], labels).part()
 
-def load_idx(
-    folder: Path,
-    split: str,
-    *,
-    image_size: int | tuple[int, int] | None = None,
-    channels: int | None = None,
-) -> ImageDataset:
-    """Read a data set of the MNIST family: `train-images-idx3-ubyte`, `t10k-...`, plain or .gz.
-
-    Labels are read where their files lie beside.
-
-    Args:
-        folder: where the files lie.
-        split: as in `load_folder`.
-        image_size: likewise.
-        channels: likewise.
-
-    Raises:
-        FileNotFoundError: if the folder or the split's file is missing.
-        ValueError: if a file is broken, or labels and images do not agree.
-    """
-    check_split(split, folder)
-    fit = fit_to(image_size)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    path = find_idx(folder).get(split)
-    if path is None:
-        stem = "train" if split == "train" else "t10k"
-        raise FileNotFoundError(f"{folder}: no {stem}-images-idx3-ubyte[.gz] for the {split} split")
-    images = read_idx(path)
-    if images.ndim != 3:
-        raise ValueError(f"{path}: {images.ndim} dimensions: images have 3 (count, height, width)")
-    beside = path.with_name(
-        path.name.replace("-images", "-labels").replace("idx3-ubyte", "idx1-ubyte")
-    )
-    labels = read_idx(beside) if beside.is_file() else None
-    return ImageDataset.create(
-        conform(images[:, None], fit, channels),
-        name=folder.resolve().name,
-        split=split,
-        source=str(folder),
-        preprocessing=describe_fit(fit),
-        labels=labels,
+    missing = "t10k" if "train" in found else "train"
+    return Source(
+        name=plain_name(folder),
+        kind="idx",
+        location=str(folder),
+        splits=sorted(found, reverse=True),
+        open_split=opener,
+        advice=f"no {missing}-images-idx3-ubyte[.gz] for the SPLIT split",
     )

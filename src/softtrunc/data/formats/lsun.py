@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from softtrunc.data.dataset import Skipped
 from softtrunc.data.formats.folder import files_source
+from softtrunc.data.formats.optional import import_for
 from softtrunc.data.images.decode import MAX_FILE_BYTES
-from softtrunc.data.source import Encoded, Part, Source
+from softtrunc.data.source import Encoded, ImageFiles, Source
 from softtrunc.data.splits import split_of_folder
 
-__all__ = ["LmdbFiles", "find_lmdb", "lmdb_source"]
+__all__ = ["lmdb_source"]
 
 _NAME = re.compile(r"(?P<category>.+)_(?P<split>train|val|test)(_lmdb)?$")
 
@@ -23,23 +23,66 @@ def _is_lmdb(folder: Path) -> bool:
     return (folder / "data.mdb").is_file()
 
 
-def find_lmdb(folder: Path) -> dict[str, Path]:
-    """LMDB folders by split: the folder itself and its other half beside it, or those in it.
+class _LmdbFiles(ImageFiles):
+    """The image files in an LMDB folder, named and ordered by their keys."""
 
-    A folder whose name tells no split has the key "".
+    def __init__(self, location: Path) -> None:
+        self.location = location
+        with _transaction(location) as transaction:
+            keys = transaction.cursor().iternext(keys=True, values=False)
+            self.names = [bytes(key).decode("latin1") for key in keys]
+
+    def read(self, names: Collection[str]) -> Iterator[Encoded]:
+        """Contents, in the order of the keys."""
+        with _transaction(Path(self.location)) as transaction:
+            for name in sorted(names):
+                content = transaction.get(name.encode("latin1"))
+                if content is None:
+                    yield Encoded(name, None, "no such key")
+                elif len(content) > MAX_FILE_BYTES:
+                    yield Encoded(name, None, f"{len(content):,} bytes are too many")
+                else:
+                    yield Encoded(name, bytes(content))
+
+
+@contextmanager
+def _transaction(location: Path) -> Iterator[Any]:
+    """A read transaction on a database that cannot reach beyond the end of its file."""
+    lmdb = import_for("LMDB folders", "lmdb", "lsun")
+    try:
+        environment = lmdb.open(
+            str(location), readonly=True, lock=False, readahead=False, meminit=False
+        )
+    except lmdb.Error as error:
+        raise ValueError(f"{location}: not a readable LMDB: {error}") from error
+    with environment:
+        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        size = (location / "data.mdb").stat().st_size
+        # It is mapped into memory: reading past its end would kill the process.
+        if size < needed:
+            raise ValueError(
+                f"{location}: data.mdb has {size:,} of {needed:,} bytes: cut short; fetch it again"
+            )
+        yield environment.begin(buffers=True)
+
+
+def lmdb_source(folder: Path, held_out: float) -> Source | None:
+    """LSUN, if it is that: `CATEGORY_train_lmdb` and `CATEGORY_val_lmdb` are the splits.
+
+    One LMDB folder whose name tells no split is divided like a folder of images.
 
     Raises:
         ValueError: if there are several of one split.
     """
-    if _is_lmdb(folder):
-        match = _NAME.fullmatch(folder.resolve().name)
-        if match is None:
-            return {"": folder}
-        places = sorted(folder.resolve().parent.glob(f"{match['category']}_*"))
+    match = _NAME.fullmatch(folder.resolve().name)
+    if _is_lmdb(folder) and match is None:
+        return files_source(_LmdbFiles(folder), "lmdb", held_out)
+    if _is_lmdb(folder) and match is not None:
+        places = folder.resolve().parent.glob(f"{match['category']}_*")  # and its other half
     else:
-        places = sorted(path for path in folder.iterdir() if path.is_dir())
+        places = folder.iterdir()
     found: dict[str, Path] = {}
-    for place in places:
+    for place in sorted(places):
         match = _NAME.fullmatch(place.name)
         if match is None or not _is_lmdb(place):
             continue
@@ -50,101 +93,13 @@ def find_lmdb(folder: Path) -> dict[str, Path]:
                 "LMDB folder"
             )
         found[split] = place
-    return found
-
-
-class LmdbFiles:
-    """The image files in an LMDB folder, named and ordered by their keys.
-
-    Raises:
-        ModuleNotFoundError: if lmdb is not installed.
-        ValueError: if the database is broken or cut short.
-    """
-
-    def __init__(self, location: Path) -> None:
-        self.location = location
-        self.skipped: Sequence[Skipped] = ()
-        with _Transaction(location) as transaction:
-            keys = transaction.cursor().iternext(keys=True, values=False)
-            self.names: Sequence[str] = [_name(bytes(key)) for key in keys]
-
-    def read(self, names: Collection[str]) -> Iterator[Encoded]:
-        """Contents, in the order of the keys."""
-        with _Transaction(self.location) as transaction:
-            for name in sorted(names):
-                content = transaction.get(_key(name))
-                if content is None:
-                    yield Encoded(name, None, "no such key")
-                elif len(content) > MAX_FILE_BYTES:
-                    yield Encoded(name, None, f"{len(content):,} bytes are too many")
-                else:
-                    yield Encoded(name, bytes(content))
-
-
-def _name(key: bytes) -> str:
-    return key.decode("latin1")
-
-
-def _key(name: str) -> bytes:
-    return name.encode("latin1")
-
-
-class _Transaction:
-    """A read transaction on a database that cannot reach beyond the end of its file."""
-
-    def __init__(self, location: Path) -> None:
-        self._location = location
-
-    def __enter__(self) -> Any:
-        lmdb = _import_lmdb()
-        try:
-            self._environment = lmdb.open(
-                str(self._location), readonly=True, lock=False, readahead=False, meminit=False
-            )
-            pages = self._environment.info()["last_pgno"] + 1
-            needed = pages * self._environment.stat()["psize"]
-        except lmdb.Error as error:
-            raise ValueError(f"{self._location}: not a readable LMDB: {error}") from error
-        size = (self._location / "data.mdb").stat().st_size
-        # It is mapped into memory: reading past its end would kill the process.
-        if size < needed:
-            self._environment.close()
-            raise ValueError(
-                f"{self._location}: data.mdb has {size:,} of {needed:,} bytes: cut short; fetch it "
-                "again"
-            )
-        return self._environment.begin(buffers=True)
-
-    def __exit__(self, *_: object) -> None:
-        self._environment.close()
-
-
-def _import_lmdb() -> Any:
-    try:
-        import lmdb
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "LMDB folders need the package lmdb: pip install 'softtrunc[lsun]'"
-        ) from error
-    return lmdb
-
-
-def lmdb_source(folder: Path, found: dict[str, Path]) -> Source:
-    """LSUN: `CATEGORY_train_lmdb` and `CATEGORY_val_lmdb` are the splits.
-
-    One LMDB folder whose name tells no split is divided like a folder of images.
-    """
-    if "" in found:
-        return files_source(LmdbFiles(folder), "lmdb")
-
-    def opener(path: Path) -> Part:
-        files = LmdbFiles(path)
-        return Part(files, files.names)
-
+    if not found:
+        return None
     category = next(iter(found.values())).name.split("_train")[0].split("_val")[0]
     return Source(
         name=f"lsun-{category}",
         kind="lmdb",
         location=str(folder),
-        parts={split: functools.partial(opener, path) for split, path in found.items()},
+        splits=found,
+        open_split=lambda split: _LmdbFiles(found[split]).part(),
     )

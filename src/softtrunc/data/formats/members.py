@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+from jaxtyping import Int64
+
 from softtrunc.data.formats.files import ArchiveFiles
 
-__all__ = ["Members"]
+__all__ = ["Members", "check_labels", "count_records"]
 
-_Open = tuple[Path | ArchiveFiles, str]
-
+_Place = tuple[Path | ArchiveFiles, str]
 
 # No release has more files in one folder; image folders do, and need not be listed whole.
 _FEW = 256
@@ -38,14 +40,14 @@ class Members:
         places: by base name, the folder or archive and the name within it.
     """
 
-    def __init__(self, location: Path, places: Mapping[str, _Open]) -> None:
+    def __init__(self, location: Path, places: Mapping[str, _Place]) -> None:
         self.location = location
         self._places = places
 
     @classmethod
     def of_folder(cls, folder: Path) -> Members:
         """The regular files of a folder, or those of its first sub-folder that has the name."""
-        places: dict[str, _Open] = {}
+        places: dict[str, _Place] = {}
         with os.scandir(folder) as entries:
             below = sorted(entry.path for entry in entries if entry.is_dir())
         for place in (folder, *map(Path, below)):
@@ -54,9 +56,9 @@ class Members:
         return cls(folder, places)
 
     @classmethod
-    def of_archives(cls, location: Path, archives: Sequence[ArchiveFiles]) -> Members:
+    def of_archives(cls, location: Path, archives: Iterable[ArchiveFiles]) -> Members:
         """The files of one or several archives."""
-        places: dict[str, _Open] = {}
+        places: dict[str, _Place] = {}
         for archive in archives:
             for member in archive.members:
                 places.setdefault(posixpath.basename(member), (archive, member))
@@ -67,6 +69,16 @@ class Members:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
+
+    def require(self, names: Sequence[str]) -> None:
+        """Refuse a release that is not whole.
+
+        Raises:
+            FileNotFoundError: naming the first file that is not there.
+        """
+        for name in names:
+            if name not in self:
+                raise FileNotFoundError(f"{self.location}: {name} is missing: fetch it again")
 
     def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
         """A file, open for reading."""
@@ -82,8 +94,33 @@ class Members:
             return (place / member).stat().st_size
         return place.size(member)
 
-    def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
-        """The contents of files, one after the other."""
+    def read(self, names: Sequence[str]) -> Iterator[tuple[str, bytes, str]]:
+        """Files one after the other: name, content, and what to call it in messages."""
         for name in names:
             with self.open(name) as stream:
-                yield stream.read()
+                yield name, stream.read(), f"{self.location}: {name}"
+
+
+def count_records(size: int, record: int, where: str) -> int:
+    """How many images of `record` bytes a file of `size` bytes holds."""
+    if not size or size % record:
+        raise ValueError(
+            f"{where}: {size:,} bytes are not a whole number of images of {record:,} bytes: cut "
+            "short; fetch it again"
+        )
+    return size // record
+
+
+def check_labels(labels: object, count: int, allowed: range, where: str) -> Int64[np.ndarray, " n"]:
+    """One label for each image."""
+    found = np.asarray(labels)
+    if labels is None or found.ndim != 1 or found.dtype.kind not in "iu":
+        raise ValueError(f"{where}: no list of labels in it")
+    if len(found) != count:
+        raise ValueError(f"{where}: {len(found):,} labels for {count:,} images")
+    wrong = found[(found < allowed.start) | (found >= allowed.stop)]
+    if len(wrong):
+        raise ValueError(
+            f"{where}: label {wrong[0]} is outside {allowed.start} ... {allowed.stop - 1}"
+        )
+    return found.astype(np.int64)

@@ -1,35 +1,28 @@
-"""Parquet files of image tables, as the Hugging Face Hub keeps them."""
+"""Parquet files of image tables, as the Hugging Face Hub keeps them.
+
+Read by pyarrow and not by `datasets`: that would first copy every table into its cache, and it
+brings in many packages more.
+"""
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from softtrunc.data.dataset import Skipped
-from softtrunc.data.formats.folder import files_source
-from softtrunc.data.source import Encoded, Part, Source
-from softtrunc.data.splits import split_of_folder
+from softtrunc.data.formats.optional import import_for
+from softtrunc.data.formats.tables import image_column, known_labels, tables_source
+from softtrunc.data.source import Encoded, ImageFiles, Source, plain_name, rows_by_file
 
-__all__ = ["find_parquet", "is_parquet", "parquet_source"]
+__all__ = ["is_parquet", "parquet_source"]
 
 # train-00000-of-00004.parquet, or train.parquet.
 _NAME = re.compile(r"(?P<split>[A-Za-z_]+?)([-.].*)?\.parquet$")
 _LABELS = ("label", "labels", "fine_label", "fine_labels")
-
-
-def _import_pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Parquet files need the package pyarrow: pip install 'softtrunc[parquet]'"
-        ) from error
-    return pyarrow
 
 
 def is_parquet(path: Path) -> bool:
@@ -38,113 +31,91 @@ def is_parquet(path: Path) -> bool:
         return stream.read(4) == b"PAR1"
 
 
-def find_parquet(folder: Path) -> dict[str, list[Path]]:
-    """Parquet files in a folder, or in its folder `data`, by split and in order; else empty."""
-    for place in (folder, folder / "data"):
-        paths = sorted(path for path in place.glob("*.parquet") if path.is_file())
-        found: dict[str, list[Path]] = {}
-        for path in paths:
-            match = _NAME.fullmatch(path.name)
-            word = path.stem if match is None else match["split"]
-            found.setdefault(split_of_folder(word) or word, []).append(path)
-        if found:
-            return found
-    return {}
+def parquet_source(location: Path, held_out: float) -> Source | None:
+    """A Parquet file, or those in a folder or its folder `data`, if there are any.
 
-
-def parquet_source(location: Path, found: Mapping[str, Sequence[Path]]) -> Source:
-    """Tables with a column of image files, and labels where a column is named `label`.
-
-    Files of one split are read one after the other; those that tell no split are divided like a
-    folder of images.
-
-    Raises:
-        ModuleNotFoundError: if pyarrow is not installed.
-        ValueError: if there are several splits, none of them called train.
+    Tables have a column of image files, and labels where a column is named `label`. Files of one
+    split are read one after the other; those that tell no split are divided like a folder of
+    images.
     """
-    name = location.resolve().name.split(".")[0]
-    if len(found) == 1:
-        (paths,) = found.values()
-        return files_source(_Tables(location, paths), "parquet", name=name)
-    if "train" not in found:
-        raise ValueError(f"{location}: splits {', '.join(found)}: none of them is called train")
+    if location.is_file():
+        paths = [location]
+    else:
+        places = (location, location / "data")
+        found = (sorted(p for p in place.glob("*.parquet") if p.is_file()) for place in places)
+        paths = next(filter(None, found), [])
+    if not paths:
+        return None
+    splits: dict[str, list[Path]] = {}
+    for path in paths:
+        match = _NAME.fullmatch(path.name)
+        splits.setdefault(path.stem if match is None else match["split"], []).append(path)
 
-    def opener(split: str) -> Part:
-        tables = _Tables(location, found[split])
-        return Part(tables, tables.names, tables.labels())
+    def opener(tables: Sequence[Path]) -> _Tables:
+        return _Tables(location, tables)
 
-    return Source(
-        name=name,
-        kind="parquet",
-        location=str(location),
-        parts={split: functools.partial(opener, split) for split in found},
-    )
+    name = plain_name(location)
+    return tables_source(opener, splits, "parquet", str(location), held_out, name=name)
 
 
-class _Tables:
+class _Tables(ImageFiles):
     """Image files in a column of one or several tables, named by file and row."""
 
     def __init__(self, location: Path, paths: Sequence[Path]) -> None:
         self.location = location
-        self.skipped: Sequence[Skipped] = ()
         self._paths = {path.name: path for path in paths}
         names: list[str] = []
+        labels: list[np.ndarray | None] = []
         for path in paths:
-            with _open(path) as table:
+            with _opened(path) as table:
                 self._column = _image_column(path, table.schema_arrow)
                 names += [f"{path.name}/{row:08d}" for row in range(table.metadata.num_rows)]
-        self.names: Sequence[str] = names
-
-    def labels(self) -> np.ndarray | None:
-        """The integers of the first column that is named like labels, if there is one."""
-        parts = []
-        for path in self._paths.values():
-            with _open(path) as table:
-                names = [name for name in _LABELS if name in table.schema_arrow.names]
-                if not names:
-                    return None
-                column = table.read(columns=names[:1]).column(0)
-            if str(column.type) not in ("int64", "int32", "int16", "int8", "uint8"):
-                return None
-            parts.append(column.to_numpy())
-        labels = np.concatenate(parts).astype(np.int64)
-        # -1 is the Hub's word for "not told".
-        return labels if labels.min(initial=0) >= 0 else None
+                labels.append(_labels(table))
+        self.names = names
+        known = [part for part in labels if part is not None]
+        if len(known) == len(labels):
+            self.labels = known_labels(np.concatenate(known))
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the files and rows."""
-        wanted = set(names)
-        for file, path in self._paths.items():
-            if not any(name.startswith(f"{file}/") for name in wanted):
-                continue
-            row = 0
-            with _open(path) as table:
-                for batch in table.iter_batches(batch_size=256, columns=[self._column]):
-                    for value in batch.column(0).to_pylist():
-                        name, row = f"{file}/{row:08d}", row + 1
-                        if name in wanted:
-                            content = value["bytes"] if isinstance(value, dict) else value
-                            yield Encoded(name, content or None, "no image in this row")
+        for file, rows in rows_by_file(names).items():
+            wanted = set(rows)
+            with _opened(self._paths[file]) as table:
+                batches = table.iter_batches(batch_size=256, columns=[self._column])
+                values = (value for batch in batches for value in batch.column(0).to_pylist())
+                for row, value in enumerate(values):
+                    if row in wanted:
+                        content = value["bytes"] if isinstance(value, dict) else value
+                        yield Encoded(f"{file}/{row:08d}", content or None, "no image in this row")
 
 
-class _open:  # noqa: N801  (reads as a function)
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     """A Parquet file open for reading; any way in which it can be broken becomes a ValueError."""
+    pyarrow = import_for("Parquet files", "pyarrow", "parquet")
+    parquet = import_for("Parquet files", "pyarrow.parquet", "parquet")
+    try:
+        file = parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
+    try:
+        yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: broken or cut short: {error}") from error
+    finally:
+        file.close()
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
 
-    def __enter__(self) -> Any:
-        self._pyarrow = _import_pyarrow()
-        try:
-            self._file = self._pyarrow.parquet.ParquetFile(self._path)
-        except (self._pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{self._path}: not a readable Parquet file: {error}") from error
-        return self._file
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._file.close()
-        if isinstance(error, self._pyarrow.ArrowException | OSError):
-            raise ValueError(f"{self._path}: broken or cut short: {error}") from error
+def _labels(table: Any) -> np.ndarray | None:
+    """The integers of the first column that is named like labels, if there is one."""
+    names = [name for name in _LABELS if name in table.schema_arrow.names]
+    if not names:
+        return None
+    column = table.read(columns=names[:1]).column(0)
+    if str(column.type) not in ("int64", "int32", "int16", "int8", "uint8"):
+        return None
+    numbers: np.ndarray = column.to_numpy()
+    return numbers
 
 
 def _image_column(path: Path, schema: Any) -> str:
@@ -153,9 +124,4 @@ def _image_column(path: Path, schema: Any) -> str:
     plain = [
         f.name for f in schema if str(f.type) == "binary" and f.name in ("image", "img", "bytes")
     ]
-    found: list[str] = structs or plain
-    if len(found) != 1:
-        there = ", ".join(f"{f.name}: {f.type}" for f in schema)
-        what = "several columns" if found else "no column"
-        raise ValueError(f"{path}: {what} of images among {there}")
-    return found[0]
+    return image_column(path, structs or plain, {f.name: str(f.type) for f in schema})

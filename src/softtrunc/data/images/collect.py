@@ -16,9 +16,17 @@ from softtrunc.data.images.decode import Decoded, decode
 from softtrunc.data.images.fit import Fit
 from softtrunc.data.source import Encoded, ImageFiles
 
-__all__ = ["Collected", "Progress", "collect", "decode_each", "several_sizes", "try_decode"]
+__all__ = [
+    "Advance",
+    "Collected",
+    "collect",
+    "decode_each",
+    "nothing_readable",
+    "several_sizes",
+    "try_decode",
+]
 
-Progress = Callable[[int, int], None]
+Advance = Callable[[int, int], None]
 """Called with the number of images done and their total."""
 
 T = TypeVar("T")
@@ -94,8 +102,10 @@ def several_sizes(
     )
 
 
-def _same(decoded: Decoded) -> Decoded:
-    return decoded
+def nothing_readable(location: object, skipped: Sequence[Skipped]) -> ValueError:
+    """The refusal of data of which no image can be decoded."""
+    first = f"; the first, {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+    return ValueError(f"no readable image under {location}{first}")
 
 
 def collect(
@@ -105,17 +115,13 @@ def collect(
     fit: Fit | None,
     channels: int | None,
     largest: int | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Collected:
     """Decode images into one array in the order of `names`.
 
-    Args:
-        files: where they lie.
-        names: which ones.
-        fit: what to bring them to; None: they must all have one size.
-        channels: 1 or 3; None: 3 if any image has colour.
-        largest: most bytes that the array may take.
-        progress: called after each image.
+    With no `fit` they must all have one size; with no number of channels they have 3 if any image
+    has colour. `largest` is the most bytes that the array may take; `progress` is called after each
+    image.
 
     Raises:
         ValueError: if none can be read, they take too many bytes, or sizes differ and none was
@@ -127,7 +133,7 @@ def collect(
     filled = np.zeros(len(names), dtype=bool)
     skipped: list[Skipped] = []
     lossy, converted = False, Counter[str]()
-    results = decode_each(files.read(names), _same, fit=fit, channels=channels)
+    results = decode_each(files.read(names), lambda image: image, fit=fit, channels=channels)
     for done, (name, result) in enumerate(results, start=1):
         if isinstance(result, Skipped):
             skipped.append(result)
@@ -150,8 +156,7 @@ def collect(
         if progress is not None:
             progress(done, len(names))
     if images is None:
-        reason = f"; the first, {skipped[0].name}: {skipped[0].reason}" if skipped else ""
-        raise ValueError(f"no readable image under {files.location}{reason}")
+        raise nothing_readable(files.location, skipped)
     rows = np.flatnonzero(filled)
     kept = images if len(rows) == len(names) else images[rows]
     return Collected(kept, rows, sorted(skipped), lossy, converted)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from softtrunc.data.images.fit import Fit
+from softtrunc.data.images.fit import Fit, pixels_of
 
 __all__ = ["MAX_FILE_BYTES", "Decoded", "decode", "is_grey", "is_image_name"]
 
@@ -25,6 +25,14 @@ _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 
 # Raw modes with 5 or 6 bits a channel; any other ";16" means 16 bits a channel.
 _PACKED_16 = {"BGR;16", "RGB;16"}
+
+_LOSSY_FORMATS = {"JPEG", "MPO"}
+_GREY_MODES = {"1", "L", "LA", "La"}
+# Others, such as LAB, mean nothing without a profile.
+_KNOWN_MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+
+# What most files are; Pillow tries formats in the order given.
+_COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 
 
 class Decoded(NamedTuple):
@@ -42,19 +50,9 @@ class Decoded(NamedTuple):
     converted: str = ""
 
 
-_LOSSY_FORMATS = {"JPEG", "MPO"}
-_GREY_MODES = {"1", "L", "LA", "La"}
-# Others, such as LAB, mean nothing without a profile.
-_KNOWN_MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
-
-
 def is_grey(mode: str) -> bool:
     """Whether a mode, in Pillow's words, is without colour."""
     return mode in _GREY_MODES
-
-
-# What most files are; Pillow tries formats in the order given.
-_COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 
 
 @functools.cache
@@ -138,8 +136,8 @@ def decode(source: Path | bytes | np.ndarray, fit: Fit | None, channels: int | N
         plain, converted = _to_8_bit(upright, channels)
         more = {"turned upright (EXIF)": turned, "first frame of several": animated}
         converted = "; ".join(filter(None, [converted, *(what for what in more if more[what])]))
-        pixels = np.asarray(plain) if fit is None else fit(plain)
-    return Decoded(pixels.reshape(*pixels.shape[:2], -1), original, mode, lossy, converted)
+        pixels = pixels_of(plain) if fit is None else fit(plain)
+    return Decoded(pixels, original, mode, lossy, converted)
 
 
 def _from_pixels(
@@ -152,8 +150,8 @@ def _from_pixels(
         return Decoded(pixels, (width, height), mode)
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if depth == 1 else pixels))
     plain, converted = _to_8_bit(image, channels)
-    out = np.asarray(plain) if fit is None else fit(plain)
-    return Decoded(out.reshape(*out.shape[:2], -1), (width, height), mode, converted=converted)
+    pixels = pixels_of(plain) if fit is None else fit(plain)
+    return Decoded(pixels, (width, height), mode, converted=converted)
 
 
 def conform(

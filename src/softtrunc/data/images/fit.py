@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-__all__ = ["Fit", "describe_fit", "fit_to", "pair"]
+__all__ = ["Fit", "describe_fit", "fit_to", "pair", "pixels_of"]
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -51,9 +51,10 @@ class Fit:
             )
         cropped = self._cropped(image)
         if cropped.size == (width, height):
-            return _pixels(cropped)
+            return pixels_of(cropped)
+        resampling = _FILTERS[self.filter or "bicubic"]
         if not self.strict:
-            return _pixels(cropped.resize((width, height), self._resampling()))
+            return pixels_of(cropped.resize((width, height), resampling))
         if cropped.width < width or cropped.height < height:
             raise ValueError(
                 f"is {image.width}x{image.height} (width x height), smaller than the protocol's "
@@ -61,14 +62,11 @@ class Fit:
             )
         # Band by band in float: Pillow rounds to 8 bits twice otherwise, once per direction.
         bands = [
-            np.asarray(band.convert("F").resize((width, height), self._resampling()))
+            np.asarray(band.convert("F").resize((width, height), resampling))
             for band in cropped.split()
         ]
         exact: np.ndarray = np.rint(np.stack(bands, axis=-1)).clip(0.0, 255.0)
         return exact.astype(np.uint8)
-
-    def _resampling(self) -> Image.Resampling:
-        return _FILTERS[self.filter or "bicubic"]
 
     def _cropped(self, image: Image.Image) -> Image.Image:
         """Cut before resizing and at whole pixels, so that the filter sees nothing of the rest."""
@@ -90,7 +88,8 @@ class Fit:
         return image.crop((left, top, left + crop_width, top + crop_height))
 
 
-def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+def pixels_of(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    """Pixels (height, width, C) of an image in mode "L" or "RGB"."""
     pixels: np.ndarray = np.asarray(image)
     return pixels.reshape(image.height, image.width, -1)
 

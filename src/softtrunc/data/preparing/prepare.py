@@ -17,53 +17,80 @@ from typing import Any
 import numpy as np
 import PIL
 
-from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
-from softtrunc.data.images.collect import Progress, several_sizes, try_decode
-from softtrunc.data.images.fit import describe_fit
-from softtrunc.data.load import CountError, How, name_of, open_part
+from softtrunc.data.dataset import DataCard, Skipped
+from softtrunc.data.detect import open_source
+from softtrunc.data.images.collect import (
+    Advance,
+    Collected,
+    nothing_readable,
+    several_sizes,
+    try_decode,
+)
 from softtrunc.data.preparing.fill import Filled, Target, chunks, workers_for
 from softtrunc.data.preparing.journal import Journal
 from softtrunc.data.preparing.prepared import open_prepared, write_split
-from softtrunc.data.source import ArrayImages, Part, Source
+from softtrunc.data.protocol import CountError, How, open_part
+from softtrunc.data.source import ArrayImages, NoSplitError, Part, Source
+from softtrunc.data.splits import check_split
+from softtrunc.feedback.files import replace_folder
 
-__all__ = ["prepare_source"]
+__all__ = ["prepare"]
 
 _SECONDS_BETWEEN_COMMITS = 2.0
 _COPY_ROWS = 1024
 
-Bar = Callable[[str], Progress]
+Bar = Callable[[str], Advance]
 """Gives the progress of one piece of work by its name."""
 
 
-def prepare_source(
-    source: Source,
+def prepare(
+    source: str | Path,
     out: Path,
-    splits: Sequence[str],
-    how: How,
     *,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    preset: str | None = None,
+    allow_count: bool = False,
+    splits: Sequence[str] | None = None,
     workers: int = 1,
     bar: Bar | None = None,
 ) -> dict[str, DataCard]:
-    """Write splits of a source into a new folder that appears when everything is in it.
+    """Decode once, train often: write each split as a memory-mapped uint8 .npy and a JSON card.
 
-    Until then the work lies beside it in `.NAME.partial`; after a kill the same call goes on from
-    there. The bytes written do not depend on the number of workers, nor on kills.
+    Images are decoded straight to disk, so the data may exceed the memory. The folder appears when
+    everything is in it; until then the work lies beside it in `.NAME.partial`, and a call that was
+    killed goes on from there. What is written depends on neither the number of workers nor on
+    kills.
 
     Args:
-        source: what to read.
+        source, image_size, channels: as in `open_dataset`.
         out: the folder to make; it may exist if it is empty.
-        splits: which ones.
-        how: what images are brought to.
-        workers: processes that decode.
-        bar: draws progress.
+        preset: the protocol of a known data set (`PRESETS`) instead of these; it also says how many
+            images there must be.
+        allow_count: take other numbers of images than the preset's, under another name.
+        splits: which ones to write; None: those that there are.
+        workers: processes that decode. With more than one, a script must guard its entry by
+            `if __name__ == "__main__":`.
+        bar: gives the progress of each piece of work by its name.
 
     Returns:
         The cards by split.
 
     Raises:
-        CountError: if numbers of images are not the protocol's.
-        ValueError: if `out` is in use or too small for the data, or the source cannot be read.
+        CountError: if numbers of images are not the preset's.
+        ValueError: if `out` is in use or too small for the data, or as `open_dataset`.
     """
+    how = How.asked(source, image_size, channels, preset, allow_count)
+    opened = open_source(source)
+    if opened.kind == "prepared":
+        raise ValueError(f"{source}: is prepared already: give the original data")
+    there = [split for split in ("train", "test") if split in opened.splits]
+    if how.preset is not None and how.preset.test is None:
+        there = ["train"]
+    for split in splits or ():
+        check_split(split, source)
+        if split not in there:
+            raise NoSplitError(f"{source}: no {split} split, only {', '.join(there)}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out}: exists: choose another folder, or delete it first")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,11 +98,10 @@ def prepare_source(
         done = place / "done"
         done.mkdir(exist_ok=True)
         cards = {
-            split: _Preparation(source, split, how, place).run(workers, bar) for split in splits
+            split: _Preparation(opened, split, how, place).run(workers, bar)
+            for split in splits or there
         }
-        if out.exists():
-            out.rmdir()
-        done.rename(out)
+        replace_folder(done, out)
         shutil.rmtree(place)
     return cards
 
@@ -120,6 +146,7 @@ class _Preparation:
         self._how = how
         self._place = place
         self._raw = place / f"{split}.raw.npy"
+        self._preset = None if how.preset is None else how.preset.name
         self._first = ""
 
     def run(self, workers: int, bar: Bar | None) -> DataCard:
@@ -137,29 +164,18 @@ class _Preparation:
         if not journal.done.all():
             self._fill(part, journal, shape, workers, bar)
         rows = np.asarray([row for row in range(len(part.names)) if row not in journal.skipped])
-        reasons = [Skipped(part.names[row], why) for row, why in sorted(journal.skipped.items())]
+        skipped = [Skipped(part.names[row], why) for row, why in sorted(journal.skipped.items())]
         if not len(rows):
-            first = f"{reasons[0].name}: {reasons[0].reason}"
-            raise ValueError(f"no readable image under {self._source.location}; the first, {first}")
-        why = f"unreadable: {reasons[0].name}: {reasons[0].reason}" if reasons else ""
-        self._how.check_count(self._source.location, self._split, len(rows), why)
+            raise nothing_readable(self._source.location, skipped)
+        self._how.check_count(self._source, self._split, len(rows), skipped)
         grey = self._how.channels is None and not journal.colour
         file = self._settle(rows, 1 if grey else shape[0])
-        data = ImageDataset.create(
-            np.load(file, mmap_mode="r", allow_pickle=False),
-            name=name_of(self._source, self._how, self._split, len(rows), journal.lossy),
-            split=self._split,
-            source=self._source.location,
-            levels=self._source.levels,
-            preprocessing=describe_fit(self._how.fit),
-            labels=None if part.labels is None else part.labels[rows],
-            skipped=[*part.files.skipped, *sorted(reasons)],
-            converted=journal.converted,
-            progress=bar(f"check {self._split}") if bar else None,
-        )
+        images: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        found = Collected(images, rows, sorted(skipped), journal.lossy, journal.converted)
+        progress = bar(f"check {self._split}") if bar else None
+        data = self._how.finish(self._source, self._split, part, found, progress)
         file.replace(done / f"{self._split}.npy")
-        preset = None if self._how.preset is None else self._how.preset.name
-        write_split(done, data, {"kind": self._source.kind, "preset": preset})
+        write_split(done, data, {"kind": self._source.kind, "preset": self._preset})
         self._raw.unlink(missing_ok=True)
         return data.card
 
@@ -171,7 +187,7 @@ class _Preparation:
         return {
             "source": str(where.resolve()) if where.exists() else self._source.location,
             "file": None if stat is None else [stat.st_size, stat.st_mtime_ns],
-            "preset": None if self._how.preset is None else self._how.preset.name,
+            "preset": self._preset,
             "fit": repr(self._how.fit),
             "channels": self._how.channels,
             "names": names.hexdigest(),
@@ -187,16 +203,15 @@ class _Preparation:
             return channels or depth, height, width
         if fit is not None:
             return channels or 3, *fit.size
-        reason = ""
+        skipped: list[Skipped] = []
         for item in part.files.read(part.names):
             decoded = try_decode(item, None, 3)
-            if isinstance(decoded, Skipped):
-                reason = reason or f"; the first, {decoded.name}: {decoded.reason}"
-            else:
+            if not isinstance(decoded, Skipped):
                 self._first = item.name
                 height, width = decoded.pixels.shape[:2]
                 return channels or 3, height, width
-        raise ValueError(f"no readable image under {self._source.location}{reason}")
+            skipped.append(decoded)
+        raise nothing_readable(self._source.location, skipped)
 
     def _fill(
         self,

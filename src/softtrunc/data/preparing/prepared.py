@@ -11,32 +11,39 @@ from typing import Any
 import numpy as np
 
 from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
+from softtrunc.data.source import ArrayImages, Source
 from softtrunc.data.splits import check_split
 from softtrunc.feedback.files import whole_file, write_bytes
 
-__all__ = ["is_prepared", "open_prepared", "write_split"]
+__all__ = ["open_prepared", "prepared_source", "write_split"]
 
 _FORMAT = 1
 
 
-def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds at least one prepared split."""
-    return any((folder / f"{split}.json").is_file() for split in ("train", "test"))
+def prepared_source(folder: Path) -> Source | None:
+    """A folder that holds at least one prepared split, if it is one."""
+    splits = [split for split in ("train", "test") if (folder / f"{split}.json").is_file()]
+    if not splits:
+        return None
+
+    card = _read_card(folder / f"{splits[0]}.json")[0]
+    return Source(
+        name=card.name,
+        kind="prepared",
+        location=str(folder),
+        splits=splits,
+        open_split=lambda split: ArrayImages.finished(open_prepared(folder, split), str(folder)),
+        levels=card.levels,
+        advice="no prepared SPLIT split (no SPLIT.json)",
+    )
 
 
 def write_split(folder: Path, data: ImageDataset, extra: Mapping[str, Any]) -> None:
-    """Write labels and card beside the array of a split, which is there already.
-
-    Args:
-        folder: where `SPLIT.npy` lies.
-        data: the split.
-        extra: what else the card's file tells.
-    """
+    """Write labels and card beside `SPLIT.npy`, which is there; `extra` goes beside the card."""
     split = data.card.split
-    labels = data.labels
-    if labels is not None:
+    if data.labels is not None:
         with whole_file(folder / f"{split}-labels.npy") as partial, partial.open("wb") as stream:
-            np.save(stream, labels, allow_pickle=False)
+            np.save(stream, data.labels, allow_pickle=False)
     content = {
         "format": _FORMAT,
         "card": dataclasses.asdict(data.card),
