@@ -21,6 +21,7 @@ __all__ = [
     "Collected",
     "collect",
     "decode_each",
+    "in_order",
     "nothing_readable",
     "several_sizes",
     "try_decode",
@@ -74,20 +75,24 @@ def decode_each(
     `use` runs in the thread that decoded and reduces the image to what is wanted of it.
     """
 
-    def work(item: Encoded) -> T | Skipped:
+    def work(item: Encoded) -> tuple[str, T | Skipped]:
         decoded = try_decode(item, fit, channels)
-        return decoded if isinstance(decoded, Skipped) else use(decoded)
+        return item.name, decoded if isinstance(decoded, Skipped) else use(decoded)
 
     workers = os.cpu_count() or 1
-    ahead: deque[tuple[str, Future[T | Skipped]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="softtrunc-decode") as pool:
-        for item in encoded:
-            ahead.append((item.name, pool.submit(work, item)))
-            if len(ahead) > 4 * workers:
-                name, future = ahead.popleft()
-                yield name, future.result()
-        for name, future in ahead:
-            yield name, future.result()
+        yield from in_order((pool.submit(work, item) for item in encoded), 4 * workers)
+
+
+def in_order(futures: Iterable[Future[T]], most: int) -> Iterator[T]:
+    """Results in the order of their futures, of which `most` are under way at a time."""
+    ahead: deque[Future[T]] = deque()
+    for future in futures:
+        ahead.append(future)
+        if len(ahead) > most:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
 
 
 def several_sizes(

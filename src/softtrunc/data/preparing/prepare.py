@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ from softtrunc.data.detect import open_source
 from softtrunc.data.images.collect import (
     Advance,
     Collected,
+    in_order,
     nothing_readable,
     several_sizes,
     try_decode,
 )
-from softtrunc.data.preparing.fill import Filled, Target, chunks, workers_for
+from softtrunc.data.preparing.fill import chunks, workers_for
 from softtrunc.data.preparing.journal import Journal
 from softtrunc.data.preparing.prepared import open_prepared, write_split
 from softtrunc.data.protocol import CountError, How, open_part
@@ -221,17 +221,17 @@ class _Preparation:
         workers: int,
         bar: Bar | None,
     ) -> None:
-        target = self._target(len(part.names), shape, journal)
+        self._make_room(len(part.names), shape, journal)
         row_of = {name: row for row, name in enumerate(part.names)}
         wanted = [name for row, name in enumerate(part.names) if not journal.done[row]]
         progress = bar(f"prepare {self._split}") if bar else None
         done, committed = len(part.names) - len(wanted), time.monotonic()
-        ahead: deque[Future[Filled]] = deque()
-
-        with target.path.open("r+b") as stream, workers_for(len(wanted), workers) as fill:
-
-            def take(filled: Filled) -> None:
-                nonlocal done, committed
+        with self._raw.open("r+b") as stream, workers_for(len(wanted), workers) as fill:
+            futures = (
+                fill(self._raw, chunk, self._how.fit, self._how.channels)
+                for chunk in chunks(part.files.read(wanted), row_of)
+            )
+            for filled in in_order(futures, 2 * workers):
                 if filled.misfit is not None:
                     first = self._first, shape[1:]
                     raise several_sizes(self._source.location, first, filled.misfit)
@@ -243,29 +243,20 @@ class _Preparation:
                     committed = time.monotonic()
                 if progress is not None:
                     progress(done, len(part.names))
-
-            for chunk in chunks(part.files.read(wanted), row_of):
-                ahead.append(fill(target, chunk, self._how.fit, self._how.channels))
-                if len(ahead) > 2 * workers:
-                    take(ahead.popleft().result())
-            while ahead:
-                take(ahead.popleft().result())
             os.fsync(stream.fileno())
             journal.commit()
 
-    def _target(self, count: int, shape: tuple[int, int, int], journal: Journal) -> Target:
-        """The file for all rows, whether they will have an image or not; old rows stay."""
-        needed = count * int(np.prod(shape))
-        if not (self._raw.exists() and journal.done.any()):
-            free = shutil.disk_usage(self._place).free
-            if needed > free:
-                raise ValueError(
-                    f"{self._place.parent}: {count:,} images of {shape[0]} x {shape[1]} x "
-                    f"{shape[2]} take {needed / 2**30:.1f} GiB, only {free / 2**30:.1f} are free"
-                )
-            np.lib.format.open_memmap(self._raw, "w+", np.uint8, (count, *shape)).flush()
-        offset = self._raw.stat().st_size - needed
-        return Target(self._raw, offset, shape)
+    def _make_room(self, count: int, shape: tuple[int, int, int], journal: Journal) -> None:
+        """A file for all rows, whether they will have an image or not; old rows stay."""
+        if self._raw.exists() and journal.done.any():
+            return
+        needed, free = count * math.prod(shape), shutil.disk_usage(self._place).free
+        if needed > free:
+            raise ValueError(
+                f"{self._place.parent}: {count:,} images of {shape[0]} x {shape[1]} x {shape[2]} "
+                f"take {needed / 2**30:.1f} GiB, only {free / 2**30:.1f} are free"
+            )
+        np.lib.format.open_memmap(self._raw, "w+", np.uint8, (count, *shape)).flush()
 
     def _settle(self, rows: np.ndarray, channels: int) -> Path:
         """The file of the array without the rows and channels that hold nothing."""
