@@ -268,6 +268,18 @@ def test_log_snr_times_do_not_see_the_clock():
     torch.testing.assert_close(slow.weight, fast.weight, rtol=1e-9, atol=0)
 
 
+@every_tau
+@every_sde
+@every_law
+def test_the_cdf_of_a_law_is_where_its_times_lie(law, sde, tau):
+    low = torch.tensor(tau, dtype=torch.float64)
+    u = torch.linspace(0, 1 - 1e-9, 101, dtype=torch.float64)
+    t = law(sde)._at(u, low).t
+    torch.testing.assert_close(law(sde).cdf(t, low), u, rtol=0, atol=1e-10)
+    ends = torch.tensor([0.9 * tau, tau, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(law(sde).cdf(ends, low), ends.new_tensor([0.0, 0.0, 1.0]))
+
+
 # Times in proportion to a weight: those of the expected loss, whose examples then count the same.
 
 PRIORS = [PowerPrior(0.4), PowerPrior(1.0), PowerPrior(2.0, tau_max=0.3), HardTruncation(1e-5)]
@@ -358,6 +370,19 @@ def test_fewer_proportional_times_are_small_than_importance_times():
     ours = proportional(VPSDE(), PowerPrior(1.0)).draw(4_000, 1e-5, generator=seeded(15)).t
     theirs = ImportanceTimes(VPSDE()).draw(4_000, 1e-5, generator=seeded(15)).t
     assert (ours < 1e-4).double().mean() < 0.5 * (theirs < 1e-4).double().mean()
+
+
+@every_tau
+@every_prior
+@every_sde
+def test_the_cdf_of_proportional_times_is_where_they_lie(sde, prior, tau):
+    times, low = proportional(sde, prior), torch.tensor(tau, dtype=torch.float64)
+    u = torch.linspace(0, 1 - 1e-9, 101, dtype=torch.float64)
+    torch.testing.assert_close(times.cdf(times._at(u, low).t, low), u, rtol=0, atol=1e-9)
+    kink = getattr(prior, "tau_max", 1.0)
+    t = low ** torch.linspace(1, 0, 7, dtype=torch.float64)
+    above = integral(lambda v: counted(times, v), t, kink)
+    torch.testing.assert_close(times.cdf(t, low), 1 - above / above[0], rtol=0, atol=1e-5)
 
 
 @unhindered

@@ -73,6 +73,10 @@ class TimeLaw(abc.ABC):
         return self._at(u, torch.as_tensor(tau, dtype=u.dtype, device=u.device))
 
     @abc.abstractmethod
+    def cdf(self, t: Tensor, tau: Tensor) -> Tensor:
+        """`P(time <= t)` under a truncation at tau, float64; t and tau of shapes that broadcast."""
+
+    @abc.abstractmethod
     def _at(self, u: Tensor, tau: Tensor) -> TimeDraw:
         """The times at the quantiles `u` in [0, 1) of the law on [tau, T], and their weights."""
 
@@ -90,6 +94,10 @@ class UniformTimes(TimeLaw):
     sde: SDE
     stratified: bool = False
     average: bool = False
+
+    def cdf(self, t: Tensor, tau: Tensor) -> Tensor:
+        """`(t - tau) / (T - tau)`."""
+        return ((t - tau) / (self.sde.t_max - tau)).clamp(0.0, 1.0)
 
     def _at(self, u: Tensor, tau: Tensor) -> TimeDraw:
         length = self.sde.t_max - tau
@@ -112,6 +120,10 @@ class ImportanceTimes(TimeLaw):
 
     sde: SDE
     stratified: bool = False
+
+    def cdf(self, t: Tensor, tau: Tensor) -> Tensor:
+        """`(l(tau) - l(t)) / Z(tau)`."""
+        return LogSNRTimes(self.sde).cdf(t, tau)
 
     def _at(self, u: Tensor, tau: Tensor) -> TimeDraw:
         t, z = LogSNRTimes(self.sde)._at(u, tau)
@@ -137,9 +149,18 @@ class LogSNRTimes(TimeLaw):
     stratified: bool = False
     average: bool = False
 
-    def _at(self, u: Tensor, tau: Tensor) -> TimeDraw:
+    def _ends(self, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """l(tau) and Z(tau)."""
         l_max = self.sde.log_snr(tau)
-        z = l_max - self.sde.log_snr(torch.full_like(tau, self.sde.t_max))
+        return l_max, l_max - self.sde.log_snr(torch.full_like(tau, self.sde.t_max))
+
+    def cdf(self, t: Tensor, tau: Tensor) -> Tensor:
+        """`(l(tau) - l(t)) / Z(tau)`."""
+        l_max, z = self._ends(tau)
+        return ((l_max - self.sde.log_snr(t)) / z).clamp(0.0, 1.0)
+
+    def _at(self, u: Tensor, tau: Tensor) -> TimeDraw:
+        l_max, z = self._ends(tau)
         # The clamp takes up the last bit lost on the way through log-SNR and back.
         t = self.sde.time_of_log_snr(l_max - z * u).clamp(max=self.sde.t_max).maximum(tau)
         return TimeDraw(t, torch.ones_like(u) if self.average else z.expand(len(u)))
@@ -190,13 +211,22 @@ class ProportionalTimes(TimeLaw):
         mass = torch.cumulative_trapezoid(self._rate(t) * t, dx=self._panel)
         return torch.nn.functional.pad(mass, (1, 0))
 
+    def _mass_below(self, t: Tensor) -> Tensor:
+        mass = self._mass.to(t.device)
+        place = (t / self.eps).clamp(min=1.0).log() / self._panel
+        i = place.long().clamp(max=_PANELS - 1)
+        return torch.lerp(mass[i], mass[i + 1], place - i)
+
+    def cdf(self, t: Tensor, tau: Tensor) -> Tensor:
+        """The integral of `w / sigma^2` from tau to t over that from tau to T."""
+        below = self._mass_below(tau)
+        return ((self._mass_below(t) - below) / (self._mass[-1] - below)).clamp(0.0, 1.0)
+
     def _at(self, u: Tensor, tau: Tensor) -> TimeDraw:
         if bool((tau < self.eps).any()):
             raise ValueError(f"ProportionalTimes: tau={float(tau.min())}: need tau >= {self.eps}")
         mass = self._mass.to(u.device)
-        place = (tau / self.eps).log() / self._panel
-        i = place.long().clamp(max=_PANELS - 1)
-        below = torch.lerp(mass[i], mass[i + 1], place - i)
+        below = self._mass_below(tau)
         z = mass[-1] - below
         wanted = below + u * z
         i = (torch.searchsorted(mass, wanted, right=True) - 1).clamp(max=_PANELS - 1)

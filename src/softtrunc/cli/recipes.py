@@ -28,7 +28,7 @@ def _weighting(recipe: Recipe) -> str:
 
 def _prior(recipe: Recipe) -> str:
     law = recipe.truncation
-    words = "hard" if law.hard else f"k = {law.k:g}"
+    words = law.words
     if law.eps != 1e-5:
         words += f", eps {law.eps:.0e}"
     return words if law.hard or law.tau_max == 1.0 else f"{words}, tau < {law.tau_max:.3g}"

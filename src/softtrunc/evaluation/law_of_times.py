@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softtrunc.objective import SoftTruncationLoss
-from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
+from softtrunc.times import LogSNRTimes, TimeLaw, UniformTimes
 
 __all__ = ["LawOfTimes", "law_of_times"]
 
@@ -62,8 +62,7 @@ def law_of_times(
         clip: the largest norm that was let through; None: no clipping.
 
     Raises:
-        ValueError: if the edges do not rise or fall, taus and norms are not as many, or the law of
-            the times is none of `softtrunc.times`.
+        ValueError: if the edges do not rise or fall, or taus and norms are not as many.
     """
     edges = edges.double()
     steps = edges.diff()
@@ -73,7 +72,7 @@ def law_of_times(
         raise ValueError("law_of_times: give taus and grad_norms of the same steps, or neither")
     tau = objective.prior.icdf((torch.arange(_QUANTILES).double() + 0.5) / _QUANTILES)
     ends = objective.sde.time_of_log_snr(edges).clamp(max=objective.sde.t_max)
-    below = torch.stack([_share_below(objective.times, t, tau).mean() for t in ends])
+    below = torch.stack([objective.times.cdf(t, tau).mean() for t in ends])
     clipped = None
     if taus is not None and grad_norms is not None:
         clipped = _mean_weight(objective, edges, _recorded(objective, taus, grad_norms, clip))
@@ -126,19 +125,6 @@ def _mean_weight(objective: SoftTruncationLoss, edges: Tensor, so_far: _SoFar) -
     by_log_snr = isinstance(objective.times, LogSNRTimes)
     plain = objective.sde.marginal(t).sigma if by_log_snr else objective.sde.diffusion(t)
     return (so_far(t) * objective.weighting(t) / plain.square()).mean(1)
-
-
-def _share_below(times: TimeLaw, t: Tensor, tau: Tensor) -> Tensor:
-    """`P(time <= t | tau)`."""
-    match times:
-        case UniformTimes(sde=sde):
-            share = (t - tau) / (sde.t_max - tau)
-        case ImportanceTimes(sde=sde) | LogSNRTimes(sde=sde):
-            l_tau, l_max = sde.log_snr(tau), sde.log_snr(torch.full_like(tau, sde.t_max))
-            share = (l_tau - sde.log_snr(t)) / (l_tau - l_max)
-        case _:
-            raise ValueError(f"law_of_times: the law of {type(times).__name__} is not known")
-    return share.clamp(0.0, 1.0)
 
 
 def _scale(times: TimeLaw, tau: Tensor) -> Tensor:

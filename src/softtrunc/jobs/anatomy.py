@@ -293,7 +293,7 @@ def _law(opened: OpenRun, log_snr: Tensor) -> list[dict[str, float | None]]:
     taus = [tau for row in late for tau in row.taus]
     norms = [norm for row in late for norm in row.grad_norms]
     clip = opened.recipe.training.grad_clip
-    known = bool(taus) and len(taus) == len(norms)
+    known = bool(taus) and len(taus) == len(norms) and objective.per == "step"
     law = law_of_times(
         objective,
         log_snr,

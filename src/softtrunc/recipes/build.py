@@ -28,12 +28,7 @@ from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.sde import SDE, SDES
 from softtrunc.times import ImportanceTimes, LogSNRTimes, ProportionalTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
-from softtrunc.truncation import (
-    HardTruncation,
-    PowerPrior,
-    TruncationPrior,
-    WeightPrior,
-)
+from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior, WeightPrior
 from softtrunc.weighting import (
     PriorWeight,
     SigmoidWeight,
@@ -90,6 +85,7 @@ def build_prior(recipe: schema.Recipe) -> TruncationPrior:
 def build_objective(recipe: schema.Recipe) -> Objective:
     """The loss."""
     spec, sde, prior = recipe.objective, build_sde(recipe), build_prior(recipe)
+    weights = {"likelihood": likelihood_weight(sde), "variance": variance_weight(sde)}
     even = recipe.training.seed if recipe.truncation.sequence == "low_discrepancy" else None
     laws: dict[str, TimeLaw] = {
         "importance": ImportanceTimes(sde, stratified=spec.stratified),
@@ -97,25 +93,24 @@ def build_objective(recipe: schema.Recipe) -> Objective:
         "log_snr": LogSNRTimes(sde, stratified=spec.stratified, average=spec.average),
     }
 
-    def loss(times: TimeLaw, weight: Weighting, prior: TruncationPrior) -> SoftTruncationLoss:
+    def loss(times: str, weight: Weighting, prior: TruncationPrior) -> SoftTruncationLoss:
         per = recipe.truncation.per
-        return SoftTruncationLoss(sde, prior, times, weight, spec.reduction, per, even)
+        return SoftTruncationLoss(sde, prior, laws[times], weight, spec.reduction, per, even)
 
     with user_errors("objective"):
         if spec.weighting == "mixed":
             return MixedLoss(
-                loss(laws["importance"], likelihood_weight(sde), prior),
-                loss(laws["uniform"], variance_weight(sde), prior),
+                loss("importance", weights["likelihood"], prior),
+                loss("uniform", weights["variance"], prior),
                 coefficient=spec.mixed.coefficient,
                 balanced=spec.mixed.balanced,
             )
-        likelihood = spec.weighting == "likelihood"
-        weight = likelihood_weight(sde) if likelihood else variance_weight(sde)
+        weight = weights[spec.weighting]
         if spec.expected:
             weight, prior = PriorWeight(weight, prior), HardTruncation(prior.eps)
-        laws["proportional"] = ProportionalTimes(sde, weight, prior.eps, spec.stratified)
-        chosen = loss(laws[spec.times], weight, prior)
-        return RunningErrorLoss(chosen, spec.error_power) if spec.error_power else chosen
+        laws["proportional"] = ProportionalTimes(sde, weight, prior.eps, stratified=spec.stratified)
+        plain = loss(spec.times, weight, prior)
+        return RunningErrorLoss(plain, spec.error_power) if spec.error_power else plain
 
 
 def build_network_config(

@@ -126,6 +126,13 @@ class Truncation(_Section):
         """Whether tau is always eps."""
         return self.sigmoid is None and self.k == math.inf
 
+    @property
+    def words(self) -> str:
+        """The law in short."""
+        if self.sigmoid is not None:
+            return f"sigmoid({self.sigmoid:g} - log-SNR)"
+        return "hard" if self.hard else f"k = {self.k:g}"
+
 
 class Mixed(_Section):
     """Half a batch g^2 with importance-sampled times, half sigma^2 with uniform ones."""

@@ -95,9 +95,10 @@ class RunRecord:
 
     @property
     def truncation(self) -> Truncation | None:
-        """The law of tau that the recipe asks for, None if it does not say."""
+        """The law of tau that the recipe asks for, None if it names no power of tau."""
         k, eps, tau_max = (self.number("truncation", key) for key in ("k", "eps", "tau_max"))
-        if k is None or eps is None or not 0.0 < eps < 1.0:
+        other = self.setting("truncation", "sigmoid") is not None
+        if other or k is None or eps is None or not 0.0 < eps < 1.0:
             return None
         return Truncation(k, eps, tau_max if tau_max is not None and eps < tau_max <= 1.0 else 1.0)
 
