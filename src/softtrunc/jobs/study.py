@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import yaml
 from softtrunc.feedback.errors import RunFailedError, UserError, nearest, user_errors
 from softtrunc.feedback.files import check_place, write_bytes, write_text
 from softtrunc.feedback.progress import Progress
-from softtrunc.jobs.measured import has_meaning, is_measured
+from softtrunc.jobs.measured import has_meaning, is_measured, measured_figures
 from softtrunc.jobs.side_by_side import train_and_measure
 from softtrunc.recipes.build import build_objective, build_sampler, build_training
 from softtrunc.recipes.load import load_recipe, parse_flow
@@ -321,14 +321,22 @@ def _is_done(path: Path, recipe: Recipe) -> bool:
 
 
 def _measured_runs(cell: Cell, out: Path) -> dict[int, RunSummary]:
-    """By seed, the runs that are done, with the figures of this cell alone."""
+    """By seed, the runs that are done, with those figures alone that the cell asks for."""
     found = {}
     for seed, recipe in cell.recipes.items():
         path = out / "runs" / cell.folder(seed)
         if _is_done(path, recipe):
             with user_errors():
-                found[seed] = read_run(path)
+                found[seed] = _asked_for(read_run(path), recipe)
     return found
+
+
+def _asked_for(run: RunSummary, recipe: Recipe) -> RunSummary:
+    if run.evaluation is None:
+        return run
+    protocols = [figure.protocol for figure in measured_figures(Run(run.path), recipe)]
+    kept = tuple(m for m in run.evaluation.measurements if m.protocol in protocols)
+    return replace(run, evaluation=replace(run.evaluation, measurements=kept))
 
 
 def _csv(summary: StudySummary) -> str:
