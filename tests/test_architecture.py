@@ -48,23 +48,25 @@ ARROWS: dict[str, set[str]] = {
     "flow": {"noise"} | WORDS,
     "samplers": {"flow", "noise"} | WORDS,
     "density": {"flow", "noise", "times"} | WORDS,
-    "interop": {"networks"} | WORDS | GROUND,
+    # A checkpoint may be described by the name of a recipe.
+    "interop": {"networks", "recipes"} | WORDS | GROUND,
     "training": {"objective", "data", "pretrained", "records"} | WORDS | GROUND,
     # What the truncation prior makes of the times is told of the loss itself.
     "evaluation": {"samplers", "density", "metrics", "data", "records", "objective", "times"}
     | WORDS
     | GROUND,
-    "report": {"evaluation", "records"} | GROUND,
+    "report": {"evaluation", "records", "truncation"} | GROUND,
     # Here alone names become objects of every part.
     "recipes": {"training", "samplers", "evaluation"} | BELOW_TRAINING | WORDS | GROUND,
     "runs": {"recipes", "samplers", "training", "data", "records", "score"} | GROUND,
     "jobs": {
         *("runs", "recipes", "report", "evaluation", "training", "interop", "records"),
         *("samplers", "density", "metrics", "data", "noise", "pretrained", "networks"),
+        "objective",
         *WORDS,
         *GROUND,
     },
-    "cli": {"__init__", "jobs", "runs", "recipes"} | GROUND,
+    "cli": {"__init__", "jobs", "runs", "recipes", "records"} | GROUND,
     "__main__": {"cli"},
     "__init__": {"objective", "score", "sde", "times", "truncation", "weighting"},
 }
@@ -282,6 +284,14 @@ def test_importing_the_package_costs_little_beyond_torch(loading):
 def test_importing_the_package_loads_nothing_heavy(loading):
     assert "softtrunc.objective" in loading[0].modules
     assert loading[0].modules.isdisjoint(HEAVY)
+
+
+def test_recipes_and_the_names_of_figures_need_no_torch():
+    line = (
+        "import sys, softtrunc.recipes, softtrunc.evaluation.figure; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_public_names_are_there_and_no_others():

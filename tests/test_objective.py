@@ -31,6 +31,7 @@ from softtrunc import (
 )
 from softtrunc.objective import RunningErrorLoss
 from softtrunc.sde import random_normal
+from softtrunc.truncation import even_quantiles
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), ReciprocalVESDE()]
 EVENTS = [(), (2,), (3, 8, 8)]
@@ -168,6 +169,39 @@ def test_one_tau_for_the_batch_and_no_time_below_it(sde, times):
     assert len(taus) == 20, "tau is to be drawn anew for every step"
 
 
+def test_per_example_each_has_its_own_tau_and_no_time_below_it():
+    data, model = pair(VPSDE())
+    prior = PowerPrior(1.1)
+    loss = soft(VPSDE(), prior=prior, per="example")
+    terms = loss(model, data.sample(3_000, generator=seeded(0)), generator=seeded(4))
+    assert terms.tau.shape == terms.t.shape == terms.loss.shape == (3_000,)
+    assert (terms.t >= terms.tau).all()
+    # Fails by chance with probability 1e-4; the seed is fixed.
+    result = stats.kstest(terms.tau.numpy(), lambda v: prior.cdf(torch.from_numpy(v)).numpy())
+    assert result.pvalue > 1e-4
+    given = loss.draw(4, tau=0.2, generator=seeded(0))
+    assert given.tau == 0.2
+
+
+def test_an_even_sequence_gives_tau_by_the_step():
+    prior, times = PowerPrior(1.1), seeded(0)
+    loss = soft(VPSDE(), prior=prior, even=7)
+    expected = prior.icdf(even_quantiles(1, seed=7, step=30))[0]
+    assert torch.equal(loss.draw(4, step=30, generator=times).tau, expected)
+    assert torch.equal(mixed_even(loss).draw(4, step=30, generator=times).tau, expected)
+    each = replace(loss, per="example").draw(4, step=30, generator=times)
+    assert torch.equal(each.tau, prior.icdf(even_quantiles(4, seed=7, step=30)))
+    assert loss.draw(4, step=30, tau=0.2).tau == 0.2
+    # Without a step it is drawn like any other.
+    free, plain = (part.draw(4, generator=seeded(3)) for part in (loss, replace(loss, even=None)))
+    assert torch.equal(free.tau, plain.tau)
+
+
+def mixed_even(loss: SoftTruncationLoss) -> MixedLoss:
+    variance = replace(loss, weighting=variance_weight(loss.sde))
+    return MixedLoss(loss, variance, 1.0)
+
+
 @unhindered
 def test_tau_of_the_steps_follows_its_prior():
     # A Kolmogorov-Smirnov test fails by chance with probability 1e-4; the seed is fixed.
@@ -186,14 +220,17 @@ def test_a_given_tau_is_kept(tau):
     assert (terms.t >= 0.2).all()
 
 
+@pytest.mark.parametrize("per", ["step", "example"])
 @every_event
 @both_laws
-def test_parts_of_a_step_make_the_whole(times, event):
+def test_parts_of_a_step_make_the_whole(times, event, per):
     """Micro-batches and processes that share one draw repeat the undivided batch."""
     sde = VPSDE()
     data, model = pair(sde, event)
     x = data.sample(12, generator=seeded(0))
-    loss = SoftTruncationLoss(sde, PowerPrior(1), times(sde, stratified=True), variance_weight(sde))
+    loss = SoftTruncationLoss(
+        sde, PowerPrior(1), times(sde, stratified=True), variance_weight(sde), per=per
+    )
     draw = loss.draw(12, generator=seeded(1))
     noise = random_normal(x.shape, generator=seeded(2), dtype=torch.float64)
     whole = loss(model, x, draw=draw, noise=noise)
@@ -201,10 +238,11 @@ def test_parts_of_a_step_make_the_whole(times, event):
         loss(model, x[a:b], draw=draw.part(a, b), noise=noise[a:b])
         for a, b in [(0, 5), (5, 6), (6, 12)]
     ]
-    for name in ("loss", "t", "error"):
+    for name in ("loss", "t", "error", *(["tau"] if per == "example" else [])):
         joined = torch.cat([getattr(part, name) for part in parts])
         torch.testing.assert_close(joined, getattr(whole, name), rtol=1e-14, atol=0)
-    assert {float(part.tau) for part in parts} == {float(whole.tau)}
+    if per == "step":
+        assert {float(part.tau) for part in parts} == {float(whole.tau)}
 
 
 def test_equal_generators_give_equal_losses():
@@ -301,6 +339,7 @@ def test_soft_truncation_averages_to_the_prior_weighted_loss(sde, weight, times)
         [loss(model, part, generator=generator).loss.mean() for part in x.split(32)]
     )
 
+    each = replace(loss, per="example")(model, x, generator=seeded(10)).loss
     weighted = replace(
         loss, prior=HardTruncation(prior.eps), weighting=PriorWeight(loss.weighting, prior)
     )
@@ -311,6 +350,7 @@ def test_soft_truncation_averages_to_the_prior_weighted_loss(sde, weight, times)
     exact = truncated_loss(data, model, weighted.weighting, prior.eps)
     assert (steps.mean() - exact).abs() < 4 * soft_error
     assert (single.mean() - exact).abs() < 4 * single_error
+    assert (each.mean() - exact).abs() < 4 * each.std() / len(each) ** 0.5
     combined = (soft_error**2 + single_error**2).sqrt()
     assert (steps.mean() - single.mean()).abs() < 4 * combined
     assert combined < 0.1 * exact
@@ -428,6 +468,11 @@ class LatePrior(HardTruncation):
         (
             lambda: soft(VPSDE(), reduction="avg"),
             r"""reduction 'avg' is unknown: write "mean" or""",
+        ),
+        (lambda: soft(VPSDE(), per="batch"), r"""per 'batch' is unknown: write "step" or"""),
+        (
+            lambda: MixedLoss(soft(VPSDE(), per="example"), soft(VPSDE()), 1.0),
+            r"both halves share one tau: write per: step",
         ),
         (
             lambda: replace(soft(VPSDE()), times=UniformTimes(VESDE())),

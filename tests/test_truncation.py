@@ -8,14 +8,28 @@ from dataclasses import FrozenInstanceError
 import mpmath
 import pytest
 import torch
+from exact import Gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from integrals import truncated_loss
 from mpmath import mpf
 from scipy import integrate, stats
 from torch import Tensor
 
-from softtrunc import HardTruncation, PowerPrior, TruncationPrior
-from softtrunc.truncation import LowDiscrepancy
+from softtrunc import (
+    VESDE,
+    VPSDE,
+    HardTruncation,
+    PowerPrior,
+    PriorWeight,
+    ReciprocalVESDE,
+    SubVPSDE,
+    TruncationPrior,
+    likelihood_weight,
+    variance_weight,
+)
+from softtrunc.truncation import WeightPrior, even_quantiles
+from softtrunc.weighting import SigmoidWeight
 
 EXPONENTS = [0.0, 0.8, 0.9, 1.0, 1.1, 2.0, 3.0, 50.0]
 every_k = pytest.mark.parametrize("k", EXPONENTS)
@@ -193,7 +207,11 @@ def test_float32_arguments_are_widened():
 
 @pytest.mark.parametrize(
     "prior",
-    [PowerPrior(1.1), HardTruncation(1e-3), LowDiscrepancy(PowerPrior(1.1))],
+    [
+        PowerPrior(1.1),
+        HardTruncation(1e-3),
+        WeightPrior(PowerPrior(1.1).cdf, torch.ones_like),
+    ],
     ids=lambda prior: type(prior).__name__,
 )
 def test_every_prior_keeps_the_shape_and_the_generator(prior: TruncationPrior):
@@ -249,43 +267,161 @@ def test_priors_are_values():
         PowerPrior(1).k = 2.0
 
 
-def steps_of(prior: TruncationPrior, first: int, count: int) -> Tensor:
-    return torch.cat([prior.sample(1, step=i) for i in range(first, first + count)])
+def discrepancy(u: Tensor) -> float:
+    """The largest difference between the share of numbers below a quantile and the quantile."""
+    return stats.kstest(u.numpy(), "uniform").statistic
 
 
-def discrepancy(prior: TruncationPrior, tau: Tensor) -> float:
-    """The largest difference between the share of draws below a time and its probability."""
-    return stats.kstest(tau.numpy(), lambda v: prior.cdf(double(v)).numpy()).statistic
-
-
+@pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("first", [0, 1_000, 10**12])
-@pytest.mark.parametrize("k", [0.0, 1.0, 2.0])
-def test_any_run_of_low_discrepancy_steps_covers_the_law(k, first):
-    prior = PowerPrior(k)
-    even = LowDiscrepancy(prior, seed=3)
+def test_any_run_of_even_quantiles_covers_the_unit_interval(first, n):
     for count in (10, 100, 1_000):
-        tau = steps_of(even, first, count)
-        assert discrepancy(prior, tau) < (1 + math.log(count)) / count
-        random = prior.sample(count, generator=torch.Generator().manual_seed(0))
-        assert discrepancy(prior, tau) < discrepancy(prior, random)
+        steps = range(first, first + count)
+        u = torch.cat([even_quantiles(n, seed=3, step=step) for step in steps])
+        assert discrepancy(u) < (1 + math.log(count * n)) / (count * n)
+        random = torch.rand(
+            count * n, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        assert discrepancy(u) < 0.8 * discrepancy(random)
 
 
-def test_over_the_seeds_a_low_discrepancy_step_follows_its_law():
-    prior = PowerPrior(1.1)
-    tau = torch.cat([LowDiscrepancy(prior, seed).sample(1, step=77) for seed in range(2_000)])
+def test_over_the_seeds_an_even_quantile_is_uniform():
+    u = torch.cat([even_quantiles(1, seed=seed, step=77) for seed in range(2_000)])
     # Fails by chance with probability 1e-4; the seeds are fixed.
-    assert stats.kstest(tau.numpy(), lambda v: prior.cdf(double(v)).numpy()).pvalue > 1e-4
+    assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-4
 
 
-def test_low_discrepancy_draws_are_a_function_of_seed_and_step():
-    even = LowDiscrepancy(PowerPrior(1), seed=1)
-    again = LowDiscrepancy(PowerPrior(1), seed=1)
-    assert torch.equal(even.sample(1, step=9, generator=torch.Generator()), again.sample(1, step=9))
-    assert not torch.equal(even.sample(1, step=9), LowDiscrepancy(PowerPrior(1)).sample(1, step=9))
-    # What draws several a step goes along the same sequence.
-    assert torch.equal(even.sample(4, step=2), steps_of(even, 8, 4))
-    assert even.eps == 1e-5
-    tau = double([1e-6, 1e-4, 0.3])
-    for method in ("cdf", "log_prob"):
-        assert torch.equal(getattr(even, method)(tau), getattr(even.prior, method)(tau))
-    assert (steps_of(LowDiscrepancy(HardTruncation(1e-3)), 0, 5) == 1e-3).all()
+def test_even_quantiles_are_a_function_of_seed_and_step():
+    nine = even_quantiles(1, seed=1, step=9)
+    assert torch.equal(nine, even_quantiles(1, seed=1, step=9))
+    assert not torch.equal(nine, even_quantiles(1, seed=2, step=9))
+    # A step of several draws goes along the same sequence.
+    singles = [even_quantiles(1, seed=1, step=i) for i in range(8, 12)]
+    assert torch.equal(even_quantiles(4, seed=1, step=2), torch.cat(singles))
+
+
+# The prior of a wanted weight.
+
+
+def sigmoid_prior(sde, center: float, **options) -> WeightPrior:
+    return WeightPrior(SigmoidWeight(sde, center), likelihood_weight(sde), **options)
+
+
+SIGMOIDS = [
+    sigmoid_prior(VPSDE(), 2.0),
+    sigmoid_prior(SubVPSDE(), -2.0, tau_max=0.4),
+    sigmoid_prior(VESDE(), 0.0, eps=1e-3),
+    sigmoid_prior(ReciprocalVESDE(), 2.0),
+    sigmoid_prior(VPSDE(), 12.0),
+]
+every_sigmoid = pytest.mark.parametrize("prior", SIGMOIDS, ids=range(len(SIGMOIDS)))
+
+
+@ranges
+@pytest.mark.parametrize("k", [0.0, 0.4, 0.8, 1.0, 1.1, 2.0, 3.0])
+def test_the_prior_of_a_power_weight_is_the_power_prior(k, eps, tau_max):
+    power, base = PowerPrior(k, eps, tau_max), likelihood_weight(VPSDE())
+    prior = WeightPrior(PriorWeight(base, power), base, eps, tau_max)
+    u = torch.linspace(0, 1, 1_001, dtype=torch.float64)
+    tau = power.icdf(u)
+    torch.testing.assert_close(prior.cdf(tau), power.cdf(tau), rtol=0, atol=1e-6)
+    torch.testing.assert_close(prior.icdf(u), tau, rtol=2e-6, atol=1e-9)
+    inner = tau[1:-1]
+    torch.testing.assert_close(prior.log_prob(inner), power.log_prob(inner), rtol=0, atol=4e-3)
+
+
+@every_sigmoid
+def test_the_expected_weight_is_the_wanted_one(prior):
+    """`w(t) P(tau <= t)` is the target up to a factor, until tau_max, where r stands still."""
+    t = torch.logspace(math.log10(prior.eps), 0, 3_000, dtype=torch.float64)
+    expected = PriorWeight(prior.weight, prior)(t)
+    top = double(prior.tau_max)
+    scale = prior.weight(top) / prior.target(top)
+    wanted = torch.where(t <= top, prior.target(t) * scale, prior.weight(t))
+    torch.testing.assert_close(expected, wanted, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("center", [-1.0, 2.0, 12.0])
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), ReciprocalVESDE()], ids=lambda s: str(s)[:4])
+def test_soft_truncation_under_it_is_the_loss_of_the_wanted_weight(sde, center):
+    data = Gaussian(sde, double([0.4, -1.0]), double([0.3, 1.2]))
+    model = Gaussian(sde, data.mean + 0.3, data.std * 1.5)
+    prior = sigmoid_prior(sde, center)
+    # The middle of each of 4,000 equal cells of the law stands for its draws, the mass at eps too.
+    tau = prior.icdf((torch.arange(4_000, dtype=torch.float64) + 0.5) / 4_000)
+    tau = tau.clamp(max=1 - 1e-12)
+    averaged = truncated_loss(data, model, prior.weight, tau).mean()
+    scale = prior.weight(double(1.0)) / prior.target(double(1.0))
+    wanted = truncated_loss(data, model, prior.target, prior.eps) * scale
+    torch.testing.assert_close(averaged, wanted, rtol=1e-3, atol=0)
+
+
+@every_sigmoid
+def test_quantiles_of_a_weight_prior_invert_its_cdf(prior):
+    atom = float(prior.cdf(double(prior.eps)))
+    u = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    back = prior.cdf(prior.icdf(u))
+    assert (back - u.clamp(min=atom)).abs().max() < 1e-8
+    assert (prior.icdf(u[u < atom]) == prior.eps).all()
+    assert prior.cdf(double([0.0, 0.99 * prior.eps, prior.tau_max, 2.0])).tolist() == [0, 0, 1, 1]
+    tau = prior.icdf(u)[100:-100:99]
+    slope = (prior.log_prob(tau) + tau.log()).exp()
+    torch.testing.assert_close(
+        prior.icdf(prior.cdf(tau))[slope > 1e-5], tau[slope > 1e-5], rtol=1e-8, atol=0
+    )
+
+
+@every_sigmoid
+def test_samples_of_a_weight_prior_follow_it_and_its_density_is_one(prior):
+    atom = float(prior.cdf(double(prior.eps)))
+    tau = prior.sample(20_000, generator=torch.Generator().manual_seed(0))
+    smooth = tau[tau > prior.eps]
+    # Within 4 standard errors, and a Kolmogorov-Smirnov test that fails with probability 1e-4.
+    assert abs(len(smooth) / 20_000 - (1 - atom)) <= 4 * math.sqrt(atom * (1 - atom) / 20_000)
+
+    def above_the_mass(v):
+        return ((prior.cdf(double(v)) - atom) / (1 - atom)).numpy()
+
+    assert stats.kstest(smooth.numpy(), above_the_mass).pvalue > 1e-4
+    # The density is level in log tau within a panel: the middle of each is exact.
+    places = torch.arange(16_384, dtype=torch.float64) + 0.5
+    extent = math.log(prior.tau_max / prior.eps)
+    middle = prior.eps * (places * extent / 16_384).exp()
+    total = (prior.log_prob(middle).exp() * middle).sum() * extent / 16_384
+    assert abs(float(total) + atom - 1) < 1e-9
+    assert prior.log_prob(double(prior.eps)).exp() == pytest.approx(atom, rel=1e-12)
+    outside = double([-1.0, 0.0, 0.99 * prior.eps, 1.01 * prior.tau_max])
+    assert (prior.log_prob(outside) == -math.inf).all()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: WeightPrior(variance_weight(VPSDE()), likelihood_weight(VPSDE())),
+            r"WeightPrior: target / weight falls at t = 0\.\d+: no truncation has this weight",
+        ),
+        (lambda: WeightPrior(torch.neg, torch.ones_like), r"is to be finite, and > 0 at tau_max"),
+        (lambda: WeightPrior(torch.ones_like, torch.zeros_like), r"is to be finite"),
+        (lambda: WeightPrior(torch.ones_like, torch.ones_like, 0.0), r"WeightPrior: eps=0\.0"),
+        (
+            lambda: WeightPrior(torch.ones_like, torch.ones_like, 0.5, 0.1),
+            r"eps=0\.5, tau_max=0\.1: need eps < tau_max <= 1",
+        ),
+    ],
+)
+def test_a_weight_that_no_truncation_has_is_refused_in_one_line(make, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_prior_of_the_weight_itself_is_hard_truncation():
+    prior = WeightPrior(likelihood_weight(VPSDE()), likelihood_weight(VPSDE()))
+    assert (prior.sample(100) == 1e-5).all()
+    assert prior.icdf(double([0.0, 0.3, 1.0])).tolist() == [1e-5] * 3
+    assert prior.cdf(double([0.99e-5, 1e-5, 1.0])).tolist() == [0, 1, 1]
+    # Under VE the variance weight is a multiple of the likelihood weight.
+    same = WeightPrior(variance_weight(VESDE()), likelihood_weight(VESDE()))
+    assert (same.sample(100) == 1e-5).all()

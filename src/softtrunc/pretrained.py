@@ -147,9 +147,9 @@ def read_pretrained(
     except SafetensorError as error:
         raise ValueError(f"{weights_file}: not a readable safetensors file ({error})") from error
     load_exactly(network, tensors, str(weights_file))
-    low, high = config["value_range"]
+    low, high = map(float, config["value_range"])
     return PretrainedParts(
-        network, diffusion, config["conditioning"], config["prediction"], (float(low), float(high))
+        network, diffusion, config["conditioning"], config["prediction"], (low, high)
     )
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, FiniteFloat, TypeAdapter, ValidationError
 
 from softtrunc.feedback.files import write_bytes, write_text
 from softtrunc.feedback.yaml import dump_yaml, parse_yaml
@@ -27,6 +29,7 @@ __all__ = [
     "TrainingCost",
     "append_metrics",
     "cut_metrics",
+    "flatten",
     "median_rate",
     "read_evaluation",
     "read_metrics",
@@ -34,6 +37,18 @@ __all__ = [
     "write_evaluation",
     "write_recipe",
 ]
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if math.isfinite(value) else None
+
+
+Known = Annotated[float | None, BeforeValidator(_finite)]
+"""A number, None where it is absent or not finite."""
+Whole = Annotated[int | None, BeforeValidator(_finite)]
+"""Likewise a whole one."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +68,8 @@ class TimeBins:
     """
 
     edges: tuple[float, ...]
-    loss: tuple[float | None, ...]
-    error: tuple[float | None, ...]
+    loss: tuple[Known, ...]
+    error: tuple[Known, ...]
     count: tuple[int, ...]
 
 
@@ -69,12 +84,12 @@ class MetricsLine:
     """
 
     step: int
-    loss: float | None
+    loss: Known = None
     taus: tuple[float, ...] = ()
     grad_norms: tuple[float, ...] = ()
-    learning_rate: float | None = None
-    images_per_second: float | None = None
-    seconds: float | None = None
+    learning_rate: Known = None
+    images_per_second: Known = None
+    seconds: Known = None
     by_log10_t: TimeBins | None = None
 
     @property
@@ -138,12 +153,12 @@ class Figure:
 
     key: str
     name: str
-    value: float
-    standard_error: float | None
-    unit: str
-    better: str | None
-    seconds: float | None
-    protocol: Mapping[str, Any]
+    value: FiniteFloat
+    standard_error: Known = None
+    unit: str = ""
+    better: Literal["lower", "higher"] | None = None
+    seconds: Known = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     data: FigureData | None = None
     nfe: Mapping[str, float] | None = None
     solver_error: Mapping[str, float] | None = None
@@ -153,11 +168,11 @@ class Figure:
 class TrainingCost:
     """What the training took; seconds are wall-clock, the rate is in images per second."""
 
-    seconds: float | None = None
-    images_per_second: float | None = None
-    parameters: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
+    seconds: Known = None
+    images_per_second: Known = None
+    parameters: Whole = None
+    steps: Whole = None
+    batch_size: Whole = None
 
 
 @dataclass(frozen=True)
@@ -167,13 +182,19 @@ class Evaluation:
     `created` is a time in UTC, ISO 8601; `versions` are those of the packages.
     """
 
-    run: str
-    step: int | None
-    weights: str
-    created: str
-    versions: Mapping[str, str]
-    figures: tuple[Figure, ...]
-    training: TrainingCost
+    run: str = ""
+    step: Whole = None
+    weights: str = "unknown"
+    created: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    figures: tuple[Figure, ...] = ()
+    training: TrainingCost = TrainingCost()
+
+
+_LINE = TypeAdapter(MetricsLine)
+_DATA = TypeAdapter(FigureData)
+_FIGURE = TypeAdapter(Figure)
+_EVALUATION = TypeAdapter(Evaluation)
 
 
 def write_recipe(path: Path, record: RecipeRecord) -> None:
@@ -194,8 +215,8 @@ def read_recipe(path: Path) -> RecipeRecord:
         raise ValueError(f"{path}: not readable as YAML") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: cut short or edited: it holds no recipe")
-    settings = _mapping(content)
-    return RecipeRecord(settings, _mapping(settings.pop("provenance", None)))
+    provenance = content.pop("provenance", None)
+    return RecipeRecord(content, provenance if isinstance(provenance, dict) else {})
 
 
 def append_metrics(path: Path, line: MetricsLine) -> None:
@@ -260,31 +281,21 @@ def read_evaluation(path: Path) -> Evaluation | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a JSON object; run `softtrunc evaluate` again")
-    written = [_mapping(figure) for figure in _sequence(content.get("figures"))]
-    block = _data(_mapping(content.get("data")))
-    if block is not None and _mislabelled(block, written):
-        block = None
-    figures = (_figure(figure, block) for figure in written)
-    training = _mapping(content.get("training"))
-    return Evaluation(
-        run=str(content.get("run") or ""),
-        step=_whole(content.get("step")),
-        weights=str(content.get("weights") or "unknown"),
-        created=str(content.get("created") or ""),
-        versions={key: str(value) for key, value in _mapping(content.get("versions")).items()},
-        figures=tuple(figure for figure in figures if figure is not None),
-        training=TrainingCost(
-            seconds=_number(training.get("seconds")),
-            images_per_second=_number(training.get("images_per_second")),
-            parameters=_whole(training.get("parameters")),
-            steps=_whole(training.get("steps")),
-            batch_size=_whole(training.get("batch_size")),
-        ),
-    )
+        written = content.pop("figures", [])
+        block = _old_block(content.pop("data", None), written)
+        return _EVALUATION.validate_python({**content, "figures": _figures(written, block)})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged; run `softtrunc evaluate` again") from error
+
+
+def flatten(value: object, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, its keys joined by dots; tuples become lists."""
+    if not isinstance(value, Mapping):
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def _rows(path: Path) -> Iterator[tuple[int, bytes, MetricsLine | None]]:
@@ -296,108 +307,47 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes, MetricsLine | None]]:
 
 def _metrics_line(raw: bytes) -> MetricsLine | None:
     try:
-        values = _mapping(json.loads(raw))
-    except (ValueError, RecursionError):
+        values = json.loads(raw)
+        taus = values.get("taus") or [values.get("tau")]
+        values["taus"] = [tau for tau in taus if _finite(tau) and tau > 0.0]
+        return _LINE.validate_python(values)
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    step = _whole(values.get("step"))
-    if step is None:
+
+
+def _figures(written: Sequence[dict[str, Any]], block: FigureData | None) -> Iterator[Figure]:
+    for values in written:
+        if values.get("data") is None and block is not None:
+            values["data"] = _old_data(values.get("protocol") or {}, block)
+        try:
+            yield _FIGURE.validate_python({"name": values.get("key"), **values})
+        except ValidationError:
+            continue  # it has no value
+
+
+def _old_block(values: object, figures: Sequence[Mapping[str, Any]]) -> FigureData | None:
+    """The one block of data of an older file, None where it cannot be believed.
+
+    After a second evaluation on other images it had the split of one and the images of the other.
+    """
+    try:
+        block = _DATA.validate_python(values)
+    except ValidationError:
         return None
-    taus = _numbers(values.get("taus") or [values.get("tau")])
-    return MetricsLine(
-        step=step,
-        loss=_number(values.get("loss")),
-        taus=tuple(tau for tau in taus if tau is not None and tau > 0.0),
-        grad_norms=tuple(n for n in _numbers(values.get("grad_norms")) if n is not None),
-        learning_rate=_number(values.get("learning_rate")),
-        images_per_second=_number(values.get("images_per_second")),
-        seconds=_number(values.get("seconds")),
-        by_log10_t=_time_bins(_mapping(values.get("by_log10_t"))),
+    protocols = [figure.get("protocol") or {} for figure in figures]
+    mislabelled = any(
+        protocol.get("reference_fingerprint") == block.fingerprint
+        and not str(protocol.get("reference")).endswith(f" {block.split}")
+        for protocol in protocols
     )
+    return None if mislabelled else block
 
 
-def _time_bins(values: Mapping[str, Any]) -> TimeBins | None:
-    edges = tuple(edge for edge in _numbers(values.get("edges")) if edge is not None)
-    loss, error, count = (_numbers(values.get(key)) for key in ("loss", "error", "count"))
-    if not edges or any(len(row) != len(edges) - 1 for row in (loss, error, count)):
-        return None
-    return TimeBins(edges, loss, error, tuple(int(n or 0) for n in count))
-
-
-def _figure(values: Mapping[str, Any], block: FigureData | None) -> Figure | None:
-    value = _number(values.get("value"))
-    if value is None or not values.get("key"):
-        return None
-    protocol, better = _mapping(values.get("protocol")), values.get("better")
-    return Figure(
-        key=str(values["key"]),
-        name=str(values.get("name") or values["key"]),
-        value=value,
-        standard_error=_number(values.get("standard_error")),
-        unit=str(values.get("unit") or ""),
-        better=better if better in ("lower", "higher") else None,
-        seconds=_number(values.get("seconds")),
-        protocol=protocol,
-        data=_data(_mapping(values.get("data"))) or _old_data(protocol, block),
-        nfe=_named_numbers(values.get("nfe")),
-        solver_error=_named_numbers(values.get("solver_error")),
-    )
-
-
-def _data(values: Mapping[str, Any]) -> FigureData | None:
-    n, levels = _whole(values.get("n")), _whole(values.get("levels"))
-    words = [str(values.get(key) or "") for key in ("name", "split", "fingerprint")]
-    if n is None or levels is None or not all(words):
-        return None
-    name, split, fingerprint = words
-    ends = [end for end in _numbers(values.get("value_range")) if end is not None]
-    value_range = (ends[0], ends[1]) if len(ends) == 2 else None
-    return FigureData(name, split, n, fingerprint, levels, value_range)
-
-
-def _old_data(protocol: Mapping[str, Any], block: FigureData | None) -> FigureData | None:
-    """What a file with one block of data for all says of the data of one figure."""
-    if block is None:
-        return None
-    fingerprint, n = protocol.get("reference_fingerprint"), _whole(protocol.get("n_reference"))
+def _old_data(protocol: Mapping[str, Any], block: FigureData) -> FigureData | None:
+    """What an older file says of the data of one figure."""
+    fingerprint, n = protocol.get("reference_fingerprint"), protocol.get("n_reference")
     if fingerprint is None or n is None:
         return block if protocol.get("split") == block.split else None
     name, _, split = str(protocol.get("reference")).rpartition(" ")
-    same = name == block.name  # the levels are those of the block for other splits of its images
-    return FigureData(name, split, n, str(fingerprint), block.levels) if same else None
-
-
-def _mislabelled(block: FigureData, figures: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the block has the split of one evaluation and the images of another, later one."""
-    return any(
-        protocol.get("reference_fingerprint") == block.fingerprint
-        and not str(protocol.get("reference")).endswith(f" {block.split}")
-        for protocol in (_mapping(figure.get("protocol")) for figure in figures)
-    )
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
-
-
-def _sequence(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def _numbers(value: object) -> tuple[float | None, ...]:
-    return tuple(map(_number, _sequence(value)))
-
-
-def _named_numbers(value: object) -> dict[str, float] | None:
-    named = {key: _number(number) for key, number in _mapping(value).items()}
-    return {key: number for key, number in named.items() if number is not None} or None
-
-
-def _whole(value: object) -> int | None:
-    number = _number(value)
-    return None if number is None else int(number)
+    same = name == block.name  # other splits of the same images have the levels of the block
+    return FigureData(name, split, n, fingerprint, block.levels) if same else None

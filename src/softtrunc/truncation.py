@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["HardTruncation", "LowDiscrepancy", "PowerPrior", "TruncationPrior"]
+__all__ = ["HardTruncation", "PowerPrior", "TruncationPrior", "WeightPrior", "even_quantiles"]
+
+# Of the numerical prior, equal in log tau. On [1e-5, 1] a panel is 0.07 % of its time long.
+_PANELS = 16_384
 
 # 2^64 over the golden ratio: its multiples modulo 2^64 are spread as evenly as those of any number.
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -38,19 +42,17 @@ class TruncationPrior(abc.ABC):
     def icdf(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The truncation time at quantile `u` in [0, 1]."""
 
-    def sample(
-        self,
-        n: int,
-        *,
-        step: int | None = None,  # noqa: ARG002
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, " n"]:
-        """Draw `n` truncation times, float64, on the generator's device (CPU without one).
-
-        `step`, the number of the optimiser step, matters to `LowDiscrepancy` alone.
-        """
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Float[Tensor, " n"]:
+        """Draw `n` truncation times, float64, on the generator's device (CPU without one)."""
         device = torch.device("cpu") if generator is None else generator.device
         return self.icdf(torch.rand(n, generator=generator, device=device, dtype=torch.float64))
+
+
+def _check_range(eps: float, tau_max: float, name: str) -> None:
+    if not eps > 0.0:
+        raise ValueError(f"{name}: eps={eps}: need eps > 0, e.g. 1e-5")
+    if not eps < tau_max <= 1.0:
+        raise ValueError(f"{name}: eps={eps}, tau_max={tau_max}: need eps < tau_max <= 1")
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,7 @@ class PowerPrior(TruncationPrior):
                 f"PowerPrior: k={self.k}: need a finite k >= 0 (for k = infinity write "
                 f"HardTruncation(eps={self.eps}))"
             )
-        if not self.eps > 0.0:
-            raise ValueError(f"PowerPrior: eps={self.eps}: need eps > 0, e.g. 1e-5")
-        if not self.eps < self.tau_max <= 1.0:
-            raise ValueError(
-                f"PowerPrior: eps={self.eps}, tau_max={self.tau_max}: need eps < tau_max <= 1"
-            )
+        _check_range(self.eps, self.tau_max, "PowerPrior")
 
     @property
     def _rate(self) -> float:
@@ -157,48 +154,91 @@ class HardTruncation(TruncationPrior):
 
 
 @dataclass(frozen=True)
-class LowDiscrepancy(TruncationPrior):
-    """A prior whose draws cover it evenly over the steps, and are the same for every resume.
+class WeightPrior(TruncationPrior):
+    """The prior under which a loss has a wanted weight in expectation (Kim et al. 2022, Theorem 1).
 
-    Step i takes the quantile `shift + i / golden ratio` modulo 1, with a shift by the seed (a
-    Kronecker sequence). Over the seeds each draw follows the prior; over any n steps in a row the
-    share of draws below a time differs from its probability by order `log(n) / n`, not `n^-1/2`.
-    A step that draws n times takes the next n of the sequence.
+    Soft Truncation of the weight w acts in expectation like `w(t) P(tau <= t)`. A target weight is
+    such a product if its ratio to w, r = target / w, never falls with t: then
+    `P(tau <= t) = r(t) / r(tau_max)`, with mass `r(eps) / r(tau_max)` at eps itself. From tau_max
+    on the expected weight is a multiple of w.
+
+    The law is numerical: `P` is linear in log tau within each of 16,384 panels.
 
     Args:
-        prior: the law.
-        seed: decides the shift.
+        target: the wanted weight, a function of t (B,), up to a factor.
+        weight: the weight w > 0 that the truncated losses carry.
+        eps: smallest time, > 0.
+        tau_max: largest truncation time, in (eps, 1].
+
+    Raises:
+        ValueError: if eps or tau_max is out of range, or the ratio falls, is negative, or is not
+            finite on [eps, tau_max].
     """
 
-    prior: TruncationPrior
-    seed: int = 0
-    eps: float = field(init=False)
+    target: Callable[[Tensor], Tensor]
+    weight: Callable[[Tensor], Tensor]
+    eps: float = 1e-5
+    tau_max: float = 1.0
+    _cdf: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", self.prior.eps)
+        _check_range(self.eps, self.tau_max, "WeightPrior")
+        place = torch.arange(_PANELS + 1, dtype=torch.float64)
+        t = (self.eps * (place * self._panel).exp()).clamp(max=self.tau_max)
+        ratio = self.target(t) / self.weight(t)
+        if not (ratio.isfinite().all() and (ratio >= 0.0).all() and ratio[-1] > 0.0):
+            raise ValueError("WeightPrior: target / weight is to be finite, and > 0 at tau_max")
+        fall = (ratio.diff() < -1e-12 * ratio.max()).nonzero()
+        if len(fall):
+            raise ValueError(
+                f"WeightPrior: target / weight falls at t = {float(t[fall[0]]):.3g}: no truncation "
+                "has this weight in expectation; lower tau_max, or train with the weight itself"
+            )
+        # What rounding lets fall is level.
+        object.__setattr__(self, "_cdf", (ratio / ratio.max()).cummax(0).values)
+
+    @property
+    def _panel(self) -> float:
+        return math.log(self.tau_max / self.eps) / _PANELS
+
+    def _place(self, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """The panel of each time, and how far into it the time lies."""
+        place = ((tau / self.eps).clamp(min=1.0).log() / self._panel).clamp(max=_PANELS)
+        i = place.long().clamp(max=_PANELS - 1)
+        return i, place - i
 
     def log_prob(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The prior's."""
-        return self.prior.log_prob(tau)
+        """Log-density at `tau`, at eps log of the mass there, if any; minus infinity outside."""
+        tau, cdf = tau.double(), self._cdf.to(tau.device)
+        i, _ = self._place(tau)
+        density = (cdf[i + 1] - cdf[i]) / (self._panel * tau)
+        density = torch.where((tau == self.eps) & (cdf[0] > 0.0), cdf[0], density)
+        inside = (tau >= self.eps) & (tau <= self.tau_max)
+        return torch.where(inside, density, 0.0).log()
 
     def cdf(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The prior's."""
-        return self.prior.cdf(tau)
+        """`P(truncation time <= tau)`: 0 below eps, 1 from tau_max on."""
+        tau, cdf = tau.double(), self._cdf.to(tau.device)
+        i, f = self._place(tau)
+        return torch.where(tau >= self.eps, torch.lerp(cdf[i], cdf[i + 1], f), 0.0)
 
     def icdf(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The prior's."""
-        return self.prior.icdf(u)
+        """The truncation time at quantile `u` in [0, 1]; eps for every `u` of the mass there."""
+        u, cdf = u.double(), self._cdf.to(u.device)
+        # The first panel that reaches u; below the mass at eps its share is negative or 0 / 0.
+        i = (torch.searchsorted(cdf, u) - 1).clamp(min=0)
+        f = ((u - cdf[i]) / (cdf[i + 1] - cdf[i])).nan_to_num(0.0).clamp(0.0, 1.0)
+        return (self.eps * ((i + f) * self._panel).exp()).clamp(self.eps, self.tau_max)
 
-    def sample(
-        self, n: int, *, step: int | None = None, generator: torch.Generator | None = None
-    ) -> Float[Tensor, " n"]:
-        """The `n` draws of a step, a function of seed and step; without a step, at random."""
-        if step is None:
-            return super().sample(n, generator=generator)
-        # Whole numbers, so that no step is too late to be exact.
-        turns = [i * _GOLDEN % 2**64 / 2**64 for i in range(n * step, n * (step + 1))]
-        shift = torch.rand(
-            1, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64
-        )
-        device = torch.device("cpu") if generator is None else generator.device
-        return self.icdf(((torch.tensor(turns, dtype=torch.float64) + shift) % 1.0).to(device))
+
+def even_quantiles(n: int, *, seed: int, step: int) -> Float[Tensor, " n"]:
+    """Quantiles in [0, 1) for the `n` draws of a step that cover a law evenly over the steps.
+
+    Draw i of a run, `n step <= i < n (step + 1)`, is `shift + i / golden ratio` modulo 1, with a
+    shift by the seed (a Kronecker sequence). Over the seeds each is uniform; over any m draws in a
+    row the share below a quantile is off by order `log(m) / m`, not `m^-1/2`.
+    """
+    # Whole numbers, so that no step is too late to be exact.
+    turns = [i * _GOLDEN % 2**64 / 2**64 for i in range(n * step, n * (step + 1))]
+    shift = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (torch.tensor(turns, dtype=torch.float64) + shift) % 1.0

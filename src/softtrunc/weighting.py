@@ -4,43 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from softtrunc.sde import SDE
 from softtrunc.truncation import TruncationPrior
 
-__all__ = ["PriorWeight", "Weighting", "likelihood_weight", "variance_weight"]
+__all__ = ["PriorWeight", "SigmoidWeight", "Weighting", "likelihood_weight", "variance_weight"]
 
 Weighting = Callable[[Tensor], Tensor]
 """A function of t `(B,)` or `()`, with w(t) >= 0 of the same shape."""
 
 
 @dataclass(frozen=True)
-class _LikelihoodWeight:
+class _Square:
     sde: SDE
+    of: Literal["g", "sigma"]
 
     def __call__(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        return self.sde.diffusion(t).square()
-
-
-@dataclass(frozen=True)
-class _VarianceWeight:
-    sde: SDE
-
-    def __call__(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        return self.sde.marginal(t).sigma.square()
+        root = self.sde.diffusion(t) if self.of == "g" else self.sde.marginal(t).sigma
+        return root.square()
 
 
 def likelihood_weight(sde: SDE) -> Weighting:
     """`w = g^2`: the loss bounds the negative log-likelihood (Song et al., arXiv 2101.09258)."""
-    return _LikelihoodWeight(sde)
+    return _Square(sde, "g")
 
 
 def variance_weight(sde: SDE) -> Weighting:
     """`w = sigma^2`: plain noise prediction; the best-looking samples, a worse likelihood."""
-    return _VarianceWeight(sde)
+    return _Square(sde, "sigma")
+
+
+@dataclass(frozen=True)
+class SigmoidWeight:
+    """`w = g^2 sigmoid(center - log-SNR)`: the likelihood's, fading where there is little noise.
+
+    Kingma and Gao 2023 (arXiv 2303.00848). Its ratio to g^2 rises with t: a `WeightPrior` has it.
+    """
+
+    sde: SDE
+    center: float
+
+    def __call__(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """The weight at `t`."""
+        return self.sde.diffusion(t).square() * torch.sigmoid(self.center - self.sde.log_snr(t))
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,13 @@ def test_arrays_named_after_splits_are_the_splits(tmp_path):
     assert data.labels.tolist() == [0, 1, 2]
 
 
+def test_training_images_alone_are_not_tested_on(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=noise(50, 4, 4))
+    assert len(open_dataset(tmp_path / "a.npz", "train")) == 50
+    with pytest.raises(FileNotFoundError, match="no test split, only train"):
+        open_dataset(tmp_path / "a.npz", "test")
+
+
 def test_labels_follow_their_images(tmp_path):
     images = noise(50, 4, 4)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(50))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from softtrunc.data import open_dataset
 from softtrunc.data.detect import open_source
-from softtrunc.data.formats.files import open_files
+from softtrunc.data.formats.files import open_archive
 from softtrunc.data.images.decode import decode
 from softtrunc.data.splits import choose_names
 
@@ -413,7 +413,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 
 def test_cifar10_as_jpeg_is_found_whole_and_its_test_split_read(shared):
-    files = open_files(shared / "data" / "cifar10-jpeg.tar.xz")
+    files = open_archive(shared / "data" / "cifar10-jpeg.tar.xz")
     assert len(choose_names(files.names, "train")) == 50_000
     test = open_dataset(files.location, "test")
     assert test.images.shape == (10_000, 3, 32, 32)

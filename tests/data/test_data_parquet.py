@@ -43,6 +43,26 @@ def test_files_of_a_split_follow_each_other(tmp_path, below):
     assert open_dataset(tmp_path / "out", "test").card.fingerprint == test.card.fingerprint
 
 
+def test_a_test_split_is_preferred_to_one_for_validation(tmp_path):
+    for name, chosen in (
+        ("train", range(10)),
+        ("validation", range(10, 20)),
+        ("test", range(20, 30)),
+    ):
+        write(tmp_path / "r" / f"{name}-00000-of-00001.parquet", chosen)
+    assert np.array_equal(open_dataset(tmp_path / "r", "train").images, nchw(range(10)))
+    assert np.array_equal(open_dataset(tmp_path / "r", "test").images, nchw(range(20, 30)))
+
+
+def test_labels_follow_the_images_of_a_file_that_is_divided(tmp_path):
+    write(tmp_path / "all.parquet", range(30), label=list(range(30)))
+    for split in ("train", "test"):
+        data = open_dataset(tmp_path / "all.parquet", split)
+        assert np.array_equal(data.images, nchw(data.labels))
+    whole = open_dataset(tmp_path / "all.parquet", "train", held_out=0.0)
+    assert whole.labels.tolist() == list(range(30))
+
+
 def test_one_file_is_divided(tmp_path):
     write(tmp_path / "all.parquet", range(30))
     cards = prepare(tmp_path / "all.parquet", tmp_path / "out")

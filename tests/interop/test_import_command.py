@@ -10,7 +10,7 @@ from public_network import VE, checkpoint, configuration
 
 from softtrunc.cli import main
 from softtrunc.interop import load_score_sde_checkpoint
-from softtrunc.jobs.import_checkpoint import describe_recipe, recipe_of_public_config
+from softtrunc.jobs.import_checkpoint import recipe_of_public_config
 from softtrunc.recipes import load_recipe
 from softtrunc.runs.folder import Run
 from softtrunc.runs.open_run import open_run
@@ -86,9 +86,7 @@ def test_a_run_from_a_recipe(files):
     assert main(["import", "c.pth", "--recipe", "r.yaml", "--out", "run"]) == 0
     truth = load_score_sde_checkpoint("c.pth", "c.json")
     assert torch.equal(score(open_run(files / "run").model), score(truth))
-    assert torch.equal(
-        score(load_score_sde_checkpoint("c.pth", describe_recipe("r.yaml"))), score(truth)
-    )
+    assert torch.equal(score(load_score_sde_checkpoint("c.pth", "r.yaml")), score(truth))
     recipe = Run(files / "run").recipe()
     assert recipe.network.conditioning == "log_sigma"
     assert recipe.model_copy(update={"network": load_recipe("r.yaml").network}) == load_recipe(

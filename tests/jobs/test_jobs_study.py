@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from softtrunc.cli import main
-from softtrunc.jobs.measure import is_measured
+from softtrunc.evaluation.figure import FORMS
+from softtrunc.jobs.measured import density_protocol, is_measured, samples_protocol
 from softtrunc.jobs.side_by_side import measuring_overrides
 from softtrunc.jobs.study import _by_folder, _check_place, _is_done, plan_study
 from softtrunc.recipes import UserError, dump_recipe
+from softtrunc.recipes.build import build_sde
 from softtrunc.recipes.load import override_recipe
 from softtrunc.runs.folder import Run
 
@@ -161,8 +163,24 @@ def test_a_run_is_finished_when_its_last_step_is_measured_whole(tmp_path):
     run.recipe_file.write_text(dump_recipe(recipe))
     keys = ["nll_residual", "nll", "nelbo", "frechet_distance", "frechet_distance_test"]
 
+    def figure(key: str) -> dict[str, object]:
+        split = "train" if key == "frechet_distance" else "test"
+        data = {"name": "digits", "split": split, "n": 360, "fingerprint": "f", "levels": 17}
+        if key in FORMS:
+            data["value_range"] = [-1.0, 1.0]
+            protocol = density_protocol(recipe).describe(key, build_sde(recipe), 17, (-1.0, 1.0))
+            protocol |= {"split": "test", "n": 360}
+        else:
+            protocol = samples_protocol(recipe) | {
+                "samples": recipe.evaluation.samples,
+                "extractor": "digits-mlp",
+                "reference": f"digits {split}",
+                "n_reference": 360,
+            }
+        return {"key": key, "value": 1.0, "data": data, "protocol": protocol}
+
     def store(step: int, kept: list[str]) -> None:
-        content = {"step": step, "figures": [{"key": key} for key in kept]}
+        content = {"step": step, "weights": "ema", "figures": [figure(key) for key in kept]}
         run.evaluation_file.write_text(json.dumps(content))
 
     for step, kept, done in ((9, keys, True), (9, keys[:-1], False), (8, keys, False)):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from softtrunc import (
     ReciprocalVESDE,
     SubVPSDE,
     UniformTimes,
+    likelihood_weight,
 )
 from softtrunc.jobs.plan import describe
 from softtrunc.objective import RunningErrorLoss
@@ -36,7 +38,8 @@ from softtrunc.samplers import (
     ProbabilityFlow,
 )
 from softtrunc.times import ProportionalTimes
-from softtrunc.truncation import LowDiscrepancy
+from softtrunc.truncation import WeightPrior
+from softtrunc.weighting import SigmoidWeight
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -134,10 +137,13 @@ def test_priors():
     assert build_prior(load_recipe("digits-vp-nll")) == HardTruncation(1e-5)
     recipe = load_recipe("digits-vp-nll", ["truncation={k: 2, tau_max: 0.5}"])
     assert build_prior(recipe) == PowerPrior(2.0, 1e-5, 0.5)
-    keys = ["truncation.sequence=low_discrepancy", "training.seed=4"]
-    for name, prior in (("nll-st", PowerPrior(1.0)), ("nll", HardTruncation(1e-5))):
-        even = build_prior(load_recipe(f"digits-vp-{name}", keys))
-        assert even == LowDiscrepancy(prior, seed=4)
+
+    sde = VPSDE()
+    for name in ("nll-st", "nll"):  # whatever k
+        sigmoid = build_prior(
+            load_recipe(f"digits-vp-{name}", ["truncation={sigmoid: 2, tau_max: 0.7}"])
+        )
+        assert sigmoid == WeightPrior(SigmoidWeight(sde, 2.0), likelihood_weight(sde), 1e-5, 0.7)
 
 
 def test_objectives():
@@ -153,6 +159,11 @@ def test_objectives():
     )
     assert level.prior == HardTruncation(1e-5)
     assert level.times == ProportionalTimes(VPSDE(), level.weighting, 1e-5, stratified=True)
+    each = build_objective(load_recipe("digits-vp-nll-st", ["truncation.per=example"]))
+    assert each == replace(soft, per="example")
+    keys = ["truncation.sequence=low_discrepancy", "training.seed=4"]
+    even = build_objective(load_recipe("digits-vp-nll-st", keys))
+    assert even == replace(soft, even=4)
     running = build_objective(load_recipe("digits-vp-nll-st", ["objective.error_power=0.5"]))
     assert isinstance(running, RunningErrorLoss)
     assert (running.base, running.power) == (soft, 0.5)
@@ -170,8 +181,11 @@ def test_objectives():
     [
         (
             "objective.expected=true & truncation.sequence=low_discrepancy",
-            "objective.expected: true draws no tau: leave out truncation.sequence",
+            "expected: true draws no tau: leave out truncation.per and .sequence",
         ),
+        ("objective.expected=true & truncation.per=example", "draws no tau: leave out"),
+        ("objective.weighting=mixed & truncation.per=example", "share one tau: write per: step"),
+        ("truncation.per=batch", "truncation.per='batch': input should be 'step' or 'example'"),
         ("objective={weighting: mixed, error_power: 1}", "error_power has no mixed form"),
         ("objective.error_power=-1", "objective.error_power=-1: input should be greater"),
         ("objective.times=proportional", "times: proportional belongs to expected: true"),
@@ -183,7 +197,7 @@ def test_objectives():
 )
 def test_keys_that_make_no_sense_together_are_refused_in_one_line(override, said):
     with pytest.raises(UserError, match=said) as caught:
-        load_recipe("digits-vp-nll-st", override.split(" & "))
+        build_objective(load_recipe("digits-vp-nll-st", override.split(" & ")))
     assert "\n" not in str(caught.value)
 
 

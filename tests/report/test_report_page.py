@@ -189,12 +189,12 @@ def test_a_page_is_replaced_whole_or_not_at_all(
     assert reader.read_bytes() == before
     before = out.read_bytes()
 
-    def half(self: Path, text: str, **_: object) -> int:
-        self.write_bytes(text.encode()[:1000])
+    def half(self: Path, content: bytes) -> int:
+        self.write_text(content.decode()[:1000])
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", half)
+        patch.setattr(Path, "write_bytes", half)
         with pytest.raises(OSError, match="disk full"):
             write_report([run], out, title="new")
     assert out.read_bytes() == before
@@ -222,3 +222,26 @@ def test_matplotlib_is_imported_only_to_draw() -> None:
 
 def test_the_template_travels_with_the_package() -> None:
     assert Path(page_module.__file__).with_name("page.html.j2").is_file()
+
+
+def test_what_clipping_does_is_shown_where_norms_were_recorded(
+    run_folder: Folder, tmp_path: Path
+) -> None:
+    runs = [run_folder(name, k=1.0) for name in ("clipped", "free")]
+    for run in runs:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+        for line in lines:
+            line["grad_norms"] = [0.5 / tau**0.25 for tau in line["taus"]]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = (runs[0] / "recipe.yaml").read_text()
+    recipe = recipe.replace("batch_size: 128", "batch_size: 128\n  grad_clip: 1.0")
+    (runs[0] / "recipe.yaml").write_text(recipe)
+    plain = Page(write_report([run_folder("old")], tmp_path / "old.html").read_text())
+    assert "What clipping does" not in plain.words
+    page = Page(write_report(runs, tmp_path / "new.html").read_text())
+    assert "What clipping does" in page.words
+    assert "clipped: clipped at 1" in page.words
+    assert "free: no clipping" in page.words
+    assert "Share of the steps whose gradient was clipped" in page.words
+    free = Page(write_report(runs[1:], tmp_path / "free.html").read_text())
+    assert "Share of the steps whose gradient was clipped" not in free.words

@@ -125,8 +125,28 @@ def test_only_lossless_figures_may_begin_at_times_of_their_own(run_folder: Folde
         text = (path / "evaluation.json").read_text()
         (path / "evaluation.json").write_text(text.replace('"nelbo"', '"nelbo_lossless"'))
     runs = [read_run(path) for path in paths]
-    assert runs[0].measurement("nelbo_lossless", None) is not None
+    assert runs[0].figure("nelbo_lossless", None) is not None
     assert protocol_differences(runs, "nelbo_lossless", None) == []
+
+
+def test_figures_differ_in_data_only_where_their_own_data_differ(run_folder: Folder) -> None:
+    paths = [run_folder(name) for name in ("a", "b")]
+    for path, later in zip(paths, ("test", "train"), strict=True):
+        content = json.loads((path / "evaluation.json").read_text())
+        block = content.pop("data")
+        for figure in content["figures"]:
+            density = figure["unit"] == "bits/dim"
+            figure["data"] = block if density else block | {"fingerprint": later}
+        (path / "evaluation.json").write_text(json.dumps(content))
+    runs = [read_run(path) for path in paths]
+    assert protocol_differences(runs, "nelbo", None) == []
+    assert protocol_differences(runs, "frechet_distance", "FD(digits-mlp)") == ["data"]
+    # Images that an older version did not record differ from none.
+    content = json.loads((paths[0] / "evaluation.json").read_text())
+    del content["figures"][3]["data"]
+    (paths[0] / "evaluation.json").write_text(json.dumps(content))
+    runs[0] = read_run(paths[0])
+    assert protocol_differences(runs, "frechet_distance", "FD(digits-mlp)") == []
 
 
 def test_table_values_equal_the_json(two_runs: tuple[Path, Path]) -> None:

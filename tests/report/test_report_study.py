@@ -38,10 +38,10 @@ def test_the_paired_difference_is_that_of_the_paired_t_test():
 
 def test_only_seeds_that_both_have_are_paired():
     found = paired_difference(Estimate({0: 3.0, 2: 5.0, 3: 9.0}), Estimate({2: 4.0, 3: 7.0, 4: 0}))
-    assert (found.mean, found.n) == (1.5, 2)
+    assert (found.mean, found.seeds) == (1.5, 2)
     assert paired_difference(Estimate({0: 1.0}), Estimate({1: 1.0})) is None
     alone = paired_difference(Estimate({0: 3.0}), Estimate({0: 1.0}))
-    assert (alone.mean, alone.n, alone.low, alone.significant) == (2.0, 1, None, False)
+    assert (alone.mean, alone.seeds, alone.low, alone.significant) == (2.0, 1, None, False)
     assert Estimate({0: 1.0}).standard_error is None
 
 

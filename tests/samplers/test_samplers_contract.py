@@ -296,6 +296,10 @@ def test_options_out_of_range_are_refused(make, words):
         make()
 
 
+def test_no_upper_bound_of_the_churn_is_infinity():
+    assert Heun(churn_range=(1.0, None)) == Heun(churn_range=(1.0, math.inf))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("sampler", "shape", "options", "words"),
@@ -307,6 +311,7 @@ def test_options_out_of_range_are_refused(make, words):
         (DPMSolver(), (3, 2), {"dtype": torch.float16}, "float32"),
         (DPMSolver(t_end=1.0), (3, 2), {}, "t_end=1.0"),
         (ProbabilityFlow(t_end=0.0), (3, 2), {}, "t_end=0.0"),
+        (ProbabilityFlow(), (3, 2), {"constraint": lambda x, *_: x}, "cannot hold values in place"),
     ],
 )
 def test_calls_that_make_no_sense_are_refused(sampler, shape, options, words):

@@ -21,7 +21,7 @@ from softtrunc.training import (
 )
 from softtrunc.training.batches import BatchSource
 from softtrunc.training.randomness import DataOrder, Stream, step_seed
-from softtrunc.truncation import LowDiscrepancy
+from softtrunc.truncation import even_quantiles
 
 CONFIG = TrainingConfig(batch_size=12, warmup_steps=5, learning_rate=1e-3, seed=3)
 
@@ -38,6 +38,10 @@ def run(accelerator, config, steps, state=None, objective=None):
         fit(state, objective, small_data(), config, steps=steps, accelerator=accelerator)
     )
     return state, records
+
+
+def per_example():
+    return dataclasses.replace(small_objective(), per="example")
 
 
 def over_running_error():
@@ -79,11 +83,11 @@ def test_the_loss_remembers_the_errors_of_every_step(accelerator):
 
 
 def test_low_discrepancy_truncations_go_by_the_step(accelerator):
-    prior = LowDiscrepancy(PowerPrior(1.0), seed=3)
-    even = dataclasses.replace(small_objective(), prior=prior)
+    even = dataclasses.replace(small_objective(), even=3)
     state, records = run(accelerator, CONFIG, 4, objective=even)
     _, rest = run(accelerator, CONFIG, 8, state, even)
-    taus = [float(prior.sample(1, step=step)) for step in range(8)]
+    quantiles = torch.cat([even_quantiles(1, seed=3, step=step) for step in range(8)])
+    taus = PowerPrior(1.0).icdf(quantiles).tolist()
     assert [r.tau for r in records + rest] == taus
 
 
@@ -93,7 +97,7 @@ def test_another_seed_is_another_run(accelerator):
     assert not torch.equal(one.model.network.first.weight, other.model.network.first.weight)
 
 
-@pytest.mark.parametrize("make", [small_objective, over_running_error])
+@pytest.mark.parametrize("make", [small_objective, over_running_error, per_example])
 @pytest.mark.parametrize("micro", [1, 3, 6])
 def test_micro_batches_change_nothing_but_rounding(accelerator, micro, make):
     whole, records = run(accelerator, CONFIG, 6, objective=make())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
+from softtrunc.cli.anatomy import anatomy
 from softtrunc.cli.data import data
 from softtrunc.cli.demo import demo
 from softtrunc.cli.edit import edit
@@ -36,6 +37,7 @@ app.command()(demo)
 app.command()(train)
 app.command()(sample)
 app.command()(evaluate)
+app.command()(anatomy)
 app.command()(report)
 app.command()(study)
 app.command("import")(import_)

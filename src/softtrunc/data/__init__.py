@@ -6,10 +6,11 @@ from softtrunc.data.formats.idx import read_idx
 from softtrunc.data.images.fit import describe_fit
 from softtrunc.data.images.pixels import stretch_levels, to_model_range, to_uint8
 from softtrunc.data.inspection import Inspection, SigmaMax, inspect
-from softtrunc.data.load import CountError
-from softtrunc.data.open import open_dataset, prepare
+from softtrunc.data.open import open_dataset
+from softtrunc.data.preparing.prepare import prepare
 from softtrunc.data.preparing.prepared import open_prepared
 from softtrunc.data.presets import PRESETS, Preset, find_preset
+from softtrunc.data.protocol import CountError
 
 __all__ = [
     "PRESETS",

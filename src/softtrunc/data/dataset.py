@@ -102,14 +102,10 @@ class ImageDataset:
 
         Args:
             images: uint8 (N, C, H, W) with values below `levels`, N >= 1, C 1 or 3.
-            name: of the data set.
-            split: "train" or "test".
-            source: where they came from.
+            name, split, source, preprocessing: as in `DataCard`.
             levels: number of grey levels, 2 to 256.
-            preprocessing: what was done to them.
             labels: integers, one per image.
-            skipped: files left out.
-            converted: how many images were changed how.
+            skipped, converted: as in this class.
             progress: called with the number of images looked through and their total.
 
         Raises:
@@ -130,18 +126,8 @@ class ImageDataset:
                 f"{source}: levels={levels}: need 2 to 256 and values below it; the largest value "
                 f"is {highest}"
             )
-        card = DataCard(
-            name=name,
-            split=split,
-            source=source,
-            count=images.shape[0],
-            channels=images.shape[1],
-            height=images.shape[2],
-            width=images.shape[3],
-            levels=levels,
-            preprocessing=preprocessing,
-            fingerprint=fingerprint,
-        )
+        n, c, h, w = images.shape
+        card = DataCard(name, split, source, n, c, h, w, levels, preprocessing, fingerprint)
         numbers = None if labels is None else labels.astype(np.int64)
         return cls(images, card, numbers, tuple(skipped), dict(converted or {}))
 

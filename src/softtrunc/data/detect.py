@@ -1,4 +1,8 @@
-"""What a source is, told by what is in it."""
+"""What a source is, told by what is in it.
+
+Every format has a function that gives a `Source`, or None where the data are of another kind. All
+raise a ValueError for data of their kind that are broken.
+"""
 
 from __future__ import annotations
 

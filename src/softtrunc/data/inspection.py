@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +21,7 @@ from softtrunc.data.images.collect import Advance, collect, decode_each, nothing
 from softtrunc.data.images.decode import Decoded, is_grey
 from softtrunc.data.images.fit import Fit, pair
 from softtrunc.data.images.pixels import stretch_levels
-from softtrunc.data.source import Kind, Part, Source
+from softtrunc.data.source import Kind, Part
 
 __all__ = ["Inspection", "SigmaMax", "inspect", "largest_distance"]
 
@@ -104,31 +106,31 @@ class _Tally:
         self.digests: set[bytes] = set()
         self.unreadable: set[Skipped] = set()
 
-    def add(self, split: str, record: _Record) -> None:
+    def add(self, split: str, image: _Looked) -> None:
         self.by_split[split] += 1
-        self.sizes[record.size] += 1
-        self.modes[record.mode] += 1
-        if record.converted:
-            self.converted[record.converted] += 1
-        self.used |= np.unpackbits(np.frombuffer(record.used, dtype=np.uint8)).astype(bool)
-        self.digests.add(record.digest)
+        self.sizes[image.size] += 1
+        self.modes[image.mode] += 1
+        if image.converted:
+            self.converted[image.converted] += 1
+        self.used |= image.used
+        self.digests.add(image.digest)
 
 
-class _Record(NamedTuple):
+class _Looked(NamedTuple):
+    """What is wanted of one image; `used`: which of the 256 values occur."""
+
     size: tuple[int, int]
     mode: str
     converted: str
     digest: bytes
-    used: bytes  # one bit per value that occurs
+    used: np.ndarray
 
 
-def _record(decoded: Decoded) -> _Record:
-    pixels = decoded.pixels
-    digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    used = np.bincount(pixels.reshape(-1), minlength=256) > 0
-    packed = np.packbits(used).tobytes()
-    return _Record(decoded.size, decoded.mode, decoded.converted, digest.digest()[:16], packed)
+def _look(image: Decoded) -> _Looked:
+    digest = hashlib.sha256(repr(image.pixels.shape).encode())
+    digest.update(np.ascontiguousarray(image.pixels).data)
+    used = np.bincount(image.pixels.reshape(-1), minlength=256) > 0
+    return _Looked(image.size, image.mode, image.converted, digest.digest()[:16], used)
 
 
 def largest_distance(images: UInt8[np.ndarray, "n c h w"], levels: int = 256) -> float:
@@ -145,15 +147,10 @@ def largest_distance(images: UInt8[np.ndarray, "n c h w"], levels: int = 256) ->
     return float(np.sqrt(max(distances.max(), 0.0)))
 
 
-def _subset_size(shape: tuple[int, ...]) -> int:
-    return max(2, min(_SUBSET, _SUBSET_BYTES // (8 * int(np.prod(shape)))))
-
-
 def _spread(count: int, wanted: int) -> list[int]:
     """Up to `wanted` of `count` row numbers, evenly spaced."""
-    return (
-        sorted({i * count // wanted for i in range(wanted)}) if count > wanted else [*range(count)]
-    )
+    wanted = min(wanted, count)
+    return [i * count // wanted for i in range(wanted)]
 
 
 def inspect(
@@ -166,24 +163,26 @@ def inspect(
     """Look through a data set of any kind that `open_dataset` reads.
 
     Args:
-        source: as in `open_dataset`.
+        source, progress: as in `open_dataset`.
         image_size: side, or (height, width), at which sigma_max is estimated; None: the most
             frequent size.
         samples: how many images to show.
-        progress: called with (done, total).
 
     Raises:
         FileNotFoundError: if there are no such data.
         ValueError: if none of it can be read.
     """
     size, opened = pair(image_size), open_source(source)
-    parts = {split: part for split in opened.parts if (part := _open(opened, split)) is not None}
+    parts: dict[str, Part] = {}
+    for split in opened.splits:
+        with suppress(FileNotFoundError):  # a set with one split only is no mistake here
+            parts[split] = opened.part(split)
     total, done = sum(len(part.names) for part in parts.values()), 0
     tally = _Tally()
     for split, part in parts.items():
         tally.unreadable.update(part.files.skipped)
         encoded = part.files.read(part.names)
-        for _, result in decode_each(encoded, _record, fit=None, channels=None):
+        for _, result in decode_each(encoded, _look, fit=None, channels=None):
             done += 1
             if isinstance(result, Skipped):
                 tally.unreadable.add(result)
@@ -199,7 +198,10 @@ def inspect(
         size = height, width
     subset = _subset(parts, Fit(size), 1 if all(map(is_grey, tally.modes)) else 3)
     count, values = tally.by_split.total(), np.flatnonzero(tally.used)
-    distance = largest_distance(subset, opened.levels) if len(subset) > 1 else 0.0
+    shown = torch.from_numpy(subset[_spread(len(subset), samples)])
+    sigma_max = None
+    if len(subset) > 1:
+        sigma_max = SigmaMax(largest_distance(subset, opened.levels), len(subset), *size)
     return Inspection(
         source=str(source),
         kind=opened.kind,
@@ -213,36 +215,20 @@ def inspect(
         highest=int(values[-1]),
         levels=len(values),
         duplicates=count - len(tally.digests),
-        sigma_max=SigmaMax(distance, len(subset), *size) if len(subset) > 1 else None,
+        sigma_max=sigma_max,
         unreadable=tuple(unreadable),
-        samples=_stretch(subset[_spread(len(subset), samples)], opened.levels),
+        samples=stretch_levels(shown, opened.levels).numpy(),
     )
-
-
-def _open(source: Source, split: str) -> Part | None:
-    # A set with one split only is no mistake here.
-    try:
-        return source.part(split)
-    except FileNotFoundError:
-        return None
 
 
 def _subset(parts: Mapping[str, Part], fit: Fit, channels: int) -> UInt8[np.ndarray, "n c h w"]:
     """Evenly spaced images of every split, at one size."""
     total = sum(len(part.names) for part in parts.values())
-    wanted = _subset_size((channels, *fit.size))
+    wanted = max(2, min(_SUBSET, _SUBSET_BYTES // (8 * channels * math.prod(fit.size))))
     found = []
     for part in parts.values():
         share = max(2, wanted * len(part.names) // total)
         names = [part.names[i] for i in _spread(len(part.names), share)]
-        # A small share of a split may hold nothing but broken files.
-        try:
+        with suppress(ValueError):  # a small share may hold nothing but broken files
             found.append(collect(part.files, names, fit=fit, channels=channels).images)
-        except ValueError:
-            continue
     return np.concatenate(found) if found else np.zeros((0, channels, *fit.size), np.uint8)
-
-
-def _stretch(images: UInt8[np.ndarray, "n c h w"], levels: int) -> UInt8[np.ndarray, "n c h w"]:
-    """Levels spread over 0 ... 255, to be looked at."""
-    return stretch_levels(torch.from_numpy(images), levels).numpy()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 
-from softtrunc.data.dataset import DataCard, ImageDataset
+import numpy as np
+
+from softtrunc.data.dataset import ImageDataset
 from softtrunc.data.detect import open_source
-from softtrunc.data.images.collect import Advance
-from softtrunc.data.load import How, load_part
-from softtrunc.data.preparing.prepare import Bar, prepare_source
-from softtrunc.data.source import NoSplitError
+from softtrunc.data.images.collect import Advance, Collected, collect
+from softtrunc.data.images.decode import conform
+from softtrunc.data.protocol import How, open_part
+from softtrunc.data.source import ArrayImages
 from softtrunc.data.splits import HELD_OUT, check_split
 
-__all__ = ["open_dataset", "prepare"]
+__all__ = ["open_dataset"]
 
 
 def open_dataset(
@@ -59,55 +61,20 @@ def open_dataset(
     """
     check_split(split, source)
     how = How.asked(source, image_size, channels, preset)
-    return load_part(open_source(source, held_out), split, how, largest=largest, progress=progress)
-
-
-def prepare(
-    source: str | Path,
-    out: Path,
-    *,
-    image_size: int | tuple[int, int] | None = None,
-    channels: int | None = None,
-    preset: str | None = None,
-    allow_count: bool = False,
-    splits: Sequence[str] | None = None,
-    workers: int = 1,
-    bar: Bar | None = None,
-) -> dict[str, DataCard]:
-    """Decode once, train often: write each split as a memory-mapped uint8 .npy and a JSON card.
-
-    Images are decoded straight to disk, so the data may exceed the memory. The folder appears when
-    everything is in it; until then the work lies beside it in `.NAME.partial`, and a call that was
-    killed goes on from there. What is written depends on neither the number of workers nor on
-    kills.
-
-    Args:
-        source, image_size, channels: as in `open_dataset`.
-        out: the folder to make; it may exist if it is empty.
-        preset: the protocol of a known data set (`PRESETS`) instead of these; it also says how many
-            images there must be.
-        allow_count: take other numbers of images than the preset's, under another name.
-        splits: which ones to write; None: those that there are.
-        workers: processes that decode. With more than one, a script must guard its entry by
-            `if __name__ == "__main__":`.
-        bar: gives the progress of each piece of work by its name.
-
-    Returns:
-        The cards by split.
-
-    Raises:
-        CountError: if numbers of images are not the preset's.
-        ValueError: if `out` is in use or too small for the data, or as `open_dataset`.
-    """
-    how = How.asked(source, image_size, channels, preset, allow_count)
-    opened = open_source(source)
-    if opened.kind == "prepared":
-        raise ValueError(f"{source}: is prepared already: give the original data")
-    there = [split for split in ("train", "test") if split in opened.parts]
-    if how.preset is not None and how.preset.test is None:
-        there = ["train"]
-    for split in splits or ():
-        check_split(split, source)
-        if split not in there:
-            raise NoSplitError(f"{source}: no {split} split, only {', '.join(there)}")
-    return prepare_source(opened, out, splits or there, how, workers=workers, bar=bar)
+    opened = open_source(source, held_out)
+    part = open_part(opened, split, how)
+    if part.data is not None:
+        return part.data
+    if how.preset is None and isinstance(part.files, ArrayImages):
+        images = conform(part.files.pick(part.names), how.fit, how.channels)
+        found = Collected(images, np.arange(len(images)), [], lossy=False, converted=Counter())
+    else:
+        found = collect(
+            part.files,
+            part.names,
+            fit=how.fit,
+            channels=how.channels,
+            largest=largest,
+            progress=progress,
+        )
+    return how.finish(opened, split, part, found)

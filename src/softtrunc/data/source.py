@@ -105,7 +105,7 @@ class Source:
     """A data set that was found but not read.
 
     - `name`: of the data set. `kind`: how it is stored. `location`: where.
-    - `parts`: opens a split by name: "train", "test", and by any other name what is neither.
+    - `splits`: "train", "test", and by any other name what is neither. `open_split`: opens one.
     - `levels`: number of grey levels.
     - `advice`: what may be done about a split that is missing; "SPLIT" in it stands for its name.
     """
@@ -113,7 +113,8 @@ class Source:
     name: str
     kind: Kind
     location: str
-    parts: Mapping[str, Callable[[], Part]]
+    splits: Collection[str]
+    open_split: Callable[[str], Part]
     levels: int = 256
     advice: str = ""
 
@@ -123,11 +124,11 @@ class Source:
         Raises:
             NoSplitError: if there is none of that name.
         """
-        if split not in self.parts:
+        if split not in self.splits:
             why = self.advice.replace("SPLIT", split)
-            why = why or f"no {split} split, only {', '.join(self.parts)}"
+            why = why or f"no {split} split, only {', '.join(self.splits)}"
             raise NoSplitError(f"{self.location}: {why}")
-        return self.parts[split]()
+        return self.open_split(split)
 
 
 class ArrayImages(ImageFiles):
@@ -187,7 +188,7 @@ class JoinedFiles(ImageFiles):
 
 def joined(source: Source) -> Part:
     """All images of a source as one split: for data sets that hold nothing out."""
-    parts = {split: source.part(split) for split in source.parts}
+    parts = {split: source.part(split) for split in source.splits}
     first = next(iter(parts.values()))
     if all(part.files is first.files for part in parts.values()):
         order = {name: row for row, name in enumerate(first.files.names)}

@@ -68,6 +68,12 @@ class BitsMeasurement:
         return self.data.card.levels
 
     @property
+    def eps(self) -> float:
+        """The diffusion time at which the figure begins."""
+        p, model = self.protocol, self.model
+        return p.smallest_time(self.key, model.sde, self._levels, model.value_range)
+
+    @property
     def _cells(self) -> tuple[float, float]:
         return self.protocol.cells(self.key, self._levels, self.model.value_range)
 
@@ -156,8 +162,7 @@ class BitsMeasurement:
         return x, torch.zeros(len(levels))
 
     def _density(self, x: Tensor, seeds: list[int]) -> Density:
-        p, levels, cells = self.protocol, self._levels, self._cells
-        eps = p.smallest_time(self.key, self.model.sde, levels, self.model.value_range)
+        p, levels, cells, eps = self.protocol, self._levels, self._cells, self.eps
         discrete = self._form.dequantization == "none"
         if self._form.estimator == "score-matching bound":
             return nelbo(

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from softtrunc.data import DataCard, ImageDataset
 from softtrunc.evaluation.features import FeatureReader, Reference
 from softtrunc.feedback.errors import UserError, nearest
-from softtrunc.feedback.progress import Progress
 from softtrunc.metrics import (
-    FeatureExtractor,
     FeatureStatistics,
     figure_name,
     frechet_distance,
@@ -26,7 +23,7 @@ from softtrunc.metrics import (
 )
 from softtrunc.records import Figure, FigureData
 
-__all__ = ["Judge", "SampleFigure", "Samples", "check_sample_figures", "frechet_key"]
+__all__ = ["Judge", "SampleFigure", "Samples", "against", "check_sample_figures"]
 
 SampleFigure = Literal["fid", "is", "kid", "prdc"]
 """Frechet distance, inception score, kernel distance, precision and recall."""
@@ -52,13 +49,9 @@ def check_sample_figures(figures: Iterable[str]) -> frozenset[SampleFigure]:
     return frozenset(name for name in known if name in figures)
 
 
-def frechet_key(split: str) -> str:
-    """The key of the Frechet distance to images of a split."""
-    return f"frechet_distance{_suffix(split)}"
-
-
-def _suffix(split: str) -> str:
-    return "" if split == "train" else "_test"
+def against(key: str, split: str) -> str:
+    """The key of a distance to images of a split."""
+    return key if split == "train" else f"{key}_test"
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,7 @@ class _Judged:
         )
 
 
-class Judge:
+class Judge(FeatureReader):
     """Measures sets of images over one extractor.
 
     Args:
@@ -129,22 +122,6 @@ class Judge:
         seed: of the subsets of the kernel distance and of the reference images that are kept.
         progress: where bars and lines go.
     """
-
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        accelerator: Accelerator,
-        *,
-        batch_size: int,
-        seed: int,
-        progress: Progress,
-    ) -> None:
-        self._extractor = extractor
-        self._accelerator = accelerator
-        self._seed = seed
-        self._reader = FeatureReader(
-            extractor, accelerator, batch_size=batch_size, seed=seed, progress=progress
-        )
 
     def measure(
         self,
@@ -166,11 +143,11 @@ class Judge:
         self._check_counts(samples, references, figures)
         main = self._accelerator.is_main_process
         keep = bool(figures & {"kid", "prdc"})
-        ours = self._read(samples, features=keep, probabilities="is" in figures)
+        ours = self._judged(samples, features=keep, probabilities="is" in figures)
         if main and ours.probabilities is not None:
             yield self._score(ours, ours.probabilities)
         for split, data in references.items():
-            theirs = self._reader.reference(
+            theirs = self.reference(
                 data, samples.count if keep else None, statistics="fid" in figures
             )
             if main:
@@ -192,9 +169,9 @@ class Judge:
             if len(reference) < max(needed - _SPLITS, 2, self._accelerator.num_processes):
                 raise UserError(f"{len(reference)} {split} images are too few to compare with")
 
-    def _read(self, samples: Samples, *, features: bool, probabilities: bool) -> _Judged:
+    def _judged(self, samples: Samples, *, features: bool, probabilities: bool) -> _Judged:
         began = time.perf_counter()
-        found = self._reader.read(
+        found = self.read(
             samples.label,
             samples.count,
             samples.read,
@@ -240,7 +217,7 @@ class Judge:
     ) -> Iterator[Figure]:
         """Everything that is measured against one set of images."""
         words = "" if split == "train" else " to held-out"
-        against: dict[str, object] = {
+        reference: dict[str, object] = {
             "reference": f"{card.name} {split}",
             "n_reference": card.count,
             "reference_fingerprint": card.fingerprint,
@@ -254,7 +231,7 @@ class Judge:
                 theirs.statistics.covariance,
             )
             name = figure_name("FID", self._extractor, ours.count) + words
-            yield ours.figure(frechet_key(split), name, value, against, data)
+            yield ours.figure(against("frechet_distance", split), name, value, reference, data)
         if ours.features is None or theirs.features is None:
             return
         if "kid" in figures:
@@ -267,7 +244,7 @@ class Judge:
                 generator=torch.Generator().manual_seed(self._seed),
             )
             protocol = {
-                **against,
+                **reference,
                 "n_reference": len(theirs.features),
                 "subsets": _KERNEL_SUBSETS,
                 "subset_size": size,
@@ -275,14 +252,14 @@ class Judge:
                 "seed": self._seed,
             }
             name = figure_name("KID", self._extractor, ours.count) + words
-            key = f"kernel_distance{_suffix(split)}"
+            key = against("kernel_distance", split)
             yield ours.figure(key, name, kernel.mean, protocol, data)
         if "prdc" in figures:
             # Between sets of one size.
             size = min(len(ours.features), len(theirs.features), _MANIFOLD_MOST)
             found = precision_recall(theirs.features[:size], ours.features[:size], k=_NEIGHBOURS)
             protocol = {
-                **against,
+                **reference,
                 "samples": size,
                 "n_reference": size,
                 "neighbours": _NEIGHBOURS,

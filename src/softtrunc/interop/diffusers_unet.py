@@ -85,8 +85,7 @@ class DiffusersUNet(nn.Module):
         super().__init__()
         network = getattr(model, "network", None)
         if isinstance(network, ScoreUNet):
-            size = network.config.size
-            image_size = image_size or (size.height, size.width)
+            image_size = image_size or network.config.size
             channels = channels or network.config.channels
         if image_size is None or channels is None:
             raise ValueError("DiffusersUNet: the model does not say its image_size and channels")
@@ -98,11 +97,8 @@ class DiffusersUNet(nn.Module):
         low, high = value_range
         self._centre, self._half_width = 0.5 * (low + high), 0.5 * (high - low)
         square = image_size[0] == image_size[1]
-        self.config = SimpleNamespace(
-            sample_size=image_size[0] if square else image_size,
-            in_channels=channels,
-            out_channels=channels,
-        )
+        size = image_size[0] if square else image_size
+        self.config = SimpleNamespace(sample_size=size, in_channels=channels, out_channels=channels)
         least = _LEAST_RATIO * self._half_width
         ratios = _noise_to_signal(model.sde, train_timesteps, least) / self._half_width
         a = 1.0 / (1.0 + ratios.square())
@@ -132,10 +128,7 @@ class DiffusersUNet(nn.Module):
             "timestep_spacing": "linspace",
         }
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the states that pipelines draw."""
-        return torch.float32
+    dtype = torch.float32  # of the states that pipelines draw
 
     @property
     def device(self) -> torch.device:
@@ -162,10 +155,11 @@ class DiffusersUNet(nn.Module):
         """
         if class_labels is not None:
             raise ValueError("this model knows no classes: leave class_labels out")
+        last = len(self.ratios) - 1
         place = torch.as_tensor(timestep, device=self.device, dtype=self.ratios.dtype)
-        place = place.clamp(0, len(self.ratios) - 1).expand(len(sample))
+        place = place.clamp(0, last).expand(len(sample))
         below = place.floor().long()
-        above = (below + 1).clamp(max=len(self.ratios) - 1)
+        above = (below + 1).clamp(max=last)
         ratio = torch.lerp(self.ratios[below], self.ratios[above], place - below)
         sample_dtype, sde = sample.dtype, self.model.sde
         sample = sample.to(torch.promote_types(sample_dtype, torch.float32))

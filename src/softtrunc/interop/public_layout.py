@@ -45,11 +45,7 @@ class PublicTensor(NamedTuple):
 
 
 def public_layout(network: ScoreUNet) -> list[PublicTensor]:
-    """Every tensor that a public checkpoint of this network holds, in its order.
-
-    Args:
-        network: the network, as built; on any device, "meta" included.
-    """
+    """Every tensor that a public checkpoint of this network (on any device) holds, in its order."""
     return [
         PublicTensor(f"all_modules.{index}.{name}", view, trained=name != _FREQUENCIES)
         for index, tensors in enumerate(_modules(network))
@@ -153,8 +149,7 @@ def _convolution(module: ConvDownsample | ConvUpsample, config: ScoreUNetConfig)
 
 
 def _head(head: ImageHead) -> Iterator[Tensors]:
-    yield _affine(head.norm)
-    yield _affine(head.conv)
+    yield from (_affine(head.norm), _affine(head.conv))
 
 
 def _channel_mixing(weight: Tensor, bias: Tensor, index: int) -> Tensors:

@@ -57,8 +57,7 @@ def load_score_sde_checkpoint(
     Args:
         path: the checkpoint.
         config: its configuration in the public layout, as a mapping or the path of a JSON file;
-            or a description of the model, as `softtrunc.jobs.import_checkpoint.describe_recipe`
-            makes of a recipe.
+            the name or the YAML file of a recipe; or a description of the model.
         weights: the averaged ("ema") or the last ("raw") weights.
         conditioning: what the network is told of the noise; None takes what the configuration
             intends, "auto" what denoises `images` better. The public code did not always train
@@ -106,10 +105,9 @@ def _describe(config: Mapping[str, Any] | str | Path | ModelDescription) -> Mode
         return describe_public_config(config)
     path = Path(config)
     if path.suffix in (".yaml", ".yml") or (path.suffix != ".json" and not path.is_file()):
-        raise ValueError(
-            f"configuration {config}: give a mapping or the path of a JSON file; of a recipe, "
-            f"softtrunc.jobs.import_checkpoint.describe_recipe({str(config)!r})"
-        )
+        from softtrunc.interop.recipe import describe_recipe  # recipes take a while to import
+
+        return describe_recipe(str(config))
     return describe_public_config(read_public_config(config), where=f"configuration {config}")
 
 
@@ -183,12 +181,7 @@ class ScoreSDECheckpoint:
         """Write the weights into a network; it stays untouched unless all of them fit.
 
         The state of the network is checked whichever weights are asked for: what is not trained
-        (the Fourier frequencies) comes from there.
-
-        Args:
-            network: of the shape that the checkpoint is for.
-            sde: of the model, to compare the file's noise levels with.
-            weights: averaged or last ones.
+        (the Fourier frequencies) comes from there. The SDE is for the file's own noise levels.
 
         Raises:
             ValueError: naming every key that is missing, unknown or wrongly shaped.

@@ -14,30 +14,25 @@ from softtrunc.data import DataCard, ImageDataset, to_model_range
 from softtrunc.feedback.errors import UserError, nearest, user_errors
 from softtrunc.interop import (
     ConditioningChoice,
-    ModelDescription,
     ScoreSDECheckpoint,
     choose_conditioning,
     describe_public_config,
     read_public_config,
 )
 from softtrunc.interop.conditioning import random_images
+from softtrunc.interop.recipe import image_shape
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.recipes import schema
-from softtrunc.recipes.build import build_data, build_model, build_network_config, build_training
+from softtrunc.recipes.build import build_data, build_model, build_training
 from softtrunc.recipes.load import load_recipe, override_recipe, parse_recipe
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, Run
 from softtrunc.score import Conditioning, ScoreModel
-from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.sde import SDES
 from softtrunc.training import TrainState, Weights, save_checkpoint
 
-__all__ = ["Imported", "describe_recipe", "import_checkpoint", "recipe_of_public_config"]
+__all__ = ["Imported", "import_checkpoint", "recipe_of_public_config"]
 
-_KINDS: dict[type[SDE], str] = {
-    VPSDE: "vp",
-    SubVPSDE: "subvp",
-    VESDE: "ve",
-    ReciprocalVESDE: "rve",
-}
+_KINDS = {known: kind for kind, known in SDES.items()}
 # Images on which candidate conditionings are compared.
 _PROBES = 64
 
@@ -54,35 +49,6 @@ class Imported:
     step: int
     conditioning: Conditioning
     errors: dict[Conditioning, float]
-
-
-def describe_recipe(recipe: str) -> ModelDescription:
-    """The model that a recipe describes, for `softtrunc.interop.load_score_sde_checkpoint`.
-
-    Args:
-        recipe: name of a recipe, or a YAML file.
-
-    Raises:
-        ValueError: if there is no such recipe, it is not usable, or it does not say how large its
-            images are.
-    """
-    try:
-        resolved = load_recipe(recipe)
-        data = None if resolved.data.source is None else build_data(resolved, "train")
-        card = _card(resolved, data)
-        size = (card.height, card.width)
-        with torch.device("meta"):
-            model = build_model(resolved, channels=card.channels, image_size=size)
-        network = build_network_config(resolved, channels=card.channels, image_size=size)
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    return ModelDescription(
-        network=network,
-        sde=model.sde,
-        conditioning=model.conditioning,
-        prediction=model.prediction,
-        value_range=model.value_range,
-    )
 
 
 def import_checkpoint(
@@ -171,20 +137,15 @@ def _card(recipe: schema.Recipe, data: ImageDataset | None) -> DataCard:
     """What is known of the data: everything, or the shape of an image."""
     if data is not None:
         return data.card
-    size = recipe.data.height_and_width
-    if size is None:
-        raise UserError(
-            f"recipe {recipe.name}: it does not say how large its images are: add "
-            "--set data.image_size=32 (and data.channels=1 for grayscale), or --data PATH"
-        )
+    channels, height, width = image_shape(recipe)
     return DataCard(
         name="unknown",
         split="train",
         source="unknown",
         count=0,
-        channels=recipe.data.channels or 3,
-        height=size[0],
-        width=size[1],
+        channels=channels,
+        height=height,
+        width=width,
         levels=256,
         preprocessing="unknown",
         fingerprint=UNKNOWN_FINGERPRINT,
@@ -231,7 +192,8 @@ def recipe_of_public_config(
         UserError: if a value is out of the range that recipes allow.
     """
     description = describe_public_config(config, where=where)
-    natural = (0.0, 1.0) if description.prediction == "scaled_score" else (-1.0, 1.0)
+    kind = _KINDS[type(description.sde)]
+    natural = description.sde.default_value_range
     if description.value_range != natural:
         low, high = natural
         raise ValueError(
@@ -249,8 +211,8 @@ def recipe_of_public_config(
             "dequantize": config["data"].get("dequantization") == "uniform"
             or config["data"].get("uniform_dequantization") is True,
         },
-        "sde": {"kind": _KINDS[type(description.sde)], **asdict(description.sde)},
-        "truncation": _truncation(config, description),
+        "sde": {"kind": kind, **asdict(description.sde)},
+        "truncation": _truncation(config, kind),
         "objective": _objective(config),
         "network": _network(network) | {"conditioning": description.conditioning},
         "training": _training(config),
@@ -277,16 +239,16 @@ def _network(network: ScoreUNetConfig) -> dict[str, Any]:
     return {"preset": name, "options": options}
 
 
-def _truncation(config: Mapping[str, Any], description: ModelDescription) -> dict[str, Any]:
+def _truncation(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Soft truncation as the configuration means it, also where the public code forgot it."""
     training = config["training"]
     if not training.get("st", False):
         k = math.inf
-    elif isinstance(description.sde, ReciprocalVESDE):
+    elif kind == "rve":
         k = 2.0  # 1/tau uniform
     else:
         # Configurations of VE switch it on and leave k open.
-        k = training.get("k", 2.0 if isinstance(description.sde, VESDE) else 1.0)
+        k = training.get("k", 2.0 if kind == "ve" else 1.0)
     return {"k": k, "eps": training.get("truncation_time")}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ from softtrunc.records import (
     write_evaluation,
 )
 from softtrunc.runs.draw import draw_batches
-from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, now, package_versions
+from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, flatten, now, package_versions
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
@@ -138,7 +137,9 @@ def _at_each_eps(opened: OpenRun, eps: Sequence[float], per_image: Path | None) 
         check_table_path(per_image)
         if len(eps) > 1:
             raise UserError(f"--per-image {per_image}: holds figures of one eps: give --eps one")
-    recipes = [override_recipe(opened.recipe, [f"evaluation.eps={e!r}"], "--eps") for e in eps]
+    # The recipe's own comes last: of several figures of a kind, a report shows the last.
+    ordered = sorted(eps, key=lambda e: e == opened.recipe.evaluation.eps)
+    recipes = [override_recipe(opened.recipe, [f"evaluation.eps={e!r}"], "--eps") for e in ordered]
     return [dataclasses.replace(opened, recipe=r) for r in recipes or [opened.recipe]]
 
 
@@ -173,36 +174,32 @@ class _EvaluationFile:
             created=now(),
             versions=package_versions(),
             figures=old.figures if old is not None and same else (),
-            training=_training_cost(opened),
+            training=TrainingCost(
+                seconds=opened.seconds,
+                images_per_second=median_rate(opened.run.metrics()),
+                parameters=sum(p.numel() for p in opened.model.parameters()),
+                steps=opened.step,
+                batch_size=opened.recipe.training.batch_size,
+            ),
         )
 
     def add(self, figure: Figure) -> None:
-        """Add a figure, in the place of an earlier one of the same identity."""
-        kept = [f for f in self.evaluation.figures if _identity(f) != _identity(figure)]
+        """Add a figure, in the place of an earlier one that answers the same question."""
+        kept = [f for f in self.evaluation.figures if not _same(f, figure)]
         self.evaluation = dataclasses.replace(self.evaluation, figures=(*kept, figure))
         if self._opened.accelerator.is_main_process:
             write_evaluation(self._opened.run.evaluation_file, self.evaluation)
 
 
-def _identity(figure: Figure) -> str:
-    """What a figure is of: its whole protocol but for what came out, and how many images."""
-    asked = {
-        key: value
-        for key, value in figure.protocol.items()
-        if key != "n" and not key.startswith("std_over_")
-    }
-    of = None if figure.data is None else figure.data.fingerprint
-    return json.dumps([figure.key, figure.name, of, asked], sort_keys=True)
-
-
-def _training_cost(opened: OpenRun) -> TrainingCost:
-    return TrainingCost(
-        seconds=opened.seconds,
-        images_per_second=median_rate(opened.run.metrics()),
-        parameters=sum(p.numel() for p in opened.model.parameters()),
-        steps=opened.step,
-        batch_size=opened.recipe.training.batch_size,
-    )
+def _same(a: Figure, b: Figure) -> bool:
+    """Whether one takes the other's place: all alike but what came out, and of how many images."""
+    if a.data is not None and b.data is not None and a.data.fingerprint != b.data.fingerprint:
+        return False
+    asked = [
+        {k: v for k, v in f.protocol.items() if k != "n" and not k.startswith("std_over_")}
+        for f in (a, b)
+    ]
+    return (a.key, a.name, flatten(asked[0])) == (b.key, b.name, flatten(asked[1]))
 
 
 def check_meaningful(recipe: Recipe) -> None:
@@ -268,6 +265,7 @@ def _measure_bits(
     main, folder = at[0].accelerator.is_main_process, at[0].run.path / "evaluation.partial"
     weights = _digest(at[0].model)
     rows: list[TableRows] = []
+    begun: set[tuple[str, float]] = set()
     for opened in at:
         spec, learned = opened.recipe.evaluation, None
         if any(FORMS[key].dequantization == "learned" for key in spec.figures):
@@ -281,6 +279,9 @@ def _measure_bits(
                 learned if FORMS[key].dequantization == "learned" else None,
                 dequantizer_settings(opened.recipe),
             )
+            if (key, measurement.eps) in begun:
+                continue  # the smallest time of lossless figures may not depend on eps
+            begun.add((key, measurement.eps))
             label = f"{key} {opened.run.path.name}" + (f" {spec.eps:g}" if len(at) > 1 else "")
             results = _fill(measurement, opened, weights, folder, progress, label)
             if main:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from softtrunc.evaluation.distances import frechet_key
+from softtrunc.evaluation.distances import against
 from softtrunc.evaluation.features import DIGITS, extractor_identity
 from softtrunc.evaluation.figure import FORMS
 from softtrunc.evaluation.protocol import DensityProtocol
@@ -84,7 +84,7 @@ def is_measured(run: Run, recipe: Recipe) -> bool:
     """Whether `evaluation.json` holds every figure that the recipe's evaluation would write."""
     wanted: set[str] = set(recipe.evaluation.figures) if has_meaning(recipe) else set()
     if recipe.evaluation.features is not None:
-        wanted |= {frechet_key(split) for split in reference_splits(recipe)}
+        wanted |= {against("frechet_distance", split) for split in reference_splits(recipe)}
     return wanted <= {figure.key for figure in measured_figures(run, recipe)}
 
 

@@ -23,7 +23,7 @@ from softtrunc.recipes.build import build_objective, build_sampler, build_traini
 from softtrunc.recipes.load import load_recipe, parse_flow
 from softtrunc.recipes.schema import Recipe
 from softtrunc.report import read_run, write_report
-from softtrunc.report.runs import RunSummary
+from softtrunc.report.runs import RunRecord
 from softtrunc.report.study import Setting, StudySummary, study_summary, trade_off_picture
 from softtrunc.report.summary import format_setting
 from softtrunc.runs.folder import Run
@@ -320,23 +320,19 @@ def _is_done(path: Path, recipe: Recipe) -> bool:
     return run.recipe().model_copy(update=asked) == recipe and is_measured(run, recipe)
 
 
-def _measured_runs(cell: Cell, out: Path) -> dict[int, RunSummary]:
-    """By seed, the runs that are done, with those figures alone that the cell asks for."""
+def _measured_runs(cell: Cell, out: Path) -> dict[int, RunRecord]:
+    """By seed, the runs that are done, with the figures of this cell alone."""
     found = {}
     for seed, recipe in cell.recipes.items():
         path = out / "runs" / cell.folder(seed)
         if _is_done(path, recipe):
             with user_errors():
-                found[seed] = _asked_for(read_run(path), recipe)
+                record = read_run(path)
+            if record.evaluation is not None:
+                figures = tuple(measured_figures(Run(path), recipe))
+                evaluation = replace(record.evaluation, figures=figures)
+                found[seed] = replace(record, evaluation=evaluation)
     return found
-
-
-def _asked_for(run: RunSummary, recipe: Recipe) -> RunSummary:
-    if run.evaluation is None:
-        return run
-    protocols = [figure.protocol for figure in measured_figures(Run(run.path), recipe)]
-    kept = tuple(m for m in run.evaluation.measurements if m.protocol in protocols)
-    return replace(run, evaluation=replace(run.evaluation, measurements=kept))
 
 
 def _csv(summary: StudySummary) -> str:

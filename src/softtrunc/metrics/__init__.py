@@ -4,7 +4,6 @@ from softtrunc.metrics.classifiers import DigitsFeatures, Fashion16Features
 from softtrunc.metrics.features import (
     FeatureExtractor,
     TorchScriptFeatures,
-    distance_name,
     figure_name,
 )
 from softtrunc.metrics.fetch import cache_folder, inception_file
@@ -25,7 +24,6 @@ __all__ = [
     "Provenance",
     "TorchScriptFeatures",
     "cache_folder",
-    "distance_name",
     "figure_name",
     "frechet_distance",
     "inception_file",

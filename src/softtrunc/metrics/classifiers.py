@@ -17,17 +17,13 @@ __all__ = ["DigitsFeatures", "Fashion16Features"]
 
 
 class _Classifier(ABC):
-    """A network of `features` and a `head` on them, by which images become `dim` numbers.
-
-    - `hash`: SHA-256 of its weights.
-    """
+    """A network of `features` and a `head` on them, by which images become `dim` numbers."""
 
     dim = 64
     resize = "none"
 
     def __init__(self, features: nn.Sequential, head: nn.Linear) -> None:
         self._network = nn.ModuleDict({"features": features, "head": head})
-        self.hash = ""
 
     @abstractmethod
     def _inputs(self, images: Tensor) -> Tensor:
@@ -37,12 +33,11 @@ class _Classifier(ABC):
         logits: Tensor = self._network["head"](self._network["features"](x))
         return logits
 
-    def _seal(self) -> None:
-        """The weights are what they are to be."""
+    def _weights_hash(self) -> str:
         digest = hashlib.sha256()
         for parameter in self._network.parameters():
             digest.update(parameter.detach().numpy().tobytes())
-        self.hash = digest.hexdigest()
+        return digest.hexdigest()
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
@@ -104,7 +99,7 @@ class DigitsFeatures(_Classifier):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        self._seal()
+        self.hash = self._weights_hash()
 
     def _inputs(self, images: Tensor) -> Tensor:
         return images.float().flatten(1) / 16.0
@@ -134,7 +129,7 @@ class Fashion16Features(_Classifier):
         super().__init__(features, nn.utils.skip_init(nn.Linear, 64, 10))
         weights = files("softtrunc.metrics").joinpath("fashion16_cnn.safetensors")
         self._network.load_state_dict(load(weights.read_bytes()))
-        self._seal()
+        self.hash = self._weights_hash()
 
     def _inputs(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]

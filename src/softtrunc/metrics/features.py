@@ -6,16 +6,16 @@ import hashlib
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
-
-from softtrunc.metrics.resize import clean_resize
 
 __all__ = [
     "FeatureExtractor",
     "TorchScriptFeatures",
-    "distance_name",
+    "clean_resize",
     "figure_name",
 ]
 
@@ -53,28 +53,42 @@ class FeatureExtractor(Protocol):
         """How images with so many channels reach the network, for a protocol."""
 
 
-def distance_name(extractor: FeatureExtractor, samples: int) -> str:
-    """What a Frechet distance may be called.
-
-    "FID" is over the standard Inception network, known by its SHA-256, and at least 50,000
-    samples; with fewer it is "FID@10k". Over anything else it is "FD(name of the extractor)".
-    """
-    return figure_name("FID", extractor, samples)
-
-
 def figure_name(
     figure: Literal["FID", "KID", "IS"], extractor: FeatureExtractor, samples: int
 ) -> str:
-    """What a figure over an extractor's outputs may be called, by the rule of `distance_name`.
+    """What a figure over an extractor's outputs may be called.
 
-    Over other networks than the standard one: FD, KD (kernel distance) and IS with the
-    extractor's name behind them.
+    "FID" is over the standard Inception network, known by its SHA-256, and at least 50,000
+    samples; with fewer it is "FID@10k". Over anything else it is "FD(name of the extractor)". So
+    with KID, which is then KD (kernel distance), and IS.
     """
     if extractor.hash != INCEPTION_SHA256:
         return f"{_ELSEWHERE[figure]}({extractor.name})"
     if samples >= _FULL_FID:
         return figure
     return f"{figure}@{samples // 1000}k" if samples % 1000 == 0 else f"{figure}@{samples}"
+
+
+def clean_resize(images: UInt8[Tensor, "n c h w"], size: int) -> Float[Tensor, "n c size size"]:
+    """Antialiased bicubic, each channel in float32 by Pillow, clipped to [0, 255], not rounded.
+
+    Resizing that skips antialiasing, or rounds, moves FID by more than models differ (Parmar et al.
+    2022, arXiv 2104.11222).
+
+    Args:
+        images: uint8 of any size.
+        size: wanted height and width.
+
+    Returns:
+        float32 on the device of `images`.
+    """
+    n, c = images.shape[:2]
+    planes = images.cpu().numpy().astype(np.float32).reshape(n * c, *images.shape[2:])
+    out = np.empty((n * c, size, size), dtype=np.float32)
+    for target, plane in zip(out, planes, strict=True):
+        resized = Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC)
+        np.clip(np.asarray(resized), 0.0, 255.0, out=target)
+    return torch.from_numpy(out.reshape(n, c, size, size)).to(images.device)
 
 
 class TorchScriptFeatures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,11 @@ class Provenance:
     extractor: str
     extractor_hash: str
     resize: str
+
+
+_ALL = tuple(field.name for field in dataclasses.fields(Provenance))
+# What must agree for a distance to mean anything; the data differ, for that is the point.
+_MEASURE = ("extractor", "extractor_hash", "resize")
 
 
 class Moments(NamedTuple):
@@ -85,15 +91,10 @@ class FeatureStatistics:
     """
 
     def __init__(self, dim: int, provenance: Provenance | None = None) -> None:
-        self.count = 0
+        self.count, self.dim = 0, dim
         self.provenance = provenance
         self.mean: Float[Tensor, " d"] = torch.zeros(dim, dtype=torch.float64)
         self._scatter: Float[Tensor, "d d"] = torch.zeros(dim, dim, dtype=torch.float64)
-
-    @property
-    def dim(self) -> int:
-        """Number of features d."""
-        return len(self.mean)
 
     def add(self, moments: Moments) -> None:
         """Take in features of which these are the moments."""
@@ -123,8 +124,7 @@ class FeatureStatistics:
         """
         if self.dim != other.dim:
             raise ValueError(f"statistics of {self.dim} and of {other.dim} features do not merge")
-        if self.provenance != other.provenance:
-            raise ValueError(_difference(self.provenance, other.provenance, _ALL))
+        _refuse_others(self.provenance, other.provenance)
         self.add(Moments(other.count, other.mean, other._scatter))
 
     @property
@@ -145,9 +145,8 @@ class FeatureStatistics:
             ValueError: if the features are of different extractors or resizing.
         """
         ours, theirs = self.provenance, other.provenance
-        known = ours is not None and theirs is not None
-        if known and any(getattr(ours, name) != getattr(theirs, name) for name in _MEASURE):
-            raise ValueError(_difference(ours, theirs, _MEASURE))
+        if ours is not None and theirs is not None:
+            _refuse_others(ours, theirs, _MEASURE)
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
     def save(self, path: Path) -> None:
@@ -193,24 +192,28 @@ class FeatureStatistics:
             ) from error
         if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)) or count < 0:
             raise ValueError(f"{path}: mean and scatter do not match: delete it")
-        if expected is not None and provenance != expected:
-            raise ValueError(f"{path}: {_difference(provenance, expected, _ALL)}")
+        if expected is not None:
+            _refuse_others(provenance, expected, where=f"{path}: ")
         statistics = cls(len(mean), provenance)
         statistics.add(Moments(count, mean, scatter))
         return statistics
 
 
-_ALL = tuple(field.name for field in dataclasses.fields(Provenance))
-# What must agree for a distance to mean anything; the data differ, for that is the point.
-_MEASURE = ("extractor", "extractor_hash", "resize")
-
-
-def _difference(ours: Provenance | None, theirs: Provenance | None, names: tuple[str, ...]) -> str:
+def _refuse_others(
+    ours: Provenance | None,
+    theirs: Provenance | None,
+    names: Sequence[str] = _ALL,
+    where: str = "",
+) -> None:
+    if ours is None and theirs is None:
+        return
     if ours is None or theirs is None:
-        return "statistics with and without provenance are not mixed"
+        raise ValueError("statistics with and without provenance are not mixed")
     differing = [
         f"{name} {getattr(ours, name)!r} against {getattr(theirs, name)!r}"
         for name in names
         if getattr(ours, name) != getattr(theirs, name)
     ]
-    return f"statistics of different things are not mixed: {'; '.join(differing)}"
+    if differing:
+        what = "; ".join(differing)
+        raise ValueError(f"{where}statistics of different things are not mixed: {what}")

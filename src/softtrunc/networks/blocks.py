@@ -55,7 +55,6 @@ class ResidualBlock(Initialisable):
     Args:
         embedding_width: size of the noise embedding, or None for a block that does not see it.
         resample: parameter-free halving or doubling, or None.
-        nonlinearity: activation.
         dropout: probability of dropping a channel's pixel before the last convolution.
         init_scale: of the last convolution; 0 makes the branch start at (almost) nothing.
         shortcut_init_scale: of the 1x1 convolution on the skip.

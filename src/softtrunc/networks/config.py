@@ -129,9 +129,8 @@ class ScoreUNetConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(
-                    f"network configuration: unknown key '{name}'; {nearest(str(name), known)}"
-                )
+                hint = nearest(str(name), known, cutoff=0.4)
+                raise ValueError(f"network configuration: unknown key '{name}'; {hint}")
         if "image_size" not in values:
             raise ValueError("network configuration: 'image_size' is missing")
         fields: dict[str, Any] = {

@@ -26,10 +26,9 @@ def flops_per_image(config: ScoreUNetConfig) -> int:
     Counts convolutions and matrix products, two operations per multiply-add; a training step
     takes about three times as many.
     """
-    network = _meta_network(config).eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        network(*_meta_batch(config, 1))
+        _meta_network(config).eval()(*_meta_batch(config, 1))
     return int(counter.get_total_flops())
 
 
@@ -70,10 +69,8 @@ class _LiveElements(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}
-        for leaf in tree_leaves(result):
-            if not _is_tensor(leaf):
-                continue
+        given = {leaf.untyped_storage() for leaf in _tensors((args, kwargs))}
+        for leaf in _tensors(result):
             storage = leaf.untyped_storage()
             if storage in given or storage in self._seen:
                 continue
@@ -88,8 +85,8 @@ class _LiveElements(TorchDispatchMode):
         self.current -= elements
 
 
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
+def _tensors(values: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -26,12 +26,8 @@ def fan_avg_uniform_(
 ) -> None:
     """Fill `layer` in place: weights uniform with variance `scale / mean(fan_in, fan_out)`, bias 0.
 
-    Args:
-        layer: a convolution or a linear layer.
-        scale: 1 keeps variances; 0 means "almost zero" (1e-10), so that a residual branch starts
-            as nothing yet passes gradients.
-        parts: the layer is this many layers stacked along the output; each has its own fan-out.
-        generator: source of randomness, on the layer's device.
+    A `scale` of 1 keeps variances; 0 means "almost zero" (1e-10), so that a residual branch starts
+    as nothing yet passes gradients. The layer may be `parts` layers stacked along the output.
     """
     out_features, in_features = layer.weight.shape[:2]
     window = math.prod(layer.weight.shape[2:])

@@ -24,12 +24,23 @@ from softtrunc.samplers import (
     ScoreHook,
     autocast_score,
 )
-from softtrunc.score import ScoreModel
-from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.score import ScoreFunction, ScoreModel
+from softtrunc.sde import SDE, SDES
 from softtrunc.times import ImportanceTimes, LogSNRTimes, ProportionalTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
-from softtrunc.truncation import HardTruncation, LowDiscrepancy, PowerPrior, TruncationPrior
-from softtrunc.weighting import PriorWeight, Weighting, likelihood_weight, variance_weight
+from softtrunc.truncation import (
+    HardTruncation,
+    PowerPrior,
+    TruncationPrior,
+    WeightPrior,
+)
+from softtrunc.weighting import (
+    PriorWeight,
+    SigmoidWeight,
+    Weighting,
+    likelihood_weight,
+    variance_weight,
+)
 
 __all__ = [
     "build_data",
@@ -47,12 +58,6 @@ __all__ = [
 # Image files that decode to more bytes than this are to be prepared once, not at every start.
 _LARGEST_UNPREPARED = 4 << 30
 
-_SDES: dict[str, Callable[..., SDE]] = {
-    "vp": VPSDE,
-    "subvp": SubVPSDE,
-    "ve": VESDE,
-    "rve": ReciprocalVESDE,
-}
 _SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "pc": PredictorCorrector,
     "euler_maruyama": EulerMaruyama,
@@ -66,48 +71,51 @@ _SAMPLERS: dict[str, Callable[..., Sampler]] = {
 def build_sde(recipe: schema.Recipe) -> SDE:
     """The forward diffusion."""
     with user_errors("sde"):
-        return _SDES[recipe.sde.kind](**recipe.sde.model_dump(exclude={"kind"}))
+        return SDES[recipe.sde.kind](**recipe.sde.model_dump(exclude={"kind"}))
 
 
 def build_prior(recipe: schema.Recipe) -> TruncationPrior:
     """The law of the truncation time."""
     spec = recipe.truncation
     with user_errors("truncation"):
-        prior: TruncationPrior = HardTruncation(spec.eps)
-        if not spec.hard:
-            prior = PowerPrior(spec.k, spec.eps, spec.tau_max)
-        if spec.sequence == "low_discrepancy":
-            prior = LowDiscrepancy(prior, recipe.training.seed)
-        return prior
+        if spec.sigmoid is not None:
+            sde = build_sde(recipe)
+            wanted, given = SigmoidWeight(sde, spec.sigmoid), likelihood_weight(sde)
+            return WeightPrior(wanted, given, spec.eps, spec.tau_max)
+        if spec.hard:
+            return HardTruncation(spec.eps)
+        return PowerPrior(spec.k, spec.eps, spec.tau_max)
 
 
 def build_objective(recipe: schema.Recipe) -> Objective:
     """The loss."""
     spec, sde, prior = recipe.objective, build_sde(recipe), build_prior(recipe)
-    weights = {"likelihood": likelihood_weight(sde), "variance": variance_weight(sde)}
+    even = recipe.training.seed if recipe.truncation.sequence == "low_discrepancy" else None
     laws: dict[str, TimeLaw] = {
         "importance": ImportanceTimes(sde, stratified=spec.stratified),
         "uniform": UniformTimes(sde, stratified=spec.stratified, average=spec.average),
         "log_snr": LogSNRTimes(sde, stratified=spec.stratified, average=spec.average),
     }
 
-    def loss(times: str, weight: Weighting, prior: TruncationPrior) -> SoftTruncationLoss:
-        return SoftTruncationLoss(sde, prior, laws[times], weight, spec.reduction)
+    def loss(times: TimeLaw, weight: Weighting, prior: TruncationPrior) -> SoftTruncationLoss:
+        per = recipe.truncation.per
+        return SoftTruncationLoss(sde, prior, times, weight, spec.reduction, per, even)
 
     with user_errors("objective"):
         if spec.weighting == "mixed":
             return MixedLoss(
-                loss("importance", weights["likelihood"], prior),
-                loss("uniform", weights["variance"], prior),
+                loss(laws["importance"], likelihood_weight(sde), prior),
+                loss(laws["uniform"], variance_weight(sde), prior),
                 coefficient=spec.mixed.coefficient,
                 balanced=spec.mixed.balanced,
             )
-        weight = weights[spec.weighting]
+        likelihood = spec.weighting == "likelihood"
+        weight = likelihood_weight(sde) if likelihood else variance_weight(sde)
         if spec.expected:
             weight, prior = PriorWeight(weight, prior), HardTruncation(prior.eps)
-        laws["proportional"] = ProportionalTimes(sde, weight, prior.eps, stratified=spec.stratified)
-        plain = loss(spec.times, weight, prior)
-        return RunningErrorLoss(plain, spec.error_power) if spec.error_power else plain
+        laws["proportional"] = ProportionalTimes(sde, weight, prior.eps, spec.stratified)
+        chosen = loss(laws[spec.times], weight, prior)
+        return RunningErrorLoss(chosen, spec.error_power) if spec.error_power else chosen
 
 
 def build_network_config(
@@ -146,7 +154,7 @@ def build_sampler(spec: schema.Sampling) -> Sampler:
         return _SAMPLERS[spec.sampler](**options)
 
 
-def build_score(spec: schema.Sampling, model: ScoreModel) -> ScoreHook:
+def build_score(spec: schema.Sampling, model: ScoreFunction) -> ScoreHook:
     """The model's score in the precision of a recipe's `sampling` section."""
     if spec.precision == "fp32":
         return model.score

@@ -85,18 +85,23 @@ SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
 class Truncation(_Section):
     """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard.
 
+    - `sigmoid`: in place of k, P(tau <= t) ~ sigmoid(`sigmoid` - log-SNR), which is then what the
+      weight is multiplied by in expectation; null: k decides.
+    - `per`: one tau for every "step", or for every "example" of it.
     - `sequence`: "random", or "low_discrepancy" (any run of steps covers the law evenly).
     """
 
     k: float = 1.0
     eps: float = 1e-5
     tau_max: float = 1.0
+    sigmoid: float | None = None
+    per: Literal["step", "example"] = "step"
     sequence: Literal["random", "low_discrepancy"] = "random"
 
     @property
     def hard(self) -> bool:
         """Whether tau is always eps."""
-        return math.isinf(self.k) and self.k > 0
+        return self.sigmoid is None and self.k == math.inf
 
 
 class Mixed(_Section):
@@ -119,8 +124,7 @@ class Objective(_Section):
     - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the paper's
       ablation. The mean gradient is the same without clipping only: `training.grad_clip` shortens
       the long steps of small tau, which moves Soft Truncation's weight to large times.
-    - `error_power`: divide the loss by this power of the running error at the same log-SNR; 0: do
-      not. 1 levels the loss over log-SNR.
+    - `error_power`: divide the loss by this power of its running error at the same log-SNR.
     - `reduction`: "mean" or "sum" over the dimensions.
     """
 
@@ -135,8 +139,8 @@ class Objective(_Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Objective:
-        integral = self.weighting != "mixed" and self.times in ("importance", "proportional")
-        if self.average and integral:
+        sampled = self.times in ("importance", "proportional")
+        if self.average and sampled and self.weighting != "mixed":
             raise ValueError(
                 "average: true belongs to uniform times: write times: uniform, or average: false"
             )
@@ -378,6 +382,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _tau_is_drawn(self) -> Recipe:
-        if self.objective.expected and self.truncation.sequence != "random":
-            raise ValueError("objective.expected: true draws no tau: leave out truncation.sequence")
+        drawn = (self.truncation.per, self.truncation.sequence) != ("step", "random")
+        if self.objective.expected and drawn:
+            raise ValueError("expected: true draws no tau: leave out truncation.per and .sequence")
         return self

@@ -8,34 +8,34 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from softtrunc.evaluation.figure import DENSITY_FIGURES
-from softtrunc.report.runs import Measurement, RunSummary, run_labels
+from softtrunc.records import Figure
+from softtrunc.report.runs import RunRecord, run_labels
 
-__all__ = [
-    "Cell",
-    "Column",
-    "SummaryTable",
-    "figure_names",
-    "format_setting",
-    "format_truncation",
-    "format_value",
-    "protocol_differences",
-    "summary_rows",
-]
+__all__ = ["Cell", "Column", "SummaryTable", "figure_columns", "format_value", "summary_rows"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `better` is "lower" or "higher" where a value can be the best one."""
+    """A column; `better` is "lower" or "higher" where a value can be the best one.
+
+    `name` is that of the figure where one key has several.
+    """
 
     key: str
     title: str
     unit: str = ""
     better: str | None = None
+    name: str | None = None
 
     @property
     def numeric(self) -> bool:
         """Whether the cells hold numbers."""
         return self.key not in ("run", "weighting", "truncation")
+
+    @property
+    def heading(self) -> str:
+        """The title with the unit, where the title does not say it."""
+        return f"{self.title}, {self.unit}" if self.unit not in self.title else self.title
 
 
 @dataclass(frozen=True)
@@ -57,97 +57,90 @@ class SummaryTable:
     cautions: tuple[str, ...]
 
 
-def summary_rows(runs: Sequence[RunSummary]) -> SummaryTable:
+def summary_rows(runs: Sequence[RunRecord]) -> SummaryTable:
     """The table of the report: settings, figures, training time, network evaluations.
 
     Figures that no run has make no column. The best value of a column is marked only where two or
     more runs were measured under the same protocol; otherwise a caution says what differs.
     """
-    columns = [Column("run", "run"), Column("weighting", "weighting")]
-    columns.append(Column("truncation", "truncation"))
-    eps = {run.truncation.eps for run in runs if run.truncation is not None}
-    rows: list[list[Cell]] = [
-        [
-            Cell(label),
-            Cell(str(run.setting("objective", "weighting") or "—")),
-            Cell(format_truncation(run, show_eps=len(eps) > 1)),
-        ]
-        for run, label in zip(runs, run_labels(runs), strict=True)
-    ]
-
-    def add(column: Column, cells: Iterable[Cell]) -> None:
-        cells = list(cells)
+    several_eps = len({run.truncation.eps for run in runs if run.truncation is not None}) > 1
+    figures, cautions = figure_columns(runs)
+    columns = {
+        Column("run", "run"): [Cell(label) for label in run_labels(runs)],
+        Column("weighting", "weighting"): [
+            Cell(str(run.setting("objective", "weighting") or "—")) for run in runs
+        ],
+        Column("truncation", "truncation"): [
+            Cell(format_truncation(run, show_eps=several_eps)) for run in runs
+        ],
+    }
+    numbers = {c: [_measured(run.figure(c.key, c.name)) for run in runs] for c in figures}
+    # A run that stopped earlier is not the faster one.
+    faster = "lower" if len({run.cost.steps for run in runs}) == 1 else None
+    training = Column("training_seconds", "training", "s", faster)
+    numbers[training] = [_number(run.cost.seconds) for run in runs]
+    drawn = [column.key for column in figures if column.key not in DENSITY_FIGURES]
+    for key, title, of in (
+        ("nfe_nll", "NFE, NLL", ["nll_residual", "nll"]),
+        ("nfe_sampling", "NFE, sampling", drawn),
+    ):
+        numbers[Column(key, title, "", "lower")] = [_nfe(run, of) for run in runs]
+    for column, cells in numbers.items():
         if any(cell.value is not None for cell in cells):
-            columns.append(column)
-            for row, cell in zip(rows, _mark_best(cells, column.better), strict=True):
-                row.append(cell)
+            columns[column] = _mark_best(cells, column.better)
+    rows = tuple(zip(*columns.values(), strict=True))
+    return SummaryTable(tuple(columns), rows, tuple(cautions))
 
-    cautions = []
-    for key, name in figure_names(runs):
-        found = [run.measurement(key, name) for run in runs]
-        first = next(m for m in found if m is not None)
-        title = DENSITY_FIGURES.get(key) or name or key
+
+def figure_columns(runs: Sequence[RunRecord]) -> tuple[list[Column], list[str]]:
+    """A column for each figure measured on any run, densities first, and what to beware of.
+
+    A density figure is one column whatever its name; a distance is only ever compared with
+    distances of the same name, since the features are part of it.
+    """
+    measured = [figure for run in runs if run.evaluation for figure in run.evaluation.figures]
+    first = {figure.key: figure for figure in reversed(measured) if figure.key in DENSITY_FIGURES}
+    found: dict[tuple[str, str | None], Figure] = {
+        (key, None): first[key] for key in DENSITY_FIGURES if key in first
+    }
+    for figure in measured:
+        if figure.key not in DENSITY_FIGURES:
+            found.setdefault((figure.key, figure.name), figure)
+    columns, cautions = [], []
+    for (key, name), figure in found.items():
+        title = name or DENSITY_FIGURES[key]
         differing = protocol_differences(runs, key, name)
         if differing:
             cautions.append(
                 f"“{title}” was not measured in the same way for all runs (differs in: "
                 f"{', '.join(differing)}), so no best value is marked."
             )
-        better = None if differing else first.better
-        add(Column(key, title, first.unit, better), map(_measured, found))
-    # A run that stopped earlier is not the faster one.
-    faster = "lower" if len({run.cost.steps for run in runs}) == 1 else None
-    add(
-        Column("training_seconds", "training", "s", faster),
-        (_number(run.cost.seconds) for run in runs),
-    )
-    add(
-        Column("nfe_nll", "NFE, NLL", "", "lower"),
-        (_nfe(run, ("nll_residual", "nll")) for run in runs),
-    )
-    drawn = list(dict.fromkeys(key for key, _ in figure_names(runs) if key not in DENSITY_FIGURES))
-    add(
-        Column("nfe_sampling", "NFE, sampling", "", "lower"),
-        (_nfe(run, drawn) for run in runs),
-    )
-    return SummaryTable(tuple(columns), tuple(map(tuple, rows)), tuple(cautions))
+        better = None if differing else figure.better
+        columns.append(Column(key, title, figure.unit, better, name))
+    return columns, cautions
 
 
-def figure_names(runs: Sequence[RunSummary]) -> list[tuple[str, str | None]]:
-    """The figures measured on any run, as (key, name): densities first, then the distances.
-
-    A density figure is one column whatever its name; a distance is only ever compared with
-    distances of the same name, since the features are part of it.
-    """
-    measured = [m for run in runs if run.evaluation for m in run.evaluation.measurements]
-    keys = {m.key for m in measured}
-    names: list[tuple[str, str | None]] = [(key, None) for key in DENSITY_FIGURES if key in keys]
-    names += dict.fromkeys((m.key, m.name) for m in measured if m.key not in DENSITY_FIGURES)
-    return names
-
-
-def protocol_differences(runs: Sequence[RunSummary], key: str, name: str | None) -> list[str]:
-    """The entries of a figure's protocol (and of its data) that are not the same for all runs.
+def protocol_differences(runs: Sequence[RunRecord], key: str, name: str | None) -> list[str]:
+    """The entries of a figure's protocol that are not the same for all runs; "data" for its images.
 
     Seeds are left out, and the range that the model's data are mapped to: figures that differ in
     these alone are comparable. So are lossless figures from different times: each is the length of
-    a code for the same levels, and the time is part of the code.
+    a code for the same levels, and the time is part of the code. Images that were not recorded
+    differ from none.
     """
-    seen: dict[str, set[str]] = {}
-    protocols = [
-        {"data": run.evaluation.data.get("fingerprint"), **found.protocol}
-        for run in runs
-        if run.evaluation is not None and (found := run.measurement(key, name)) is not None
-    ]
-    for entry in dict.fromkeys(entry for protocol in protocols for entry in protocol):
-        for protocol in protocols:
-            value = json.dumps(protocol.get(entry), sort_keys=True, default=str)
-            seen.setdefault(entry, set()).add(value)
+    figures = [figure for run in runs if (figure := run.figure(key, name)) is not None]
+    images = {figure.data.fingerprint for figure in figures if figure.data is not None}
     harmless = ("seed", "value_range", *(("eps",) if key.endswith("_lossless") else ()))
-    return [e for e, values in seen.items() if len(values) > 1 and not e.startswith(harmless)]
+    differing = ["data"] if len(images) > 1 else []
+    for entry in dict.fromkeys(entry for figure in figures for entry in figure.protocol):
+        values = (figure.protocol.get(entry) for figure in figures)
+        texts = {json.dumps(value, sort_keys=True, default=str) for value in values}
+        if len(texts) > 1 and not entry.startswith(harmless):
+            differing.append(entry)
+    return differing
 
 
-def format_truncation(run: RunSummary, *, show_eps: bool = False) -> str:
+def format_truncation(run: RunRecord, *, show_eps: bool = False) -> str:
     """ "hard" or "soft, k = 1", with eps if asked."""
     law = run.truncation
     if law is None:
@@ -181,7 +174,7 @@ def format_setting(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def _measured(found: Measurement | None) -> Cell:
+def _measured(found: Figure | None) -> Cell:
     if found is None:
         return Cell("—")
     return Cell(format_value(found.value, found.standard_error), found.value, found.standard_error)
@@ -194,14 +187,14 @@ def _number(value: float | None) -> Cell:
     return Cell(f"{value:,.0f}" if whole else f"{value:.1f}", value)
 
 
-def _nfe(run: RunSummary, keys: Sequence[str]) -> Cell:
-    found = (run.measurement(key) for key in keys)
-    return _number(next((m.nfe_mean for m in found if m and m.nfe_mean is not None), None))
+def _nfe(run: RunRecord, keys: Iterable[str]) -> Cell:
+    found = (figure.nfe for key in keys if (figure := run.figure(key)) is not None)
+    return _number(next((nfe["mean"] for nfe in found if nfe and "mean" in nfe), None))
 
 
-def _mark_best(cells: Sequence[Cell], better: str | None) -> list[Cell]:
-    values = [cell.value for cell in cells if cell.value is not None]
-    if better is None or len(values) < 2 or len(set(values)) == 1:
-        return list(cells)
+def _mark_best(cells: list[Cell], better: str | None) -> list[Cell]:
+    values = {cell.value for cell in cells if cell.value is not None}
+    if better is None or len(values) < 2:
+        return cells
     best = min(values) if better == "lower" else max(values)
     return [replace(cell, best=cell.value == best) for cell in cells]

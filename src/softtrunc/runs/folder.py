@@ -10,19 +10,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from softtrunc import records
 from softtrunc.data import DataCard
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import check_place
 from softtrunc.recipes.load import parse_recipe
 from softtrunc.recipes.schema import Recipe
-from softtrunc.records import (
-    MetricsLine,
-    RecipeRecord,
-    cut_metrics,
-    read_metrics,
-    read_recipe,
-    write_recipe,
-)
+from softtrunc.records import MetricsLine, RecipeRecord, flatten
 
 __all__ = ["UNKNOWN_FINGERPRINT", "Run", "differing", "flatten", "now", "package_versions"]
 
@@ -56,16 +50,6 @@ def package_versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     names = ("softtrunc", "torch", "numpy", "accelerate")
     return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, its keys joined by dots."""
-    if not isinstance(value, Mapping):
-        return {prefix: list(value) if isinstance(value, tuple) else value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -118,7 +102,7 @@ class Run:
                 "`softtrunc train` wrote"
             )
         with user_errors():
-            return read_recipe(self.recipe_file)
+            return records.read_recipe(self.recipe_file)
 
     def recipe(self) -> Recipe:
         """The recipe of the run.
@@ -140,7 +124,7 @@ class Run:
     def start(self, recipe: Recipe, card: DataCard) -> None:
         """Write `recipe.yaml`; the run exists from here on."""
         provenance = {"created": now(), "versions": package_versions(), "data": asdict(card)}
-        write_recipe(self.recipe_file, RecipeRecord(recipe.model_dump(), provenance))
+        records.write_recipe(self.recipe_file, RecipeRecord(recipe.model_dump(), provenance))
 
     def check_vacant(self) -> None:
         """Refuse a folder that holds a run or anything else.
@@ -187,7 +171,7 @@ class Run:
         Raises:
             UserError: if any other line is damaged.
         """
-        found = read_metrics(self.metrics_file)
+        found = records.read_metrics(self.metrics_file)
         for number in found.damaged[:-1] if found.cut_short else found.damaged:
             raise UserError(f"{self.metrics_file}: line {number} is damaged: mend or delete it")
         return found.lines
@@ -199,4 +183,4 @@ class Run:
             UserError: if a line is damaged.
         """
         self.metrics()
-        cut_metrics(self.metrics_file, step)
+        records.cut_metrics(self.metrics_file, step)

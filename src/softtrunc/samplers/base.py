@@ -10,7 +10,7 @@ import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ __all__ = [
     "Callback",
     "Constraint",
     "FixedStepSampler",
+    "SampleOptions",
     "Sampler",
     "Samples",
     "ScoreHook",
@@ -70,6 +71,15 @@ ScoreHook = Callable[[Tensor, Tensor], Tensor]
 
 Constraint = Callable[[Tensor, Point | None, Noise], Tensor]
 """`(x, where, noise) -> x`, applied after every step; `where` is None when noise is all gone."""
+
+
+class SampleOptions(TypedDict, total=False):
+    """What `Sampler.sample` may be told by those who call it for the user."""
+
+    seeds: Sequence[int] | None
+    generator: torch.Generator | None
+    score_fn: ScoreHook | None
+    callback: Callback | None
 
 
 @dataclass

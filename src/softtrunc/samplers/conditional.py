@@ -7,14 +7,14 @@ level that the step has reached. Source: Song et al. 2021 (arXiv 2011.13456), ap
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from softtrunc.noise import Noise
-from softtrunc.samplers.base import Callback, FixedStepSampler, Samples, ScoreHook
+from softtrunc.samplers.base import FixedStepSampler, SampleOptions, Samples
 from softtrunc.samplers.grids import Point
 from softtrunc.score import ScoreFunction
 
@@ -26,22 +26,18 @@ def inpaint(
     model: ScoreFunction,
     known: Float[Tensor, " b *event"],
     mask: Bool[Tensor, " *mask"],
-    *,
-    seeds: Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-    score_fn: ScoreHook | None = None,
-    callback: Callback | None = None,
+    **options: Unpack[SampleOptions],
 ) -> Samples:
     """Fill in what is missing.
 
-    With `denoise_final` the known values come back unchanged. `seeds`, `generator`, `score_fn` and
-    `callback` are those of `Sampler.sample`.
+    With `denoise_final` the known values come back unchanged.
 
     Args:
         sampler: any fixed-step sampler; the source used `PredictorCorrector`.
         model: anything with `.sde` and `.score(x, t)`.
         known: `(B, *event)` in the model's data range; what lies outside the mask is not read.
         mask: True where `known` is known; broadcastable to `known`.
+        options: `seeds`, `generator`, `score_fn` and `callback` of `Sampler.sample`.
 
     Raises:
         ValueError: if the mask does not fit or holds anything but True and False.
@@ -64,13 +60,10 @@ def inpaint(
     return sampler.sample(
         model,
         known.shape,
-        seeds=seeds,
-        generator=generator,
         device=known.device,
         dtype=torch.promote_types(known.dtype, torch.float32),
-        score_fn=score_fn,
-        callback=callback,
         constraint=hold,
+        **options,
     )
 
 
@@ -80,22 +73,20 @@ def colorize(
     gray: Float[Tensor, " b 1 *space"],
     *,
     channels: int = 3,
-    seeds: Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-    score_fn: ScoreHook | None = None,
-    callback: Callback | None = None,
+    **options: Unpack[SampleOptions],
 ) -> Samples:
     """Find colours whose mean over the channels is `gray`.
 
     In an orthonormal basis of the channels whose first vector is constant, the grey value is one
     coordinate, and its noise is independent of the others: holding the mean in place is
-    inpainting there. `seeds`, `generator`, `score_fn` and `callback` are those of `Sampler.sample`.
+    inpainting there.
 
     Args:
         sampler: any fixed-step sampler; the source used `PredictorCorrector`.
         model: anything with `.sde` and `.score(x, t)` for `(B, channels, *space)`.
         gray: `(B, 1, *space)` in the model's data range.
         channels: how many channels the model has, >= 2.
+        options: `seeds`, `generator`, `score_fn` and `callback` of `Sampler.sample`.
 
     Raises:
         ValueError: if `gray` does not have one channel or `channels` is below 2.
@@ -115,11 +106,8 @@ def colorize(
     return sampler.sample(
         model,
         (gray.shape[0], channels, *gray.shape[2:]),
-        seeds=seeds,
-        generator=generator,
         device=gray.device,
         dtype=torch.promote_types(gray.dtype, torch.float32),
-        score_fn=score_fn,
-        callback=callback,
         constraint=hold,
+        **options,
     )

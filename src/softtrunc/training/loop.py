@@ -33,7 +33,7 @@ class StepRecord:
     """What one optimiser step did. Tensors stay on the device: reading them waits for it.
 
     - `step`: finished steps, this one included.
-    - `tau`: the truncation time, the same on all processes.
+    - `tau`: the truncation time, the same on all processes; of several, the smallest.
     - `learning_rate`: of this step.
     - `t`, `loss`, `error`: one value per example of this process's share, see `LossTerms`.
     - `grad_norm`: global norm of the gradient before clipping, ().
@@ -128,8 +128,8 @@ def fit(
         while state.step < steps:
             step = state.step
             times = step_generator(config.seed, step, Stream.TIMES)
-            draw = objective.draw(config.batch_size, step=step, generator=times)
-            draw = draw.part(mine.start, mine.stop)
+            whole_draw = objective.draw(config.batch_size, step=step, generator=times)
+            draw = whole_draw.part(mine.start, mine.stop)
             images, cells = _augmented(source.batch(step), config, step, mine)
             x = to_model_range(
                 images, levels=data.card.levels, value_range=value_range, noise=cells
@@ -165,7 +165,7 @@ def fit(
             state.step = step + 1
             yield StepRecord(
                 step=state.step,
-                tau=float(draw.tau),
+                tau=float(whole_draw.tau.min()),
                 learning_rate=config.learning_rate_at(step),
                 t=t,
                 loss=torch.cat([o.loss.detach() for o in terms]),

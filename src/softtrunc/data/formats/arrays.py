@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import math
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,7 +17,7 @@ from jaxtyping import UInt8
 from softtrunc.data.formats.folder import files_source
 from softtrunc.data.source import ArrayImages, Part, Source, plain_name
 
-__all__ = ["Npz", "array_source", "is_array", "to_nchw"]
+__all__ = ["Npz", "array_source", "is_array"]
 
 # Names under which people keep images and labels, by split.
 _IMAGE_KEYS = {
@@ -36,58 +35,37 @@ _WHOLE_LABELS = ("labels", "y", "arr_1", "label")
 class _Header(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
-    bytes_in_header: int
-
-    @property
-    def bytes_in_file(self) -> int:
-        return self.bytes_in_header + math.prod(self.shape) * self.dtype.itemsize
 
 
-@runtime_checkable
-class _Readable(Protocol):
-    def read(self, size: int = ..., /) -> bytes: ...
-    def tell(self) -> int: ...
-
-
-def _read_header(stream: _Readable, where: str) -> _Header:
-    """What a .npy says of itself, read before any of it is trusted."""
+def _read_header(stream: IO[bytes] | io.BufferedIOBase, size: int, where: str) -> _Header:
+    """What a .npy of `size` bytes says of itself, read and checked before it is trusted."""
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     try:
         version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
+        if version not in read:
             raise ValueError(f"version {version} of the format")
+        shape, _, dtype = read[version](stream)
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, OSError) as error:
         raise ValueError(f"{where}: not a NumPy array that can be read: {error}") from error
-    return _Header(shape, dtype, stream.tell())
-
-
-def _check_header(header: _Header, size: int, where: str) -> None:
-    if header.dtype.hasobject:
+    if dtype.hasobject:
         raise ValueError(
             f"{where}: holds pickled Python objects, which can run code when read: refused; save a "
             "plain uint8 array"
         )
-    if header.bytes_in_file != size:
+    promised = stream.tell() + math.prod(shape) * dtype.itemsize
+    if promised != size:
         raise ValueError(
-            f"{where}: says {header.dtype} {header.shape}, that is {header.bytes_in_file:,} bytes, "
-            f"but has {size:,}: cut short or edited"
+            f"{where}: says {dtype} {shape}, that is {promised:,} bytes, but has {size:,}: cut "
+            "short or edited"
         )
+    return _Header(shape, dtype)
 
 
-def to_nchw(array: np.ndarray, where: str) -> UInt8[np.ndarray, "n c h w"]:
-    """View an array of images as (N, C, H, W).
-
-    Args:
-        array: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; where both C-last and
-            C-first fit, C-last is meant.
-        where: for messages.
-
-    Raises:
-        ValueError: for other types and shapes.
-    """
+def _to_nchw(array: np.ndarray, where: str) -> UInt8[np.ndarray, "n c h w"]:
+    """View images as (N, C, H, W); where both C-last and C-first fit, C-last is meant."""
     if array.dtype != np.uint8:
         hint = (
             "multiply values in [0, 1] by 255, round, and save with .astype(numpy.uint8)"
@@ -114,12 +92,12 @@ class Npz:
 
     Args:
         path: where it is, for messages too.
-        stream: its content, where that is no file of its own.
+        content: what is in it, where that is no file of its own.
     """
 
-    def __init__(self, path: Path, stream: io.BytesIO | None = None) -> None:
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
         self.path = path
-        self._file = path if stream is None else stream
+        self._content = content
         self.headers: dict[str, _Header] = {}
         with self._open() as archive:
             for info in archive.infolist():
@@ -130,30 +108,22 @@ class Npz:
                     except (RuntimeError, zipfile.BadZipFile) as error:
                         raise ValueError(f"{where}: cannot be unpacked: {error}") from error
                     with member:
-                        header = _read_header(member, where)
-                    _check_header(header, info.file_size, where)
+                        header = _read_header(member, info.file_size, where)
                     self.headers[info.filename.removesuffix(".npy")] = header
 
     def _open(self) -> zipfile.ZipFile:
         try:
-            return zipfile.ZipFile(self._file)
+            return zipfile.ZipFile(
+                self.path if self._content is None else io.BytesIO(self._content)
+            )
         except (zipfile.BadZipFile, EOFError, OSError) as error:
             raise ValueError(f"{self.path}: not a readable .npz: {error}") from error
 
-    def _rewound(self) -> Path | io.BytesIO:
-        if not isinstance(self._file, Path):
-            self._file.seek(0)
-        return self._file
-
     def read(self, key: str) -> np.ndarray:
-        """One array.
-
-        Raises:
-            ValueError: if it cannot be read.
-        """
+        """One array, or a ValueError."""
         try:
-            with np.load(self._rewound(), allow_pickle=False) as arrays:
-                array: np.ndarray = arrays[key]
+            with self._open() as archive, archive.open(f"{key}.npy") as member:
+                array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
         except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as error:
             raise ValueError(f"{self.path}: {key}: cannot be read: {error}") from error
         return array
@@ -164,7 +134,7 @@ def _first(keys: tuple[str, ...], present: Mapping[str, object]) -> str | None:
 
 
 def _of_npz(npz: Npz, key: str, label_key: str | None) -> ArrayImages:
-    images = to_nchw(npz.read(key), f"{npz.path}: {key}")
+    images = _to_nchw(npz.read(key), f"{npz.path}: {key}")
     labels = None if label_key is None else npz.read(label_key).reshape(-1)
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"{npz.path}: {len(images)} images in {key}, {len(labels)} in {label_key}")
@@ -187,10 +157,9 @@ def _whole_npz(npz: Npz) -> ArrayImages:
 
 def _of_npy(path: Path) -> ArrayImages:
     with path.open("rb") as stream:
-        header = _read_header(stream, str(path))
-    _check_header(header, path.stat().st_size, str(path))
+        _read_header(stream, path.stat().st_size, str(path))
     mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return ArrayImages(path, to_nchw(mapped, str(path)))
+    return ArrayImages(path, _to_nchw(mapped, str(path)))
 
 
 def is_array(path: Path) -> bool:
@@ -214,20 +183,18 @@ def array_source(path: Path, held_out: float) -> Source:
     In an .npz, arrays `x_train` and `x_test` (also `train_images`, `train`, ...) are the splits,
     with labels in `y_train` and `y_test`. Otherwise `images`, `arr_0`, `x`, `data`, `samples` or
     the only such array is divided like a folder of images, by the numbers of its rows.
-
-    Raises:
-        ValueError: if it is cut short, holds pickles, or no uint8 images.
     """
     if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
         npz = Npz(path)
-        keys = {split: _first(names, npz.headers) for split, names in _IMAGE_KEYS.items()}
-        if any(keys.values()):
+        found = {split: _first(names, npz.headers) for split, names in _IMAGE_KEYS.items()}
+        keys = {split: key for split, key in found.items() if key is not None}
+        if keys:
 
-            def opener(split: str, key: str) -> Part:
-                return _of_npz(npz, key, _first(_LABEL_KEYS[split], npz.headers)).part()
+            def opener(split: str) -> Part:
+                label_key = _first(_LABEL_KEYS[split], npz.headers)
+                return _of_npz(npz, keys[split], label_key).part()
 
-            parts = {s: functools.partial(opener, s, key) for s, key in keys.items() if key}
-            return Source(plain_name(path), "array", str(path), parts)
+            return Source(plain_name(path), "array", str(path), keys, opener)
         images = _whole_npz(npz)
     else:
         images = _of_npy(path)

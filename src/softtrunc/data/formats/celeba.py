@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import posixpath
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from softtrunc.data.dataset import Skipped
-from softtrunc.data.formats.files import FolderFiles, open_files
+from softtrunc.data.formats.files import FolderFiles, open_archive
 from softtrunc.data.source import Encoded, ImageFiles, Source
 
 __all__ = ["celeba_source"]
@@ -56,21 +55,17 @@ def _read_partition(path: Path) -> dict[str, str]:
 def _images(path: Path) -> ImageFiles:
     """The aligned images: below a folder of their name, in a zip of it, or the path itself."""
     if not path.is_dir():
-        return open_files(path)
+        return open_archive(path)
     for folder in (path, path / "Img"):
         if (folder / _ALIGNED).is_dir():
             return FolderFiles(folder / _ALIGNED)
         if (folder / f"{_ALIGNED}.zip").is_file():
-            return open_files(folder / f"{_ALIGNED}.zip")
+            return open_archive(folder / f"{_ALIGNED}.zip")
     return FolderFiles(path)
 
 
 def celeba_source(path: Path) -> Source | None:
-    """CelebA, if there is the official partition file; its validation part is in neither split.
-
-    Raises:
-        ValueError: if the partition file is broken, or is not of these images.
-    """
+    """CelebA, if there is the official partition file; its validation part is in neither split."""
     partition = _find_partition(path)
     if partition is None:
         return None
@@ -93,8 +88,7 @@ def celeba_source(path: Path) -> Source | None:
     names: dict[str, list[str]] = {split: [] for split in split_of.values()}
     for base, split in split_of.items():
         names[split].append(found.get(base, base))
-    parts = {split: functools.partial(images.part, listed) for split, listed in names.items()}
-    return Source("celeba", "celeba", str(path), parts)
+    return Source("celeba", "celeba", str(path), names, lambda split: images.part(names[split]))
 
 
 class _Listed(ImageFiles):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,11 +39,7 @@ _CIFAR = (
 
 
 def cifar_source(members: Members) -> Source | None:
-    """CIFAR-10 or CIFAR-100, if it is one, with labels (of CIFAR-100 the fine ones).
-
-    Raises:
-        ValueError: if files of more than one form are there.
-    """
+    """CIFAR-10 or CIFAR-100, if it is one, with labels (of CIFAR-100 the fine ones)."""
     found = [form for form in _CIFAR if any(n in members for n in (*form.train, *form.test))]
     # Any file may be called "train": CIFAR-100's come with the list of their classes.
     found = [f for f in found if f.label_key != "fine_labels" or "meta" in members]
@@ -58,16 +52,15 @@ def cifar_source(members: Members) -> Source | None:
         )
     form = found[0]
 
-    def opener(names: Sequence[str]) -> Part:
+    def opener(split: str) -> Part:
+        names = form.train if split == "train" else form.test
         members.require(names)
         read = _binary_batch if form.label_bytes else _pickled_batch
         batches = [read(content, where, form) for _, content, where in members.read(names)]
         images, labels = (np.concatenate(each) for each in zip(*batches, strict=True))
         return ArrayImages(members.location, images, labels).part()
 
-    parts = {"train": functools.partial(opener, form.train)}
-    parts["test"] = functools.partial(opener, form.test)
-    return Source(form.name, form.name, str(members.location), parts)
+    return Source(form.name, form.name, str(members.location), ("train", "test"), opener)
 
 
 _Batch = tuple[UInt8[np.ndarray, "n c h w"], Int64[np.ndarray, " n"]]
@@ -106,11 +99,7 @@ _IMAGENET = re.compile(r"(?P<split>train_data_batch_(?P<number>\d+)|val_data)(?P
 
 
 def imagenet_source(members: Members) -> Source | None:
-    """The newer downsampled ImageNet (Chrabaszcz et al. 2017), if it is that; labels from 0.
-
-    Raises:
-        ValueError: if a batch is there in two forms.
-    """
+    """The newer downsampled ImageNet (Chrabaszcz et al. 2017), if it is that; labels from 0."""
     found: dict[str, list[str]] = {}
     for name in members:
         if (match := _IMAGENET.fullmatch(name)) is not None:
@@ -121,12 +110,13 @@ def imagenet_source(members: Members) -> Source | None:
             raise ValueError(f"{members.location}: batches both as .npz and pickled: keep one kind")
     if not found:
         return None
-
-    def opener(names: Sequence[str]) -> Part:
-        return _ImagenetBatches(members, names).part()
-
-    parts = {split: functools.partial(opener, names) for split, names in found.items()}
-    return Source("imagenet-npz", "imagenet", str(members.location), parts)
+    return Source(
+        name="imagenet-npz",
+        kind="imagenet",
+        location=str(members.location),
+        splits=found,
+        open_split=lambda split: _ImagenetBatches(members, found[split]).part(),
+    )
 
 
 class _ImagenetBatches(ImageFiles):
@@ -159,7 +149,7 @@ class _ImagenetBatch:
 
     def __init__(self, content: bytes, where: str) -> None:
         self._where = where
-        self._npz = Npz(Path(where), io.BytesIO(content)) if content.startswith(b"PK") else None
+        self._npz = Npz(Path(where), content) if content.startswith(b"PK") else None
         self._values: Mapping[str, Any] = {} if self._npz else unpickle(content, where)
 
     def get(self, key: str) -> Any:

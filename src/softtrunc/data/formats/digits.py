@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from softtrunc.data.dataset import ImageDataset
-from softtrunc.data.source import ArrayImages, Part, Source
+from softtrunc.data.source import ArrayImages, Source
 from softtrunc.data.splits import check_split
 
 __all__ = ["digits_source", "load_digits_split"]
@@ -52,9 +50,11 @@ def load_digits_split(split: str) -> ImageDataset:
 
 def digits_source() -> Source:
     """The digits, which are as they are to be."""
-
-    def opener(split: str) -> Part:
-        return ArrayImages.finished(load_digits_split(split), _LOCATION)
-
-    parts = {split: functools.partial(opener, split) for split in ("train", "test")}
-    return Source("digits", "digits", _LOCATION, parts, _LEVELS)
+    return Source(
+        name="digits",
+        kind="digits",
+        location=_LOCATION,
+        splits=("train", "test"),
+        open_split=lambda split: ArrayImages.finished(load_digits_split(split), _LOCATION),
+        levels=_LEVELS,
+    )

@@ -1,4 +1,7 @@
-"""Where image files lie by name: in a folder, a zip or a tar. Archives are read in memory only."""
+"""Where image files lie by name: in a folder, a zip or a tar. Archives are read in memory only.
+
+Archives that are broken, cut short or decompression bombs raise a ValueError.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from softtrunc.data.images.decode import MAX_FILE_BYTES, is_image_name
 from softtrunc.data.source import Encoded, ImageFiles
 from softtrunc.data.splits import split_of_folder
 
-__all__ = ["ArchiveFiles", "FolderFiles", "open_archive", "open_files"]
+__all__ = ["ArchiveFiles", "FolderFiles", "open_archive"]
 
 # An archive of images that unpacks to more than this many times its size is no such thing.
 _MAX_RATIO = 1000
@@ -98,19 +101,11 @@ class ArchiveFiles(ImageFiles):
 
     @abstractmethod
     def stream(self, member: str) -> AbstractContextManager[IO[bytes]]:
-        """One of `members`, open for reading.
-
-        Raises:
-            ValueError: if it cannot be unpacked, at the latest when it is read.
-        """
+        """One of `members`, open for reading."""
 
 
 class _ZipFiles(ArchiveFiles):
-    """A zip.
-
-    Raises:
-        ValueError: if it is broken, or unpacks to far more than its size.
-    """
+    """A zip."""
 
     def __init__(self, location: Path) -> None:
         try:
@@ -165,17 +160,13 @@ class _ZipFiles(ArchiveFiles):
 
 
 class _TarFiles(ArchiveFiles):
-    """A tar (also .gz, .bz2, .xz). Links and devices are skipped.
-
-    Raises:
-        ValueError: if it is broken or cut short, or unpacks to far more than its size.
-    """
+    """A tar (also .gz, .bz2, .xz). Links and devices are skipped."""
 
     def __init__(self, location: Path) -> None:
         sizes: dict[str, int] = {}
         refused: dict[str, str] = {}
         unpacked = 0
-        with _OpenTar(location) as archive:
+        with _opened_tar(location) as archive:
             for member in archive:
                 # Before the next header is looked for, for that unpacks what lies between.
                 unpacked += member.size
@@ -204,7 +195,7 @@ class _TarFiles(ArchiveFiles):
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the archive."""
-        with _OpenTar(self.location) as archive:
+        with _opened_tar(self.location) as archive:
             for name, stream in self._found(archive, names):
                 if self._sizes[name] > MAX_FILE_BYTES:
                     yield Encoded(name, None, _too_large(self._sizes[name]))
@@ -214,33 +205,28 @@ class _TarFiles(ArchiveFiles):
     @contextmanager
     def stream(self, member: str) -> Iterator[IO[bytes]]:
         """One of `members`, open for reading."""
-        with _OpenTar(self.location) as archive:
+        with _opened_tar(self.location) as archive:
             for _, stream in self._found(archive, [member]):
                 yield stream
                 return
 
 
-class _OpenTar:
+@contextmanager
+def _opened_tar(location: Path | str) -> Iterator[tarfile.TarFile]:
     """A tar open for reading; any way in which it can be broken becomes a ValueError."""
-
-    def __init__(self, location: Path | str) -> None:
-        self._location = location
-
-    def __enter__(self) -> tarfile.TarFile:
+    broken = (tarfile.TarError, EOFError, OSError, zlib.error)
+    try:
+        archive = tarfile.open(location)  # noqa: SIM115  (closed below)
+    except broken as error:
+        raise ValueError(f"{location}: not a readable tar: {error}") from error
+    with archive:
         try:
-            self._archive = tarfile.open(self._location)
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{self._location}: not a readable tar: {error}") from error
-        return self._archive
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._archive.close()
-        # lzma and bz2 have errors of their own, none of them a subclass of the others'.
-        broken = isinstance(error, (tarfile.TarError, EOFError, OSError, zlib.error))
-        if broken or type(error).__name__ == "LZMAError":
-            raise ValueError(
-                f"{self._location}: broken or cut short: {error}: fetch it again"
-            ) from error
+            yield archive
+        except Exception as error:
+            # lzma, which Python may lack, has an error that is no subclass of the others.
+            if not isinstance(error, broken) and type(error).__name__ != "LZMAError":
+                raise
+            raise ValueError(f"{location}: broken or cut short: {error}: fetch it again") from error
 
 
 def _refuse_cut(archive: tarfile.TarFile) -> None:
@@ -292,18 +278,5 @@ def _without_common_folder(members: Sequence[str]) -> dict[str, str]:
 
 
 def open_archive(location: Path) -> ArchiveFiles:
-    """The image files of a zip or tar.
-
-    Raises:
-        ValueError: if it is neither, or broken.
-    """
+    """The image files of a zip or tar."""
     return _ZipFiles(location) if zipfile.is_zipfile(location) else _TarFiles(location)
-
-
-def open_files(location: Path) -> ImageFiles:
-    """The image files of a folder, zip or tar.
-
-    Raises:
-        ValueError: if it is none of these, or broken.
-    """
-    return FolderFiles(location) if location.is_dir() else open_archive(location)

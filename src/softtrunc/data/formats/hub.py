@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from softtrunc.data.formats.folder import tables_source
 from softtrunc.data.formats.optional import import_for
+from softtrunc.data.formats.tables import image_column, known_labels, tables_source
 from softtrunc.data.source import Encoded, ImageFiles, Source
 from softtrunc.data.splits import HELD_OUT
 
@@ -52,12 +52,7 @@ def hub_source(address: str, held_out: float = HELD_OUT) -> Source:
 
 
 def saved_source(folder: Path, held_out: float) -> Source | None:
-    """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, if it is that.
-
-    Raises:
-        ModuleNotFoundError: if `datasets` is not installed.
-        ValueError: if it is broken or holds no images.
-    """
+    """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, if it is that."""
     one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     if not one and not (folder / "dataset_dict.json").is_file():
         return None
@@ -88,12 +83,9 @@ class _Table(ImageFiles):
     def __init__(self, datasets: Any, table: Any, location: str, allowed: Sequence[Path]) -> None:
         self.location = location
         columns = [n for n, f in table.features.items() if isinstance(f, datasets.Image)]
-        if len(columns) != 1:
-            there = ", ".join(f"{n}: {type(f).__name__}" for n, f in table.features.items())
-            what = "several columns" if columns else "no column"
-            raise ValueError(f"{location}: {what} of images among {there}")
+        there = {n: type(f).__name__ for n, f in table.features.items()}
+        self._column = image_column(location, columns, there)
         classes = [n for n, f in table.features.items() if isinstance(f, datasets.ClassLabel)]
-        self._column = columns[0]
         self._table = table.select_columns(columns).cast_column(
             columns[0], datasets.Image(decode=False)
         )
@@ -101,8 +93,7 @@ class _Table(ImageFiles):
         self.names = [f"{row:08d}" for row in range(len(table))]
         if len(classes) == 1:
             labels = np.asarray(table.select_columns(classes).with_format("numpy")[:][classes[0]])
-            # -1 is the Hub's word for "not told".
-            self.labels = labels.astype(np.int64) if labels.min(initial=0) >= 0 else None
+            self.labels = known_labels(labels)
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the rows."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
+import io
 import math
 import re
 import zlib
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,12 +24,7 @@ _MAX_DEFLATE_RATIO = 1032
 _NAME = re.compile(r"(?P<family>.*?)(?P<split>train|t10k|test)-images[-.]idx3-ubyte(?P<gz>\.gz)?$")
 
 
-@runtime_checkable
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-def _read(stream: _Readable, largest: int, path: Path) -> np.ndarray:
+def _read(stream: io.BufferedIOBase, largest: int, path: Path) -> np.ndarray:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or not 1 <= magic[3] <= 4:
         raise ValueError(f"{path}: not an IDX file (it starts with {magic.hex() or 'nothing'})")
@@ -81,11 +75,7 @@ def is_idx_name(path: Path) -> bool:
 
 
 def _image_files(folder: Path) -> dict[str, Path]:
-    """The image files of the MNIST family in a folder, by split ("train", "test"); else empty.
-
-    Raises:
-        ValueError: if there are those of several families (EMNIST's, say).
-    """
+    """The image files of the MNIST family in a folder, by split ("train", "test"); else empty."""
     found: dict[str, Path] = {}
     families: set[str] = set()
     for path in sorted(folder.iterdir()):
@@ -107,9 +97,6 @@ def idx_source(path: Path) -> Source | None:
 
     The files lie in the folder, or in one below it as in torchvision's `MNIST/raw`; labels are read
     where theirs lie beside. None: there are no such files.
-
-    Raises:
-        ValueError: if there are those of several families.
     """
     for below in ("", *_BELOW):
         folder = path / below
@@ -118,7 +105,8 @@ def idx_source(path: Path) -> Source | None:
     else:
         return None
 
-    def opener(path: Path) -> Part:
+    def opener(split: str) -> Part:
+        path = found[split]
         images = read_idx(path)
         if images.ndim != 3:
             raise ValueError(
@@ -130,11 +118,11 @@ def idx_source(path: Path) -> Source | None:
         return ArrayImages(folder, images[:, None], labels).part()
 
     missing = "t10k" if "train" in found else "train"
-    in_order = sorted(found.items(), reverse=True)
     return Source(
         name=plain_name(folder),
         kind="idx",
         location=str(folder),
-        parts={split: functools.partial(opener, path) for split, path in in_order},
+        splits=sorted(found, reverse=True),
+        open_split=opener,
         advice=f"no {missing}-images-idx3-ubyte[.gz] for the SPLIT split",
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from softtrunc.data.formats.folder import files_source
 from softtrunc.data.formats.optional import import_for
 from softtrunc.data.images.decode import MAX_FILE_BYTES
-from softtrunc.data.source import Encoded, ImageFiles, Part, Source
+from softtrunc.data.source import Encoded, ImageFiles, Source
 from softtrunc.data.splits import split_of_folder
 
 __all__ = ["lmdb_source"]
@@ -24,22 +24,17 @@ def _is_lmdb(folder: Path) -> bool:
 
 
 class _LmdbFiles(ImageFiles):
-    """The image files in an LMDB folder, named and ordered by their keys.
-
-    Raises:
-        ModuleNotFoundError: if lmdb is not installed.
-        ValueError: if the database is broken or cut short.
-    """
+    """The image files in an LMDB folder, named and ordered by their keys."""
 
     def __init__(self, location: Path) -> None:
         self.location = location
-        with _Transaction(location) as transaction:
+        with _transaction(location) as transaction:
             keys = transaction.cursor().iternext(keys=True, values=False)
             self.names = [bytes(key).decode("latin1") for key in keys]
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the keys."""
-        with _Transaction(Path(self.location)) as transaction:
+        with _transaction(Path(self.location)) as transaction:
             for name in sorted(names):
                 content = transaction.get(name.encode("latin1"))
                 if content is None:
@@ -50,34 +45,25 @@ class _LmdbFiles(ImageFiles):
                     yield Encoded(name, bytes(content))
 
 
-class _Transaction:
+@contextmanager
+def _transaction(location: Path) -> Iterator[Any]:
     """A read transaction on a database that cannot reach beyond the end of its file."""
-
-    def __init__(self, location: Path) -> None:
-        self._location = location
-
-    def __enter__(self) -> Any:
-        lmdb = import_for("LMDB folders", "lmdb", "lsun")
-        try:
-            self._environment = lmdb.open(
-                str(self._location), readonly=True, lock=False, readahead=False, meminit=False
-            )
-            pages = self._environment.info()["last_pgno"] + 1
-            needed = pages * self._environment.stat()["psize"]
-        except lmdb.Error as error:
-            raise ValueError(f"{self._location}: not a readable LMDB: {error}") from error
-        size = (self._location / "data.mdb").stat().st_size
+    lmdb = import_for("LMDB folders", "lmdb", "lsun")
+    try:
+        environment = lmdb.open(
+            str(location), readonly=True, lock=False, readahead=False, meminit=False
+        )
+    except lmdb.Error as error:
+        raise ValueError(f"{location}: not a readable LMDB: {error}") from error
+    with environment:
+        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        size = (location / "data.mdb").stat().st_size
         # It is mapped into memory: reading past its end would kill the process.
         if size < needed:
-            self._environment.close()
             raise ValueError(
-                f"{self._location}: data.mdb has {size:,} of {needed:,} bytes: cut short; fetch it "
-                "again"
+                f"{location}: data.mdb has {size:,} of {needed:,} bytes: cut short; fetch it again"
             )
-        return self._environment.begin(buffers=True)
-
-    def __exit__(self, *_: object) -> None:
-        self._environment.close()
+        yield environment.begin(buffers=True)
 
 
 def lmdb_source(folder: Path, held_out: float) -> Source | None:
@@ -109,10 +95,11 @@ def lmdb_source(folder: Path, held_out: float) -> Source | None:
         found[split] = place
     if not found:
         return None
-
-    def opener(path: Path) -> Part:
-        return _LmdbFiles(path).part()
-
     category = next(iter(found.values())).name.split("_train")[0].split("_val")[0]
-    parts = {split: functools.partial(opener, path) for split, path in found.items()}
-    return Source(f"lsun-{category}", "lmdb", str(folder), parts)
+    return Source(
+        name=f"lsun-{category}",
+        kind="lmdb",
+        location=str(folder),
+        splits=found,
+        open_split=lambda split: _LmdbFiles(found[split]).part(),
+    )

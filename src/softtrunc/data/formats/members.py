@@ -102,11 +102,7 @@ class Members:
 
 
 def count_records(size: int, record: int, where: str) -> int:
-    """How many images of `record` bytes a file of `size` bytes holds.
-
-    Raises:
-        ValueError: if that is no whole number, or none.
-    """
+    """How many images of `record` bytes a file of `size` bytes holds."""
     if not size or size % record:
         raise ValueError(
             f"{where}: {size:,} bytes are not a whole number of images of {record:,} bytes: cut "
@@ -116,11 +112,7 @@ def count_records(size: int, record: int, where: str) -> int:
 
 
 def check_labels(labels: object, count: int, allowed: range, where: str) -> Int64[np.ndarray, " n"]:
-    """One label for each image.
-
-    Raises:
-        ValueError: if there are more or fewer, or one is none of those allowed.
-    """
+    """One label for each image."""
     found = np.asarray(labels)
     if labels is None or found.ndim != 1 or found.dtype.kind not in "iu":
         raise ValueError(f"{where}: no list of labels in it")

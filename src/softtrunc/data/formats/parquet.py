@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from softtrunc.data.formats.folder import tables_source
 from softtrunc.data.formats.optional import import_for
+from softtrunc.data.formats.tables import image_column, known_labels, tables_source
 from softtrunc.data.source import Encoded, ImageFiles, Source, plain_name, rows_by_file
 
 __all__ = ["is_parquet", "parquet_source"]
@@ -37,10 +37,6 @@ def parquet_source(location: Path, held_out: float) -> Source | None:
     Tables have a column of image files, and labels where a column is named `label`. Files of one
     split are read one after the other; those that tell no split are divided like a folder of
     images.
-
-    Raises:
-        ModuleNotFoundError: if pyarrow is not installed.
-        ValueError: if there are several splits, none of them called train.
     """
     if location.is_file():
         paths = [location]
@@ -78,9 +74,7 @@ class _Tables(ImageFiles):
         self.names = names
         known = [part for part in labels if part is not None]
         if len(known) == len(labels):
-            whole = np.concatenate(known).astype(np.int64)
-            # -1 is the Hub's word for "not told".
-            self.labels = whole if whole.min(initial=0) >= 0 else None
+            self.labels = known_labels(np.concatenate(known))
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the files and rows."""
@@ -130,9 +124,4 @@ def _image_column(path: Path, schema: Any) -> str:
     plain = [
         f.name for f in schema if str(f.type) == "binary" and f.name in ("image", "img", "bytes")
     ]
-    found: list[str] = structs or plain
-    if len(found) != 1:
-        there = ", ".join(f"{f.name}: {f.type}" for f in schema)
-        what = "several columns" if found else "no column"
-        raise ValueError(f"{path}: {what} of images among {there}")
-    return found[0]
+    return image_column(path, structs or plain, {f.name: str(f.type) for f in schema})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
@@ -35,8 +34,7 @@ def stl10_source(members: Members) -> Source | None:
             images.labels = check_labels(labels, len(images.names), range(1, 11), where) - 1
         return images.part()
 
-    parts = {split: functools.partial(opener, split) for split in _PARTS}
-    return Source("stl10", "stl10", str(members.location), parts)
+    return Source("stl10", "stl10", str(members.location), _PARTS, opener)
 
 
 class _Records(ImageFiles):

@@ -139,12 +139,9 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: not a pickled batch, or cut short: {reason}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{where}: a pickled {type(found).__name__}, not a batch of images")
-    return {_text(key): _plain(value) for key, value in found.items()}
-
-
-def _text(key: object) -> str:
-    return key.decode("latin1") if isinstance(key, bytes) else str(key)
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, _Array) else value
+    return {
+        key.decode("latin1") if isinstance(key, bytes) else str(key): (
+            value.value if isinstance(value, _Array) else value
+        )
+        for key, value in found.items()
+    }

@@ -21,6 +21,7 @@ __all__ = [
     "Collected",
     "collect",
     "decode_each",
+    "in_order",
     "nothing_readable",
     "several_sizes",
     "try_decode",
@@ -74,20 +75,24 @@ def decode_each(
     `use` runs in the thread that decoded and reduces the image to what is wanted of it.
     """
 
-    def work(item: Encoded) -> T | Skipped:
+    def work(item: Encoded) -> tuple[str, T | Skipped]:
         decoded = try_decode(item, fit, channels)
-        return decoded if isinstance(decoded, Skipped) else use(decoded)
+        return item.name, decoded if isinstance(decoded, Skipped) else use(decoded)
 
     workers = os.cpu_count() or 1
-    ahead: deque[tuple[str, Future[T | Skipped]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="softtrunc-decode") as pool:
-        for item in encoded:
-            ahead.append((item.name, pool.submit(work, item)))
-            if len(ahead) > 4 * workers:
-                name, future = ahead.popleft()
-                yield name, future.result()
-        for name, future in ahead:
-            yield name, future.result()
+        yield from in_order((pool.submit(work, item) for item in encoded), 4 * workers)
+
+
+def in_order(futures: Iterable[Future[T]], most: int) -> Iterator[T]:
+    """Results in the order of their futures, of which `most` are under way at a time."""
+    ahead: deque[Future[T]] = deque()
+    for future in futures:
+        ahead.append(future)
+        if len(ahead) > most:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
 
 
 def several_sizes(
@@ -108,10 +113,6 @@ def nothing_readable(location: object, skipped: Sequence[Skipped]) -> ValueError
     return ValueError(f"no readable image under {location}{first}")
 
 
-def _same(decoded: Decoded) -> Decoded:
-    return decoded
-
-
 def collect(
     files: ImageFiles,
     names: Sequence[str],
@@ -123,13 +124,9 @@ def collect(
 ) -> Collected:
     """Decode images into one array in the order of `names`.
 
-    Args:
-        files: where they lie.
-        names: which ones.
-        fit: what to bring them to; None: they must all have one size.
-        channels: 1 or 3; None: 3 if any image has colour.
-        largest: most bytes that the array may take.
-        progress: called after each image.
+    With no `fit` they must all have one size; with no number of channels they have 3 if any image
+    has colour. `largest` is the most bytes that the array may take; `progress` is called after each
+    image.
 
     Raises:
         ValueError: if none can be read, they take too many bytes, or sizes differ and none was
@@ -141,7 +138,7 @@ def collect(
     filled = np.zeros(len(names), dtype=bool)
     skipped: list[Skipped] = []
     lossy, converted = False, Counter[str]()
-    results = decode_each(files.read(names), _same, fit=fit, channels=channels)
+    results = decode_each(files.read(names), lambda image: image, fit=fit, channels=channels)
     for done, (name, result) in enumerate(results, start=1):
         if isinstance(result, Skipped):
             skipped.append(result)

@@ -26,6 +26,14 @@ _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 # Raw modes with 5 or 6 bits a channel; any other ";16" means 16 bits a channel.
 _PACKED_16 = {"BGR;16", "RGB;16"}
 
+_LOSSY_FORMATS = {"JPEG", "MPO"}
+_GREY_MODES = {"1", "L", "LA", "La"}
+# Others, such as LAB, mean nothing without a profile.
+_KNOWN_MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+
+# What most files are; Pillow tries formats in the order given.
+_COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+
 
 class Decoded(NamedTuple):
     """An image and what its file held.
@@ -42,19 +50,9 @@ class Decoded(NamedTuple):
     converted: str = ""
 
 
-_LOSSY_FORMATS = {"JPEG", "MPO"}
-_GREY_MODES = {"1", "L", "LA", "La"}
-# Others, such as LAB, mean nothing without a profile.
-_KNOWN_MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
-
-
 def is_grey(mode: str) -> bool:
     """Whether a mode, in Pillow's words, is without colour."""
     return mode in _GREY_MODES
-
-
-# What most files are; Pillow tries formats in the order given.
-_COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 
 
 @functools.cache

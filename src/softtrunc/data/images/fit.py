@@ -52,8 +52,9 @@ class Fit:
         cropped = self._cropped(image)
         if cropped.size == (width, height):
             return pixels_of(cropped)
+        resampling = _FILTERS[self.filter or "bicubic"]
         if not self.strict:
-            return pixels_of(cropped.resize((width, height), self._resampling()))
+            return pixels_of(cropped.resize((width, height), resampling))
         if cropped.width < width or cropped.height < height:
             raise ValueError(
                 f"is {image.width}x{image.height} (width x height), smaller than the protocol's "
@@ -61,14 +62,11 @@ class Fit:
             )
         # Band by band in float: Pillow rounds to 8 bits twice otherwise, once per direction.
         bands = [
-            np.asarray(band.convert("F").resize((width, height), self._resampling()))
+            np.asarray(band.convert("F").resize((width, height), resampling))
             for band in cropped.split()
         ]
         exact: np.ndarray = np.rint(np.stack(bands, axis=-1)).clip(0.0, 255.0)
         return exact.astype(np.uint8)
-
-    def _resampling(self) -> Image.Resampling:
-        return _FILTERS[self.filter or "bicubic"]
 
     def _cropped(self, image: Image.Image) -> Image.Image:
         """Cut before resizing and at whole pixels, so that the filter sees nothing of the rest."""

@@ -20,7 +20,7 @@ from softtrunc.data.images.collect import try_decode
 from softtrunc.data.images.fit import Fit
 from softtrunc.data.source import Encoded
 
-__all__ = ["Filled", "Target", "chunks", "fill", "workers_for"]
+__all__ = ["Filled", "chunks", "fill", "workers_for"]
 
 # What one task of a worker holds at most.
 _CHUNK_IMAGES = 128
@@ -29,27 +29,13 @@ _CHUNK_BYTES = 16 << 20
 _WORTH_A_PROCESS = 1024
 
 
-class Target(NamedTuple):
-    """Where rows go: a file, where in it the first begins, and the shape (C, H, W) of each."""
-
-    path: Path
-    offset: int
-    shape: tuple[int, int, int]
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one row."""
-        channels, height, width = self.shape
-        return channels * height * width
-
-
 class Filled(NamedTuple):
     """What became of a chunk.
 
     - `rows`: all of its rows. `skipped`: those without an image, and why.
     - `colour`, `lossy`: whether any image has colour or was stored with loss.
     - `converted`: how many were changed how.
-    - `misfit`: name and size (height, width) of an image that does not fit the target.
+    - `misfit`: name and size (height, width) of an image that does not fit.
     """
 
     rows: list[int]
@@ -61,7 +47,7 @@ class Filled(NamedTuple):
 
 
 Chunk = list[tuple[int, Encoded]]
-Fill = Callable[[Target, Chunk, Fit | None, int | None], "Future[Filled]"]
+Fill = Callable[[Path, Chunk, Fit | None, int | None], "Future[Filled]"]
 
 
 def chunks(encoded: Iterable[Encoded], row_of: dict[str, int]) -> Iterator[Chunk]:
@@ -81,31 +67,29 @@ def chunks(encoded: Iterable[Encoded], row_of: dict[str, int]) -> Iterator[Chunk
         yield chunk
 
 
-def fill(target: Target, chunk: Chunk, fit: Fit | None, channels: int | None) -> Filled:
-    """Decode images and write each into its row; nothing else in the file is touched."""
+def fill(path: Path, chunk: Chunk, fit: Fit | None, channels: int | None) -> Filled:
+    """Decode images and write each into its row of a .npy; nothing else in it is touched."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    shape, start, row_bytes = array.shape[1:], array.offset, array[0].nbytes
     skipped: list[tuple[int, str]] = []
     converted: Counter[str] = Counter()
     colour = lossy = False
-    depth, height, width = target.shape
-    with target.path.open("r+b") as stream:
+    # Not through the map: where the disk is full that would end the process without a word.
+    with path.open("r+b") as stream:
         for row, item in chunk:
             decoded = try_decode(item, fit, channels)
             if isinstance(decoded, Skipped):
                 skipped.append((row, decoded.reason))
                 continue
-            found = decoded.pixels
-            if found.shape[:2] != (height, width):
-                misfit = item.name, (found.shape[0], found.shape[1])
-                return Filled([], [], False, False, {}, misfit)
-            colour |= found.shape[2] == 3
+            height, width, depth = decoded.pixels.shape
+            if (height, width) != shape[1:]:
+                return Filled([], [], False, False, {}, (item.name, (height, width)))
+            colour |= depth == 3
             lossy |= decoded.lossy
             if decoded.converted:
                 converted[decoded.converted] += 1
-            planes = found.transpose(2, 0, 1)
-            if len(planes) != depth:
-                planes = np.broadcast_to(planes, target.shape)
-            stream.seek(target.offset + row * target.row_bytes)
-            stream.write(planes.tobytes())
+            stream.seek(start + row * row_bytes)
+            stream.write(np.broadcast_to(decoded.pixels.transpose(2, 0, 1), shape).tobytes())
     return Filled([row for row, _ in chunk], skipped, colour, lossy, dict(converted))
 
 
@@ -122,9 +106,9 @@ def _begin_worker() -> None:
     threading.Thread(target=watch, daemon=True, name="softtrunc-parent").start()
 
 
-def _here(target: Target, chunk: Chunk, fit: Fit | None, channels: int | None) -> Future[Filled]:
+def _here(path: Path, chunk: Chunk, fit: Fit | None, channels: int | None) -> Future[Filled]:
     future: Future[Filled] = Future()
-    future.set_result(fill(target, chunk, fit, channels))
+    future.set_result(fill(path, chunk, fit, channels))
     return future
 
 

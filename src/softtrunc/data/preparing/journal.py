@@ -18,13 +18,8 @@ __all__ = ["Journal"]
 class Journal:
     """A file of one JSON object a line: the plan, then what was filled.
 
-    A journal of another plan is begun anew. Rows count as done only after
-    the pixels are safely on disk: `commit` is told once they are.
-
-    Args:
-        path: the file.
-        plan: all that decides what the pixels will be.
-        count: number of rows.
+    The plan is all that decides what the pixels will be; a journal of another one is begun anew.
+    Rows count as done only after the pixels are safely on disk: `commit` is told once they are.
     """
 
     def __init__(self, path: Path, plan: Mapping[str, Any], count: int) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,25 @@ from typing import Any
 import numpy as np
 import PIL
 
-from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
-from softtrunc.data.images.collect import Advance, nothing_readable, several_sizes, try_decode
-from softtrunc.data.images.fit import describe_fit
-from softtrunc.data.load import CountError, How, open_part
-from softtrunc.data.preparing.fill import Filled, Target, chunks, workers_for
+from softtrunc.data.dataset import DataCard, Skipped
+from softtrunc.data.detect import open_source
+from softtrunc.data.images.collect import (
+    Advance,
+    Collected,
+    in_order,
+    nothing_readable,
+    several_sizes,
+    try_decode,
+)
+from softtrunc.data.preparing.fill import chunks, workers_for
 from softtrunc.data.preparing.journal import Journal
 from softtrunc.data.preparing.prepared import open_prepared, write_split
-from softtrunc.data.source import ArrayImages, Part, Source
+from softtrunc.data.protocol import CountError, How, open_part
+from softtrunc.data.source import ArrayImages, NoSplitError, Part, Source
+from softtrunc.data.splits import check_split
 from softtrunc.feedback.files import replace_folder
 
-__all__ = ["Bar", "prepare_source"]
+__all__ = ["prepare"]
 
 _SECONDS_BETWEEN_COMMITS = 2.0
 _COPY_ROWS = 1024
@@ -36,16 +43,54 @@ Bar = Callable[[str], Advance]
 """Gives the progress of one piece of work by its name."""
 
 
-def prepare_source(
-    source: Source,
+def prepare(
+    source: str | Path,
     out: Path,
-    splits: Sequence[str],
-    how: How,
     *,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    preset: str | None = None,
+    allow_count: bool = False,
+    splits: Sequence[str] | None = None,
     workers: int = 1,
     bar: Bar | None = None,
 ) -> dict[str, DataCard]:
-    """Write splits of a source into a new folder, with the arguments and refusals of `prepare`."""
+    """Decode once, train often: write each split as a memory-mapped uint8 .npy and a JSON card.
+
+    Images are decoded straight to disk, so the data may exceed the memory. The folder appears when
+    everything is in it; until then the work lies beside it in `.NAME.partial`, and a call that was
+    killed goes on from there. What is written depends on neither the number of workers nor on
+    kills.
+
+    Args:
+        source, image_size, channels: as in `open_dataset`.
+        out: the folder to make; it may exist if it is empty.
+        preset: the protocol of a known data set (`PRESETS`) instead of these; it also says how many
+            images there must be.
+        allow_count: take other numbers of images than the preset's, under another name.
+        splits: which ones to write; None: those that there are.
+        workers: processes that decode. With more than one, a script must guard its entry by
+            `if __name__ == "__main__":`.
+        bar: gives the progress of each piece of work by its name.
+
+    Returns:
+        The cards by split.
+
+    Raises:
+        CountError: if numbers of images are not the preset's.
+        ValueError: if `out` is in use or too small for the data, or as `open_dataset`.
+    """
+    how = How.asked(source, image_size, channels, preset, allow_count)
+    opened = open_source(source)
+    if opened.kind == "prepared":
+        raise ValueError(f"{source}: is prepared already: give the original data")
+    there = [split for split in ("train", "test") if split in opened.splits]
+    if how.preset is not None and how.preset.test is None:
+        there = ["train"]
+    for split in splits or ():
+        check_split(split, source)
+        if split not in there:
+            raise NoSplitError(f"{source}: no {split} split, only {', '.join(there)}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out}: exists: choose another folder, or delete it first")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +98,8 @@ def prepare_source(
         done = place / "done"
         done.mkdir(exist_ok=True)
         cards = {
-            split: _Preparation(source, split, how, place).run(workers, bar) for split in splits
+            split: _Preparation(opened, split, how, place).run(workers, bar)
+            for split in splits or there
         }
         replace_folder(done, out)
         shutil.rmtree(place)
@@ -124,18 +170,10 @@ class _Preparation:
         self._how.check_count(self._source, self._split, len(rows), skipped)
         grey = self._how.channels is None and not journal.colour
         file = self._settle(rows, 1 if grey else shape[0])
-        data = ImageDataset.create(
-            np.load(file, mmap_mode="r", allow_pickle=False),
-            name=self._how.name(self._source, self._split, len(rows), journal.lossy),
-            split=self._split,
-            source=self._source.location,
-            levels=self._source.levels,
-            preprocessing=describe_fit(self._how.fit),
-            labels=None if part.labels is None else part.labels[rows],
-            skipped=[*part.files.skipped, *sorted(skipped)],
-            converted=journal.converted,
-            progress=bar(f"check {self._split}") if bar else None,
-        )
+        images: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        found = Collected(images, rows, sorted(skipped), journal.lossy, journal.converted)
+        progress = bar(f"check {self._split}") if bar else None
+        data = self._how.finish(self._source, self._split, part, found, progress)
         file.replace(done / f"{self._split}.npy")
         write_split(done, data, {"kind": self._source.kind, "preset": self._preset})
         self._raw.unlink(missing_ok=True)
@@ -183,17 +221,17 @@ class _Preparation:
         workers: int,
         bar: Bar | None,
     ) -> None:
-        target = self._target(len(part.names), shape, journal)
+        self._make_room(len(part.names), shape, journal)
         row_of = {name: row for row, name in enumerate(part.names)}
         wanted = [name for row, name in enumerate(part.names) if not journal.done[row]]
         progress = bar(f"prepare {self._split}") if bar else None
         done, committed = len(part.names) - len(wanted), time.monotonic()
-        ahead: deque[Future[Filled]] = deque()
-
-        with target.path.open("r+b") as stream, workers_for(len(wanted), workers) as fill:
-
-            def take(filled: Filled) -> None:
-                nonlocal done, committed
+        with self._raw.open("r+b") as stream, workers_for(len(wanted), workers) as fill:
+            futures = (
+                fill(self._raw, chunk, self._how.fit, self._how.channels)
+                for chunk in chunks(part.files.read(wanted), row_of)
+            )
+            for filled in in_order(futures, 2 * workers):
                 if filled.misfit is not None:
                     first = self._first, shape[1:]
                     raise several_sizes(self._source.location, first, filled.misfit)
@@ -205,29 +243,20 @@ class _Preparation:
                     committed = time.monotonic()
                 if progress is not None:
                     progress(done, len(part.names))
-
-            for chunk in chunks(part.files.read(wanted), row_of):
-                ahead.append(fill(target, chunk, self._how.fit, self._how.channels))
-                if len(ahead) > 2 * workers:
-                    take(ahead.popleft().result())
-            while ahead:
-                take(ahead.popleft().result())
             os.fsync(stream.fileno())
             journal.commit()
 
-    def _target(self, count: int, shape: tuple[int, int, int], journal: Journal) -> Target:
-        """The file for all rows, whether they will have an image or not; old rows stay."""
-        needed = count * int(np.prod(shape))
-        if not (self._raw.exists() and journal.done.any()):
-            free = shutil.disk_usage(self._place).free
-            if needed > free:
-                raise ValueError(
-                    f"{self._place.parent}: {count:,} images of {shape[0]} x {shape[1]} x "
-                    f"{shape[2]} take {needed / 2**30:.1f} GiB, only {free / 2**30:.1f} are free"
-                )
-            np.lib.format.open_memmap(self._raw, "w+", np.uint8, (count, *shape)).flush()
-        offset = self._raw.stat().st_size - needed
-        return Target(self._raw, offset, shape)
+    def _make_room(self, count: int, shape: tuple[int, int, int], journal: Journal) -> None:
+        """A file for all rows, whether they will have an image or not; old rows stay."""
+        if self._raw.exists() and journal.done.any():
+            return
+        needed, free = count * math.prod(shape), shutil.disk_usage(self._place).free
+        if needed > free:
+            raise ValueError(
+                f"{self._place.parent}: {count:,} images of {shape[0]} x {shape[1]} x {shape[2]} "
+                f"take {needed / 2**30:.1f} GiB, only {free / 2**30:.1f} are free"
+            )
+        np.lib.format.open_memmap(self._raw, "w+", np.uint8, (count, *shape)).flush()
 
     def _settle(self, rows: np.ndarray, channels: int) -> Path:
         """The file of the array without the rows and channels that hold nothing."""

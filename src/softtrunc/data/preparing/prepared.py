@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
-from softtrunc.data.source import ArrayImages, Part, Source
+from softtrunc.data.source import ArrayImages, Source
 from softtrunc.data.splits import check_split
 from softtrunc.feedback.files import whole_file, write_bytes
 
@@ -27,15 +26,13 @@ def prepared_source(folder: Path) -> Source | None:
     if not splits:
         return None
 
-    def opener(split: str) -> Part:
-        return ArrayImages.finished(open_prepared(folder, split), str(folder))
-
     card = _read_card(folder / f"{splits[0]}.json")[0]
     return Source(
         name=card.name,
         kind="prepared",
         location=str(folder),
-        parts={split: functools.partial(opener, split) for split in splits},
+        splits=splits,
+        open_split=lambda split: ArrayImages.finished(open_prepared(folder, split), str(folder)),
         levels=card.levels,
         advice="no prepared SPLIT split (no SPLIT.json)",
     )

@@ -1,21 +1,17 @@
-"""One split of a source, decoded into memory."""
+"""What images are brought to, under a known protocol or not, and what they may then be called."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
-from softtrunc.data.images.collect import Advance, Collected, collect
-from softtrunc.data.images.decode import conform
+from softtrunc.data.images.collect import Advance, Collected
 from softtrunc.data.images.fit import Fit, describe_fit, fit_to, pair
 from softtrunc.data.presets import Preset, find_preset
-from softtrunc.data.source import ArrayImages, NoSplitError, Part, Source, joined
+from softtrunc.data.source import NoSplitError, Part, Source, joined
 
-__all__ = ["CountError", "How", "load_part", "open_part"]
+__all__ = ["CountError", "How", "open_part"]
 
 
 class CountError(ValueError):
@@ -106,14 +102,39 @@ class How:
                 f"prepare it with --preset {self.preset.name}"
             )
 
-    def name(self, source: Source, split: str, found: int, lossy: bool) -> str:
-        """What the images may be called: a data set's name only if they are that data set."""
-        if self.preset is None:
-            return source.name
-        name = self.preset.name
-        if lossy and self.preset.lossless:
-            name += "-jpeg"
-        return name if found == self.preset.counts.get(split) else f"{name}-partial"
+    def finish(
+        self,
+        source: Source,
+        split: str,
+        part: Part,
+        found: Collected,
+        progress: Advance | None = None,
+    ) -> ImageDataset:
+        """The split, under the name that it may have: a data set's only if they are that data set.
+
+        Raises:
+            CountError: if the number of images is not the protocol's.
+        """
+        count, name = len(found.images), source.name
+        self.check_count(source, split, count, found.skipped)
+        if self.preset is not None:
+            name = self.preset.name
+            if found.lossy and self.preset.lossless:
+                name += "-jpeg"
+            if count != self.preset.counts.get(split):
+                name += "-partial"
+        return ImageDataset.create(
+            found.images,
+            name=name,
+            split=split,
+            source=source.location,
+            levels=source.levels,
+            preprocessing=describe_fit(self.fit),
+            labels=None if part.labels is None else part.labels[found.rows],
+            skipped=[*part.files.skipped, *found.skipped],
+            converted=found.converted,
+            progress=progress,
+        )
 
 
 def open_part(source: Source, split: str, how: How) -> Part:
@@ -136,46 +157,3 @@ def open_part(source: Source, split: str, how: How) -> Part:
     else:
         how.check_count(source, split, len(part.names))
     return part
-
-
-def load_part(
-    source: Source,
-    split: str,
-    how: How,
-    *,
-    largest: int | None = None,
-    progress: Advance | None = None,
-) -> ImageDataset:
-    """Decode one split into memory; `largest` and `progress` as in `open_dataset`.
-
-    Raises:
-        FileNotFoundError: if there is no such split.
-        ValueError: if it cannot be read, or takes too many bytes.
-    """
-    part = open_part(source, split, how)
-    if part.data is not None:
-        return part.data
-    if how.preset is None and isinstance(part.files, ArrayImages):
-        images = conform(part.files.pick(part.names), how.fit, how.channels)
-        found = Collected(images, np.arange(len(images)), [], lossy=False, converted=Counter())
-    else:
-        found = collect(
-            part.files,
-            part.names,
-            fit=how.fit,
-            channels=how.channels,
-            largest=largest,
-            progress=progress,
-        )
-    how.check_count(source, split, len(found.images), found.skipped)
-    return ImageDataset.create(
-        found.images,
-        name=how.name(source, split, len(found.images), found.lossy),
-        split=split,
-        source=source.location,
-        levels=source.levels,
-        preprocessing=describe_fit(how.fit),
-        labels=None if part.labels is None else part.labels[found.rows],
-        skipped=[*part.files.skipped, *found.skipped],
-        converted=found.converted,
-    )

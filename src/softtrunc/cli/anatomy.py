@@ -1,0 +1,65 @@
+"""`softtrunc anatomy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softtrunc.cli.options import Data, Overrides, Weights, as_overrides
+
+__all__ = ["anatomy"]
+
+
+def anatomy(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN [RUN]", help="A run folder, or two to compare.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; RUN/anatomy unless given.")
+    ] = None,
+    images: Annotated[
+        int, typer.Option("-n", "--images", min=2, help="Held-out images for the bound.")
+    ] = 256,
+    samples: Annotated[
+        int, typer.Option(min=2, help="Samples for each distance of two runs' chimeras.")
+    ] = 1000,
+    bins: Annotated[int, typer.Option(min=1, help="Bins of log-SNR.")] = 24,
+    draws: Annotated[int, typer.Option(min=1, help="Times per image in each bin.")] = 2,
+    times: Annotated[
+        int, typer.Option(min=1, help="Times at which one run takes over from the other.")
+    ] = 7,
+    split: Annotated[str, typer.Option(help="Images for the bound: test or train.")] = "test",
+    data: Data = None,
+    weights: Weights = "ema",
+    overrides: Overrides = None,
+) -> None:
+    """Tell which diffusion times decide density, and which decide samples.
+
+    One run: its bound and the error of its score by time, and images sampled again from x_t. Two
+    runs: the same on common noise, their differences, and samples of the one above a time and the
+    other below it. Stopped, the same command goes on.
+    """
+    from softtrunc.cli.anatomy_tables import anatomy_tables
+    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.jobs.anatomy import anatomy as measure
+
+    out = out or runs[0] / "anatomy"
+    found = measure(
+        runs,
+        out,
+        images=images,
+        samples=samples,
+        bins=bins,
+        draws=draws,
+        times=times,
+        split=split,
+        weights=weights,
+        overrides=as_overrides({"data.source": data}, overrides),
+        progress=ConsoleProgress(),
+    )
+    console = stdout(80)
+    for table in anatomy_tables(found):
+        console.print(table)
+    typer.echo(str(out / "anatomy.json"))

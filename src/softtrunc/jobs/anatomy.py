@@ -1,0 +1,322 @@
+"""The anatomy of one run or two: which times decide density, and which decide samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softtrunc.data import ImageDataset
+from softtrunc.density import Reconstruction, bin_centers, dequantize, lossless_eps, spread_range
+from softtrunc.evaluation.law_of_times import law_of_times
+from softtrunc.evaluation.time_bins import ByTime, by_time
+from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.feedback.files import write_text
+from softtrunc.feedback.progress import Progress, Silent
+from softtrunc.jobs.anatomy_samples import Chimeras, regeneration
+from softtrunc.jobs.measure import check_images
+from softtrunc.jobs.parts import Parts
+from softtrunc.objective import SoftTruncationLoss
+from softtrunc.recipes.build import build_data, build_objective
+from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, now, package_versions
+from softtrunc.runs.open_run import OpenRun, open_run
+from softtrunc.training import Weights, read_checkpoint_info
+
+__all__ = ["anatomy"]
+
+_BATCH = 64
+"""Images whose bound is measured between two looks at the clock, and kept together."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked, beside the runs and the images."""
+
+    images: int
+    samples: int
+    bins: int
+    draws: int
+    split: str
+    seed: int
+    eps: float
+
+
+def anatomy(
+    runs: Sequence[Path],
+    out: Path | None = None,
+    *,
+    images: int = 256,
+    samples: int = 1000,
+    bins: int = 24,
+    draws: int = 2,
+    times: int = 7,
+    split: str = "test",
+    weights: Weights = "ema",
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Tell a run's bound and its samples apart by diffusion time; write `anatomy.json` and grids.
+
+    Of every run the bound and the error of the score in bins of log-SNR, and what its prior of
+    truncation times, weighting and clipping made of these bins. Two runs are measured on the same
+    images, times and noise; their differences carry paired standard errors. Two runs give chimeras
+    as well (the score of one above a time, of the other below) with their distance to the training
+    images as a function of that time; one run gives images that were noised up to a time and
+    sampled again.
+
+    Killed, the same call goes on: what was measured lies in `anatomy.partial` beside the result.
+
+    Args:
+        runs: one or two run folders, of the same data and SDE.
+        out: folder of the results; None: `anatomy` in the first run's.
+        images: held-out images whose bound is measured, >= 2.
+        samples: of every chimera.
+        bins: of log-SNR.
+        draws: times per image in each bin.
+        times: how many times of change between the models, equally spaced in log-SNR.
+        split: of the images.
+        weights: averaged or raw.
+        overrides: `a.b=c` changes of the recipes' sampling, evaluation and data.source.
+        progress: where bars go.
+
+    Returns:
+        The content of `anatomy.json`.
+
+    Raises:
+        UserError: if the runs, the data or a key are not usable, or two runs do not compare.
+    """
+    progress = progress or Silent()
+    if len(runs) not in (1, 2):
+        raise UserError(f"anatomy: {len(runs)} runs: name one, or two to compare")
+    if images < 2:
+        raise UserError(f"anatomy: {images} images: a standard error needs 2 at least")
+    opened = [open_run(path, weights=weights, overrides=overrides) for path in runs]
+    if opened[0].accelerator.num_processes > 1:
+        raise UserError("anatomy works in one process: call it without `accelerate launch`")
+    _check_pair(opened)
+    recipe = opened[0].recipe
+    data = {name: build_data(recipe, name, progress) for name in ("train", split)}
+    _check_data(opened, data, split)
+    spec = recipe.evaluation
+    asked = _Question(
+        min(images, len(data[split])), samples, bins, draws, split, spec.seed, _eps(opened[0])
+    )
+    out = out or runs[0] / "anatomy"
+    identity = {
+        "weights": [_sha256(o, weights) for o in opened],
+        "recipes": [o.recipe.model_dump(mode="json") for o in opened],
+        "data": [d.card.fingerprint for d in data.values()],
+        "asked": asdict(asked) | {"times": times},
+        "versions": package_versions(),
+    }
+    parts = Parts(out / "anatomy.partial", identity)
+    names = _names(opened)
+    # Whatever can be refused is refused before anything is measured.
+    curves = (
+        Chimeras(opened, names, data["train"], samples, times, parts, progress)
+        if len(opened) == 2
+        else None
+    )
+    found = [
+        _bound(o, f"{i}-bound", name, data[split], asked, parts, progress)
+        for i, (o, name) in enumerate(zip(opened, names, strict=True))
+    ]
+    content: dict[str, Any] = {
+        "created": now(),
+        "versions": package_versions(),
+        "protocol": asdict(asked)
+        | {"data": data[split].card.name, "sampler": recipe.sampling.model_dump(mode="json")},
+        "runs": [
+            _run_record(o, name, bound, weights)
+            for o, name, bound in zip(opened, names, found, strict=True)
+        ],
+        "chimera": [],
+    }
+    if curves is not None:
+        content["difference"] = _difference(names, found)
+        alone, content["chimera"] = curves.measure(out)
+        for run, distance in zip(content["runs"], alone, strict=True):
+            run["distance"] = distance
+    else:
+        content["regeneration"] = regeneration(
+            opened[0], data[split], times, parts, progress, out / "regeneration.png"
+        )
+    write_text(out / "anatomy.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    parts.remove()
+    return content
+
+
+def _names(opened: Sequence[OpenRun]) -> list[str]:
+    """The folders' names, with those of the folders above where they are the same."""
+    paths = [o.run.path.resolve() for o in opened]
+    names = [path.name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return ["/".join(path.parts[-2:]) for path in paths]
+
+
+def _check_pair(opened: Sequence[OpenRun]) -> None:
+    """Refuse two runs between which nothing can be compared."""
+    first, *rest = opened
+    for other in rest:
+        where = f"{first.run.path} and {other.run.path}"
+        if first.run.path.resolve() == other.run.path.resolve():
+            raise UserError(f"{where}: one run twice: name it once, or another beside it")
+        if first.model.sde != other.model.sde:
+            raise UserError(
+                f"{where}: {first.model.sde} and {other.model.sde}: compare runs of the same SDE"
+            )
+        ours, theirs = (
+            (o.card.fingerprint, o.card.levels, o.recipe.data.dequantize) for o in (first, other)
+        )
+        known = UNKNOWN_FINGERPRINT not in (ours[0], theirs[0])
+        if ours[1:] != theirs[1:] or (known and ours[0] != theirs[0]):
+            raise UserError(
+                f"{where}: trained on different data ({first.card.name}, {other.card.name}, or "
+                "other settings of data): compare runs on the same"
+            )
+
+
+def _check_data(opened: Sequence[OpenRun], data: Mapping[str, ImageDataset], split: str) -> None:
+    for o in opened:
+        if o.card.fingerprint not in (UNKNOWN_FINGERPRINT, data["train"].card.fingerprint):
+            raise UserError(
+                f"{o.run.path}: trained on other data ({o.card.name}): name them with "
+                "--set data.source=PATH"
+            )
+        check_images(o, data[split])
+
+
+def _sha256(opened: OpenRun, weights: Weights) -> str:
+    """Of the file of weights."""
+    with user_errors():
+        info = read_checkpoint_info(opened.run.checkpoints / f"step-{opened.step:08d}")
+    return info.files["ema.safetensors" if weights == "ema" else "model.safetensors"]
+
+
+def _cells(opened: OpenRun) -> tuple[float, float]:
+    """The range that the levels' cells fill: the model's, or half a level more at both ends."""
+    value_range = opened.model.value_range
+    if opened.recipe.data.dequantize:
+        return value_range
+    return spread_range(opened.card.levels, value_range)
+
+
+def _eps(opened: OpenRun) -> float:
+    """The time at which the bound begins, as in the run's own figures."""
+    spec = opened.recipe.evaluation
+    if opened.recipe.data.dequantize:
+        return spec.eps
+    if spec.lossless_eps is not None:
+        return spec.lossless_eps
+    return lossless_eps(opened.model.sde, opened.card.levels, _cells(opened), least=spec.eps)
+
+
+def _bound(
+    opened: OpenRun,
+    key: str,
+    name: str,
+    images: ImageDataset,
+    asked: _Question,
+    parts: Parts,
+    progress: Progress,
+) -> ByTime:
+    """The bound of the first images, batch by batch; image i's draws follow from i alone."""
+    levels, cells = opened.card.levels, _cells(opened)
+    plain = opened.recipe.data.dequantize
+    reconstruction: Reconstruction = "gaussian" if plain else "discrete"
+
+    def measure(numbers: range) -> dict[str, Tensor]:
+        seeds = [(asked.seed << 32) + i for i in numbers]
+        shown = images.batch(torch.arange(numbers.start, numbers.stop)).to(opened.device)
+        found = by_time(
+            opened.model,
+            dequantize(shown, levels, cells, seeds=seeds)
+            if plain
+            else bin_centers(shown, levels, cells),
+            eps=asked.eps,
+            bins=asked.bins,
+            draws=asked.draws,
+            reconstruction=reconstruction,
+            levels=levels,
+            value_range=cells,
+            seeds=seeds,
+        )
+        values = {field.name: getattr(found, field.name) for field in fields(found)}
+        return {k: torch.as_tensor(v, dtype=torch.float64) for k, v in values.items()}
+
+    batches = []
+    with progress.task(f"bound by time, {name}", asked.images) as bar:
+        for first in range(0, asked.images, _BATCH):
+            numbers = range(first, min(first + _BATCH, asked.images))
+            tensors = parts.get(f"{key}-{first:08d}", partial(measure, numbers))
+            offset = float(tensors.pop("offset"))
+            batches.append(ByTime(**tensors, offset=offset))
+            bar.advance(len(numbers))
+    return ByTime.join(batches)
+
+
+def _run_record(opened: OpenRun, name: str, found: ByTime, weights: Weights) -> dict[str, Any]:
+    total, below = found.total, found.bins[-1].bits_below
+    law = _law(opened, found.log_snr)
+    bins = [
+        part._asdict() | {"share_below": part.bits_below / below} | own
+        for part, own in zip(found.bins, law, strict=True)
+    ]
+    return {
+        "name": name,
+        "step": opened.step,
+        "weights": weights,
+        "bins": bins,
+        "prior": float(found.prior.mean()),
+        "residual": float(found.residual.mean()),
+        "offset": found.offset,
+        "total_bits_per_dim": total.mean,
+        "standard_error": total.standard_error,
+    }
+
+
+def _law(opened: OpenRun, log_snr: Tensor) -> list[dict[str, float | None]]:
+    """What training made of each bin; nothing for a loss of two halves."""
+    objective = build_objective(opened.recipe)
+    if not isinstance(objective, SoftTruncationLoss):
+        return [{} for _ in log_snr[1:]]
+    # Norms settle in the first half of the training.
+    rows = opened.run.metrics()
+    late = [row for row in rows[len(rows) // 2 :] if row.taus and row.grad_norms]
+    taus = [tau for row in late for tau in row.taus]
+    norms = [norm for row in late for norm in row.grad_norms]
+    clip = opened.recipe.training.grad_clip
+    known = bool(taus) and len(taus) == len(norms)
+    law = law_of_times(
+        objective,
+        log_snr,
+        taus=taus if known else None,
+        grad_norms=norms if known else None,
+        clip=clip,
+    )
+    clipped = [None] * len(law.share) if law.clipped is None else law.clipped.tolist()
+    return [
+        {"share_of_draws": share, "weight": weight, "clipped_weight": left}
+        for share, weight, left in zip(
+            law.share.tolist(), law.weight.tolist(), clipped, strict=True
+        )
+    ]
+
+
+def _difference(names: Sequence[str], found: Sequence[ByTime]) -> dict[str, Any]:
+    """Second minus first, paired over images."""
+    change = found[1].minus(found[0])
+    return {
+        "of": names[1],
+        "minus": names[0],
+        "bins": [part._asdict() for part in change.bins],
+        "total_bits_per_dim": change.total.mean,
+        "standard_error": change.total.standard_error,
+    }

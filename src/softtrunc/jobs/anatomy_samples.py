@@ -1,0 +1,238 @@
+"""Which times decide samples: chimeras of two runs, and images that one run samples again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softtrunc.data import ImageDataset, stretch_levels, to_model_range, to_uint8
+from softtrunc.data.pictures import save_grid
+from softtrunc.evaluation.distances import Judge, Samples
+from softtrunc.evaluation.features import open_extractor
+from softtrunc.evaluation.regenerate import regenerate
+from softtrunc.feedback.progress import Progress
+from softtrunc.jobs.parts import Parts
+from softtrunc.metrics import FeatureExtractor
+from softtrunc.noise import Noise
+from softtrunc.recipes.build import build_sampler, build_score
+from softtrunc.runs.open_run import OpenRun
+from softtrunc.samplers import Chimera
+from softtrunc.score import ScoreFunction
+from softtrunc.sde import SDE
+
+__all__ = ["Chimeras", "regeneration"]
+
+_IN_A_ROW = 12
+"""Images of each row of a grid."""
+
+_REGENERATED = 64
+"""Images that are noised and sampled again."""
+
+
+def _times(sde: SDE, count: int) -> list[float]:
+    """Times from small to large, equally spaced in log-SNR between the samplers' end and T."""
+    ends = torch.tensor([sde.t_end, sde.t_max], dtype=torch.float64)
+    low, high = sde.log_snr(ends)
+    share = torch.linspace(0.0, 1.0, count + 2, dtype=torch.float64)[1:-1]
+    times: list[float] = sde.time_of_log_snr(low + (high - low) * share).tolist()
+    return times
+
+
+def _log_snr(sde: SDE, t: float) -> float:
+    return float(sde.log_snr(torch.tensor(t, dtype=torch.float64)))
+
+
+def _levels(opened: OpenRun, x: Tensor) -> Tensor:
+    return to_uint8(
+        x,
+        levels=opened.card.levels,
+        value_range=opened.model.value_range,
+        dequantized=opened.recipe.data.dequantize,
+    ).cpu()
+
+
+class Chimeras:
+    """Two runs as one: the score of one above a time and of the other below, both ways round.
+
+    Args:
+        opened: the two runs; how is sampled and judged is in the first one's recipe.
+        names: what they are called.
+        train: images that samples are compared with.
+        samples: how many are drawn of each chimera.
+        times: at how many times one takes over from the other.
+        parts: where results are kept.
+        progress: where bars go.
+
+    Raises:
+        UserError: if the recipe's feature extractor cannot be used.
+    """
+
+    def __init__(
+        self,
+        opened: Sequence[OpenRun],
+        names: Sequence[str],
+        train: ImageDataset,
+        samples: int,
+        times: int,
+        parts: Parts,
+        progress: Progress,
+    ) -> None:
+        self._opened = opened
+        self._names = names
+        self._train = train
+        self._samples = samples
+        self._times = _times(opened[0].model.sde, times)
+        self._parts = parts
+        self._progress = progress
+        self._spec = opened[0].recipe.evaluation
+        self._extractor: FeatureExtractor | None = None
+        if self._spec.features is None:
+            progress.say("no distances: --set evaluation.features=FILE names a feature extractor")
+        else:
+            self._extractor = open_extractor(self._spec.features, self._spec.resize, train)
+
+    def measure(self, out: Path) -> tuple[list[float | None], list[dict[str, Any]]]:
+        """Each run's own distance, and those of the chimeras; a grid of each way round in `out`.
+
+        A grid's rows are of the same seeds: the run above alone, its chimeras from the smallest
+        time to the largest, and the run below alone. Without an extractor distances are None.
+        """
+        alone = [
+            self._judge(opened.model, f"sample {name}", f"{i}-alone")
+            for i, (opened, name) in enumerate(zip(self._opened, self._names, strict=True))
+        ]
+        curves: list[dict[str, Any]] = []
+        for a, b in ((0, 1), (1, 0)):
+            rows = [alone[a]["first"]]
+            above, below = self._names[a], self._names[b]
+            for i, t in enumerate(self._times):
+                model = Chimera(self._opened[a].model, self._opened[b].model, t)
+                found = self._judge(model, f"{above} above t = {t:.2g}, {below}", f"{a}-above-{i}")
+                rows.append(found["first"])
+                curves.append(
+                    {
+                        "above": above,
+                        "below": below,
+                        "t": t,
+                        "log_snr": _log_snr(model.sde, t),
+                        "distance": _distance(found),
+                    }
+                )
+            rows.append(alone[b]["first"])
+            pixels = stretch_levels(torch.cat(rows), self._opened[0].card.levels)
+            save_grid(pixels, out / f"chimera-{a + 1}-above-{b + 1}.png", len(rows[0]))
+        return [_distance(found) for found in alone], curves
+
+    def _judge(self, model: ScoreFunction, label: str, key: str) -> dict[str, Tensor]:
+        return self._parts.get(key, partial(self._measure, model, label))
+
+    def _measure(self, model: ScoreFunction, label: str) -> dict[str, Tensor]:
+        """The first samples, and the distance of all."""
+        if self._extractor is None:
+            return {"first": self._draw(model, range(_IN_A_ROW))}
+        opened, first = self._opened[0], []
+
+        def read(wanted: range) -> Iterator[Tensor]:
+            for start in range(wanted.start, wanted.stop, self._spec.batch_size):
+                stop = min(start + self._spec.batch_size, wanted.stop)
+                drawn = self._draw(model, range(start, stop))
+                first.append(drawn[: max(0, _IN_A_ROW - start)])
+                yield drawn
+
+        samples = Samples(
+            label=label,
+            count=self._samples,
+            levels=opened.card.levels,
+            channels=opened.card.channels,
+            read=read,
+            protocol={},
+            nfe=lambda: None,
+        )
+        judge = Judge(
+            self._extractor,
+            opened.accelerator,
+            batch_size=self._spec.batch_size,
+            seed=self._spec.seed,
+            progress=self._progress,
+        )
+        (figure,) = judge.measure(samples, {"train": self._train}, frozenset({"fid"}))
+        distance = torch.tensor(figure.value, dtype=torch.float64)
+        return {"first": torch.cat(first), "distance": distance}
+
+    def _draw(self, model: ScoreFunction, numbers: range) -> Tensor:
+        """Samples of these numbers as grey levels; sample i depends on seed + i alone."""
+        opened = self._opened[0]
+        card, sampling = opened.card, opened.recipe.sampling
+        drawn = build_sampler(sampling).sample(
+            model,
+            (len(numbers), card.channels, card.height, card.width),
+            seeds=[self._spec.seed + i for i in numbers],
+            device=opened.device,
+            score_fn=build_score(sampling, model),
+        )
+        return _levels(opened, drawn.x)
+
+
+def _distance(found: Mapping[str, Tensor]) -> float | None:
+    return float(found["distance"]) if "distance" in found else None
+
+
+def regeneration(
+    opened: OpenRun,
+    images: ImageDataset,
+    times: int,
+    parts: Parts,
+    progress: Progress,
+    grid: Path,
+) -> list[dict[str, float]]:
+    """Noise the first images up to each of several times, and sample them again from there.
+
+    The rows of the grid: the images, then what came back from the smallest time to the largest.
+
+    Args:
+        opened: the run.
+        images: of its data.
+        times: to how many times.
+        parts: where results are kept.
+        progress: where the bar goes.
+        grid: the picture's file.
+
+    Returns:
+        For each time the mean squared error per dimension in the model's range, and the mean
+        correlation with the image.
+    """
+    sde, spec = opened.model.sde, opened.recipe.evaluation
+    count = min(_REGENERATED, len(images))
+    shown = images.batch(torch.arange(count))
+    # Halfway up each cell, where a model of dequantised data expects a level.
+    half = torch.full(shown.shape, 0.5) if opened.recipe.data.dequantize else None
+    x = to_model_range(
+        shown, levels=opened.card.levels, value_range=opened.model.value_range, noise=half
+    ).to(opened.device)
+    noise = Noise(count, [spec.seed + i for i in range(count)], None).like(x)
+    sampler = build_sampler(opened.recipe.sampling)
+
+    def measure(t: float) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(spec.seed)
+        found = regenerate(opened.model, x, [t], sampler=sampler, noise=noise, generator=generator)
+        return {
+            "first": _levels(opened, found.x[0, :_IN_A_ROW]),
+            "squared_error": found.squared_error,
+            "correlation": found.correlation,
+        }
+
+    curve, rows = [], [shown[:_IN_A_ROW]]
+    with progress.task(f"regenerate, {opened.run.path.name}", times) as bar:
+        for i, t in enumerate(_times(sde, times)):
+            found = parts.get(f"regenerated-{i}", partial(measure, t))
+            rows.append(found["first"])
+            means = {key: float(found[key].mean()) for key in ("squared_error", "correlation")}
+            curve.append({"t": t, "log_snr": _log_snr(sde, t), **means})
+            bar.advance()
+    save_grid(stretch_levels(torch.cat(rows), opened.card.levels), grid, len(rows[0]))
+    return curve

@@ -1,0 +1,112 @@
+"""The anatomy of runs: one form of results, paired, resumable, and a line for each mistake."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from softtrunc.cli import main
+from softtrunc.jobs import anatomy_samples
+from softtrunc.jobs.anatomy import anatomy
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+SMALL = {"images": 6, "samples": 20, "bins": 3, "draws": 1, "times": 2}
+
+
+def train(folder, *options):
+    options = (*options, "network.options={base_channels: 8}", "training.batch_size=16")
+    options = (*options, "training.steps=4", "training.log_every=1", "training.samples=4")
+    command = ["train", "digits-vp-nll-st", "--out", str(folder)]
+    assert main([*command, *(word for option in options for word in ("--set", option))]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of four steps, soft and hard."""
+    folder = tmp_path_factory.mktemp("runs")
+    return train(folder / "soft"), train(folder / "hard", "truncation.k=inf", "training.seed=1")
+
+
+def test_one_run(runs, tmp_path, capsys):
+    options = ["-n", "6", "--bins", "3", "--draws", "1", "--times", "2"]
+    assert main(["anatomy", str(runs[0]), "--out", str(tmp_path), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "the bound by time" in printed
+    assert max(map(len, printed.splitlines()[:-1])) <= 80
+    content = json.loads((tmp_path / "anatomy.json").read_text())
+    (run,) = content["runs"]
+    assert run["name"] == "soft"
+    assert [len(part["log_snr"]) for part in run["bins"]] == [2, 2, 2]
+    parts = sum(part["bits_per_dim"] for part in run["bins"])
+    parts += run["prior"] + run["residual"] + run["offset"]
+    assert parts == pytest.approx(run["total_bits_per_dim"], rel=1e-9)
+    assert sum(part["share_of_draws"] for part in run["bins"]) == pytest.approx(1.0)
+    assert all(0.0 < part["clipped_weight"] <= 1.0 for part in run["bins"][1:])
+    assert content["chimera"] == []
+    assert len(content["regeneration"]) == 2
+    assert (tmp_path / "regeneration.png").is_file()
+    assert not (tmp_path / "anatomy.partial").exists()
+
+
+def test_two_runs_go_on_where_they_were_stopped(runs, tmp_path, monkeypatch, capsys):
+    whole = anatomy(runs, tmp_path / "whole", **SMALL)
+    assert {(c["above"], c["below"]) for c in whole["chimera"]} == {
+        ("soft", "hard"),
+        ("hard", "soft"),
+    }
+    assert len(whole["chimera"]) == 4
+    change = [b["bits_per_dim"] - a["bits_per_dim"] for a, b in zip(*_bins(whole), strict=True)]
+    paired = [part["bits_per_dim"] for part in whole["difference"]["bins"]]
+    torch.testing.assert_close(torch.tensor(paired), torch.tensor(change))
+    drawn = []
+    draw = anatomy_samples.Chimeras._draw
+
+    def stopping(self, model, numbers):
+        drawn.append(numbers)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return draw(self, model, numbers)
+
+    monkeypatch.setattr(anatomy_samples.Chimeras, "_draw", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        anatomy(runs, tmp_path / "stopped", **SMALL)
+    again = anatomy(runs, tmp_path / "stopped", **SMALL)
+    assert len(drawn) == 7  # six sets of samples, and the one that was stopped
+    for key in ("runs", "difference", "chimera"):
+        assert again[key] == whole[key]
+    assert (tmp_path / "stopped" / "chimera-2-above-1.png").is_file()
+
+
+def _bins(content):
+    return [run["bins"] for run in content["runs"]]
+
+
+def test_a_run_and_its_copy_differ_by_nothing(runs, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(runs[0], tmp_path / "copy")
+    content = anatomy([runs[0], copy], tmp_path / "out", **SMALL)
+    assert content["difference"]["total_bits_per_dim"] == 0.0
+    assert content["difference"]["standard_error"] == 0.0
+    distances = {c["distance"] for c in content["chimera"]}
+    assert distances == {run["distance"] for run in content["runs"]}
+    assert len(distances) == 1
+
+
+def test_mistakes_are_one_line(runs, tmp_path, capsys):
+    other = train(tmp_path / "wide", "sde.beta_max=10")
+    for arguments, words in (
+        ([runs[0], other], "same SDE"),
+        ([runs[0], runs[0]], "one run twice"),
+        ([runs[0], *runs], "3 runs"),
+        ([tmp_path], "no run here"),
+    ):
+        capsys.readouterr()
+        assert main(["anatomy", *map(str, arguments)]) == 2
+        told = capsys.readouterr().err.strip()
+        assert words in told
+        assert "\n" not in told
