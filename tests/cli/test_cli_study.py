@@ -80,6 +80,37 @@ def test_a_dry_run_names_the_runs_and_writes_nothing(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.slow
+def test_what_is_asked_afterwards_is_measured_on_the_same_runs(tmp_path):
+    command = ["study", "digits-vp-nll-st", "--vary", "evaluation.eps=1e-5,1e-2", "--seeds", "1"]
+    command += ["--steps", "4", "--out", "study", *QUICK, "--set", "evaluation.figures=[nelbo]"]
+    process = start(*command, cwd=tmp_path)
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    (run,) = (tmp_path / "study" / "runs").iterdir()
+    assert run.name == "digits-vp-nll-st_seed=0"
+    table = json.loads((tmp_path / "study" / "study.json").read_text())
+    values = {
+        setting["label"]: {f["key"]: f["by_seed"]["0"] for f in setting["figures"]}
+        for setting in table["settings"]
+    }
+    assert list(values) == ["eps=1e-5", "eps=1e-2"]
+    # The distance does not know of eps; the bits/dim are each setting's own.
+    assert values["eps=1e-5"]["frechet_distance"] == values["eps=1e-2"]["frechet_distance"]
+    measured = json.loads((run / "evaluation.json").read_text())["figures"]
+    bits = {f["protocol"]["eps"]: f["value"] for f in measured if f["key"] == "nelbo"}
+    assert bits == {1e-5: values["eps=1e-5"]["nelbo"], 1e-2: values["eps=1e-2"]["nelbo"]}
+    # Another value is measured on the run that is there.
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+    command[3] = "evaluation.eps=1e-5,1e-2,1e-3"
+    process = start(*command, cwd=tmp_path)
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    table = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert len(table["settings"]) == 3
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
 def test_a_run_that_fails_stops_no_other(tmp_path):
     """A learning rate beyond reason in one setting: the other is measured and reported."""
     command = ["study", "digits-vp-nll", "--vary", "training.learning_rate=1e-3,1e30"]

@@ -17,11 +17,17 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from softtrunc.evaluation.distances import frechet_key
 from softtrunc.feedback.errors import RunFailedError, UserError
 from softtrunc.feedback.progress import Progress, Task
 from softtrunc.feedback.signals import stop_on_signal
 from softtrunc.jobs.measure import measure
-from softtrunc.jobs.measured import has_meaning, is_measured
+from softtrunc.jobs.measured import (
+    has_meaning,
+    is_measured,
+    measured_figures,
+    reference_splits,
+)
 from softtrunc.jobs.prepare import core_count
 from softtrunc.jobs.train import train
 from softtrunc.recipes.schema import Recipe
@@ -112,14 +118,28 @@ def _work(
     try:
         interrupted = train(recipes[0], out, resume=resume, progress=progress).interrupted
         for recipe in () if interrupted else recipes:
-            if not is_measured(Run(out), recipe):
-                density, changes = has_meaning(recipe), measuring_overrides(recipe)
-                measure(out, density=density, overrides=changes, progress=progress)
+            _measure_missing(out, recipe, progress)
         messages.put(_Finished(out.name, interrupted))
     except (UserError, RunFailedError) as error:
         messages.put(_Failed(out.name, str(error), isinstance(error, UserError)))
     except KeyboardInterrupt:
         messages.put(_Finished(out.name, interrupted=True))
+
+
+def _measure_missing(out: Path, recipe: Recipe, progress: Progress) -> None:
+    """Measure what the recipe asks for and the run does not have yet."""
+    run = Run(out)
+    if is_measured(run, recipe):
+        return
+    found = {figure.key for figure in measured_figures(run, recipe)}
+    distances = {frechet_key(split) for split in reference_splits(recipe)}
+    measure(
+        out,
+        density=has_meaning(recipe) and not found.issuperset(recipe.evaluation.figures),
+        samples=() if found >= distances else None,
+        overrides=measuring_overrides(recipe),
+        progress=progress,
+    )
 
 
 def measuring_overrides(recipe: Recipe) -> list[str]:

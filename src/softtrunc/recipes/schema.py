@@ -13,30 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from softtrunc.evaluation.figure import FIGURES_BY_DEQUANTIZATION, DensityFigure
 
-__all__ = [
-    "FIGURES_BY_DEQUANTIZATION",
-    "SDE",
-    "VE",
-    "VP",
-    "DPMSolverSampling",
-    "Data",
-    "DensityFigure",
-    "Dequantizer",
-    "Evaluation",
-    "HeunSampling",
-    "Mixed",
-    "Network",
-    "ODESampling",
-    "Objective",
-    "PCSampling",
-    "Paper",
-    "Recipe",
-    "ReciprocalVE",
-    "SDESampling",
-    "Sampling",
-    "Training",
-    "Truncation",
-]
+__all__ = ["FIGURES_BY_DEQUANTIZATION", "Data", "Evaluation", "Recipe", "Sampling"]
 
 Positive = Annotated[float, Field(gt=0.0)]
 Time = Annotated[float, Field(gt=0.0, lt=1.0)]
