@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from softtrunc.evaluation.distances import frechet_key
+from softtrunc.evaluation.distances import against
 from softtrunc.feedback.errors import RunFailedError, UserError
 from softtrunc.feedback.progress import Progress, Task
 from softtrunc.feedback.signals import stop_on_signal
@@ -132,7 +132,7 @@ def _measure_missing(out: Path, recipe: Recipe, progress: Progress) -> None:
     if is_measured(run, recipe):
         return
     found = {figure.key for figure in measured_figures(run, recipe)}
-    distances = {frechet_key(split) for split in reference_splits(recipe)}
+    distances = {against("frechet_distance", split) for split in reference_splits(recipe)}
     measure(
         out,
         density=has_meaning(recipe) and not found.issuperset(recipe.evaluation.figures),
