@@ -19,6 +19,7 @@ __all__ = [
     "has_meaning",
     "is_measured",
     "measured_figures",
+    "missing_figures",
     "reference_splits",
     "samples_protocol",
 ]
@@ -80,12 +81,17 @@ def measured_figures(run: Run, recipe: Recipe) -> list[Figure]:
     return [figure for figure in found.figures if _answers(figure, recipe)]
 
 
-def is_measured(run: Run, recipe: Recipe) -> bool:
-    """Whether `evaluation.json` holds every figure that the recipe's evaluation would write."""
+def missing_figures(run: Run, recipe: Recipe) -> set[str]:
+    """Keys of the figures that the recipe's evaluation would write, and that are not there."""
     wanted: set[str] = set(recipe.evaluation.figures) if has_meaning(recipe) else set()
     if recipe.evaluation.features is not None:
         wanted |= {against("frechet_distance", split) for split in reference_splits(recipe)}
-    return wanted <= {figure.key for figure in measured_figures(run, recipe)}
+    return wanted - {figure.key for figure in measured_figures(run, recipe)}
+
+
+def is_measured(run: Run, recipe: Recipe) -> bool:
+    """Whether `evaluation.json` holds every figure that the recipe's evaluation would write."""
+    return not missing_figures(run, recipe)
 
 
 def _answers(figure: Figure, recipe: Recipe) -> bool:

@@ -17,17 +17,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from softtrunc.evaluation.distances import against
 from softtrunc.feedback.errors import RunFailedError, UserError
 from softtrunc.feedback.progress import Progress, Task
 from softtrunc.feedback.signals import stop_on_signal
 from softtrunc.jobs.measure import measure
-from softtrunc.jobs.measured import (
-    has_meaning,
-    is_measured,
-    measured_figures,
-    reference_splits,
-)
+from softtrunc.jobs.measured import missing_figures
 from softtrunc.jobs.prepare import core_count
 from softtrunc.jobs.train import train
 from softtrunc.recipes.schema import Recipe
@@ -128,18 +122,16 @@ def _work(
 
 def _measure_missing(out: Path, recipe: Recipe, progress: Progress) -> None:
     """Measure what the recipe asks for and the run does not have yet."""
-    run = Run(out)
-    if is_measured(run, recipe):
-        return
-    found = {figure.key for figure in measured_figures(run, recipe)}
-    distances = {against("frechet_distance", split) for split in reference_splits(recipe)}
-    measure(
-        out,
-        density=has_meaning(recipe) and not found.issuperset(recipe.evaluation.figures),
-        samples=() if found >= distances else None,
-        overrides=measuring_overrides(recipe),
-        progress=progress,
-    )
+    missing = missing_figures(Run(out), recipe)
+    densities = missing.intersection(recipe.evaluation.figures)
+    if missing:
+        measure(
+            out,
+            density=bool(densities),
+            samples=None if missing - densities else (),
+            overrides=measuring_overrides(recipe),
+            progress=progress,
+        )
 
 
 def measuring_overrides(recipe: Recipe) -> list[str]:
