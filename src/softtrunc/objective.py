@@ -21,16 +21,6 @@ from softtrunc.times import TimeLaw
 from softtrunc.truncation import TruncationPrior, even_quantiles
 from softtrunc.weighting import Weighting
 
-__all__ = [
-    "LossTerms",
-    "MixedLoss",
-    "Objective",
-    "Reduction",
-    "RunningErrorLoss",
-    "SoftTruncationLoss",
-    "StepDraw",
-]
-
 Reduction = Literal["mean", "sum"]
 """Over the dimensions of an example: "mean" divides by their number, "sum" does not."""
 Per = Literal["step", "example"]

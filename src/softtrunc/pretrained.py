@@ -21,18 +21,6 @@ from softtrunc.feedback.files import whole_file, write_text
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig
 from softtrunc.sde import SDE, SDES, Conditioning, Prediction
 
-__all__ = [
-    "CONFIG_FILE",
-    "WEIGHTS_FILE",
-    "Download",
-    "PretrainedParts",
-    "Upload",
-    "load_exactly",
-    "read_pretrained",
-    "upload_folder",
-    "write_pretrained",
-]
-
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"

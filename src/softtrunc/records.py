@@ -18,26 +18,6 @@ from pydantic import BeforeValidator, FiniteFloat, TypeAdapter, ValidationError
 from softtrunc.feedback.files import write_bytes, write_text
 from softtrunc.feedback.yaml import dump_yaml, parse_yaml
 
-__all__ = [
-    "Evaluation",
-    "Figure",
-    "FigureData",
-    "Metrics",
-    "MetricsLine",
-    "RecipeRecord",
-    "TimeBins",
-    "TrainingCost",
-    "append_metrics",
-    "cut_metrics",
-    "flatten",
-    "median_rate",
-    "read_evaluation",
-    "read_metrics",
-    "read_recipe",
-    "write_evaluation",
-    "write_recipe",
-]
-
 
 def _finite(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -19,23 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = [
-    "SDE",
-    "SDES",
-    "VESDE",
-    "VPSDE",
-    "Conditioning",
-    "Grid",
-    "Marginal",
-    "Prediction",
-    "ReciprocalVESDE",
-    "SubVPSDE",
-    "expand_to",
-    "random_normal",
-    "wide_dtype",
-    "widen",
-]
-
 Conditioning = Literal["time", "unbounded_time", "log_sigma", "unbounded_sigma"]
 """What a network is told of the noise; see `softtrunc.score.noise_label`."""
 

@@ -20,15 +20,6 @@ from torch import Tensor
 
 from softtrunc.sde import SDE
 
-__all__ = [
-    "ImportanceTimes",
-    "LogSNRTimes",
-    "ProportionalTimes",
-    "TimeDraw",
-    "TimeLaw",
-    "UniformTimes",
-]
-
 # Of the numerical law, equal in log t. On [1e-5, 1] a panel is 0.07 % of its time long.
 _PANELS = 16_384
 

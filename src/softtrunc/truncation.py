@@ -16,8 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["HardTruncation", "PowerPrior", "TruncationPrior", "WeightPrior", "even_quantiles"]
-
 # Of the numerical prior, equal in log tau. On [1e-5, 1] a panel is 0.07 % of its time long.
 _PANELS = 16_384
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from softtrunc.sde import SDE
 from softtrunc.truncation import TruncationPrior
 
-__all__ = ["PriorWeight", "SigmoidWeight", "Weighting", "likelihood_weight", "variance_weight"]
-
 Weighting = Callable[[Tensor], Tensor]
 """A function of t `(B,)` or `()`, with w(t) >= 0 of the same shape."""
 

@@ -9,8 +9,6 @@ import typer
 
 from softtrunc.cli.options import Data, Overrides, Weights, as_overrides
 
-__all__ = ["anatomy"]
-
 
 def anatomy(
     runs: Annotated[

@@ -7,8 +7,6 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["anatomy_tables"]
-
 
 def anatomy_tables(content: Mapping[str, Any]) -> Iterator[Table]:
     """What `anatomy.json` holds: the bins, then what became of samples."""

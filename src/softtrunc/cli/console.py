@@ -21,8 +21,6 @@ from rich.progress import (
 
 from softtrunc.feedback.progress import Task
 
-__all__ = ["ConsoleProgress", "stdout"]
-
 _SECONDS_BETWEEN_LINES = 10.0
 # What is over sooner needs no line.
 _SECONDS_WORTH_A_LINE = 2.0

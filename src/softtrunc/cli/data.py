@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["data"]
-
 data = typer.Typer(
     help="Look through images, and prepare them for training.",
     no_args_is_help=True,

@@ -9,8 +9,6 @@ from rich.table import Table
 
 from softtrunc.cli.table import plain_table
 
-__all__ = ["card_table", "inspection_table", "preset_table"]
-
 # Rarer ones are summed up.
 _ROWS = 8
 

@@ -21,8 +21,6 @@ from softtrunc.cli.options import (
 if TYPE_CHECKING:
     from softtrunc.jobs.edit import Editor
 
-__all__ = ["edit"]
-
 edit = typer.Typer(
     no_args_is_help=True,
     help="Edit images with a trained run: encode, interpolate, inpaint, colorize.",

@@ -13,8 +13,6 @@ from softtrunc.cli.options import Data, Overrides, Weights, as_overrides, figure
 if TYPE_CHECKING:
     from softtrunc.records import Figure
 
-__all__ = ["evaluate"]
-
 Run = Annotated[Path | None, Argument(help="A run folder.")]
 Bpd = Annotated[bool, Option("--bpd", help="Bits per dimension.")]
 Fid = Annotated[bool, Option("--fid", help="Frechet distance of samples.")]

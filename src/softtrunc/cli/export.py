@@ -9,8 +9,6 @@ import typer
 
 from softtrunc.cli.options import RunFolder, Weights
 
-__all__ = ["export"]
-
 
 def export(
     run: RunFolder,

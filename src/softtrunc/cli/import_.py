@@ -9,8 +9,6 @@ import typer
 
 from softtrunc.cli.options import Data, Overrides, Weights, as_overrides
 
-__all__ = ["import_"]
-
 
 def import_(
     checkpoint: Annotated[

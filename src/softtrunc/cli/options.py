@@ -9,18 +9,6 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = [
-    "Data",
-    "Overrides",
-    "Precision",
-    "RunFolder",
-    "Sampler",
-    "Steps",
-    "Weights",
-    "as_overrides",
-    "figures_of",
-]
-
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
 Weights = Annotated[Literal["ema", "raw"], typer.Option(help="Averaged weights, or the last ones.")]
 Data = Annotated[

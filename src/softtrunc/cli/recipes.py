@@ -11,8 +11,6 @@ from softtrunc.cli.options import Overrides
 if TYPE_CHECKING:
     from softtrunc.recipes import Recipe
 
-__all__ = ["recipes"]
-
 recipes = typer.Typer(help="What can be trained.", no_args_is_help=True, rich_markup_mode=None)
 
 _WEIGHTINGS = {"likelihood": "g²", "variance": "σ²", "mixed": "g² + σ²"}

@@ -17,8 +17,6 @@ from softtrunc.cli.options import (
     as_overrides,
 )
 
-__all__ = ["sample"]
-
 
 def sample(
     run: RunFolder,

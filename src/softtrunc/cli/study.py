@@ -9,8 +9,6 @@ import typer
 
 from softtrunc.cli.options import Data, Overrides, as_overrides
 
-__all__ = ["study"]
-
 
 def study(
     recipes: Annotated[

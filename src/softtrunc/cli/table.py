@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from softtrunc.jobs.study import StudyOutcome
     from softtrunc.records import Figure
 
-__all__ = ["comparison_table", "figure_table", "plain_table", "round_trip_table", "study_tables"]
-
 
 def plain_table(
     columns: Sequence[str],

@@ -9,8 +9,6 @@ import typer
 
 from softtrunc.cli.options import Data, Overrides, as_overrides
 
-__all__ = ["train"]
-
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],

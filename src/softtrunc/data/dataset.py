@@ -13,8 +13,6 @@ import torch
 from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 
-__all__ = ["DataCard", "ImageDataset", "Skipped"]
-
 # Memory-mapped data are read through in pieces of this size.
 _SCAN_BYTES = 64 << 20
 

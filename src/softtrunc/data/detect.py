@@ -28,8 +28,6 @@ from softtrunc.data.preparing.prepared import prepared_source
 from softtrunc.data.source import JoinedFiles, Source
 from softtrunc.data.splits import HELD_OUT
 
-__all__ = ["open_source"]
-
 _ALLOWED = (
     'write "digits", "fashion16", hf://OWNER/NAME, or the path of a folder, zip or tar of images, '
     "a .npy or .npz of uint8 images, MNIST-like IDX files, CIFAR, downsampled ImageNet, STL-10, "

@@ -23,8 +23,6 @@ from softtrunc.data.images.fit import Fit, pair
 from softtrunc.data.images.pixels import stretch_levels
 from softtrunc.data.source import Kind, Part
 
-__all__ = ["Inspection", "SigmaMax", "inspect", "largest_distance"]
-
 # Distances are computed among so many images, or fewer where these fill so many bytes.
 _SUBSET = 2048
 _SUBSET_BYTES = 256 << 20

@@ -15,8 +15,6 @@ from softtrunc.data.protocol import How, open_part
 from softtrunc.data.source import ArrayImages
 from softtrunc.data.splits import HELD_OUT, check_split
 
-__all__ = ["open_dataset"]
-
 
 def open_dataset(
     source: str | Path,

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from softtrunc.feedback.files import whole_file
 
-__all__ = ["save_gif", "save_grid", "save_png", "to_pillow"]
-
 # Small images are enlarged to about this many pixels a side, so that a person can see them.
 _VISIBLE_SIDE = 64
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from softtrunc.data.images.fit import Fit
 from softtrunc.feedback.errors import nearest
 
-__all__ = ["PRESETS", "Preset", "find_preset"]
-
 
 @dataclass(frozen=True)
 class Preset:

@@ -11,8 +11,6 @@ from softtrunc.data.images.fit import Fit, describe_fit, fit_to, pair
 from softtrunc.data.presets import Preset, find_preset
 from softtrunc.data.source import NoSplitError, Part, Source, joined
 
-__all__ = ["CountError", "How", "open_part"]
-
 
 class CountError(ValueError):
     """There are not as many images as the protocol of the data set has."""

@@ -13,20 +13,6 @@ from jaxtyping import UInt8
 
 from softtrunc.data.dataset import ImageDataset, Skipped
 
-__all__ = [
-    "ArrayImages",
-    "Encoded",
-    "ImageFiles",
-    "JoinedFiles",
-    "Kind",
-    "NoSplitError",
-    "Part",
-    "Source",
-    "joined",
-    "plain_name",
-    "rows_by_file",
-]
-
 Kind = Literal[
     "digits", "fashion16", "prepared", "idx", "array", "archive", "folder", "cifar10", "cifar100",
     "imagenet", "stl10", "celeba", "lmdb", "parquet", "hub",

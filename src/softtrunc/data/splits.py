@@ -6,8 +6,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-__all__ = ["HELD_OUT", "check_split", "choose_names", "split_of_folder"]
-
 # The share that is held out where the data do not come split.
 HELD_OUT = 0.1
 

@@ -26,8 +26,6 @@ from softtrunc.evaluation.protocol import DensityProtocol
 from softtrunc.records import Figure, FigureData
 from softtrunc.score import ScoreModel
 
-__all__ = ["BitsMeasurement"]
-
 _CHECK_FACTOR = 30.0
 """How much tighter the tolerance is against which the solver's error is measured."""
 

@@ -23,8 +23,6 @@ from softtrunc.metrics import (
 )
 from softtrunc.records import Figure, FigureData
 
-__all__ = ["Judge", "SampleFigure", "Samples", "against", "check_sample_figures"]
-
 SampleFigure = Literal["fid", "is", "kid", "prdc"]
 """Frechet distance, inception score, kernel distance, precision and recall."""
 

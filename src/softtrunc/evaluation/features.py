@@ -30,15 +30,6 @@ from softtrunc.metrics.features import INCEPTION_SHA256
 if TYPE_CHECKING:
     from softtrunc.metrics.synced import Gathered
 
-__all__ = [
-    "DIGITS",
-    "FeatureReader",
-    "Reference",
-    "extractor_identity",
-    "open_extractor",
-    "share_of",
-]
-
 Resize = Literal["legacy", "clean"]
 """By the network itself, or antialiased before."""
 

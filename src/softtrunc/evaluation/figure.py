@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["DENSITY_FIGURES", "FIGURES_BY_DEQUANTIZATION", "FORMS", "DensityFigure", "DensityForm"]
-
 DensityFigure = Literal[
     "nll_residual",
     "nll",

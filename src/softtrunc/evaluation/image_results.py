@@ -27,16 +27,6 @@ from softtrunc.density import Mean, mean_with_error
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
 from softtrunc.feedback.files import whole_file, write_text
 
-__all__ = [
-    "COLUMNS",
-    "Chunk",
-    "ImageResults",
-    "TableRows",
-    "check_table_path",
-    "parts_folder",
-    "write_table",
-]
-
 COLUMNS = ("prior", "flow", "residual", "dequantization", "nats", "bits_per_dim", "nfe")
 """What is kept of an image and pass: four terms and their sum in nats, bits/dim, evaluations."""
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from softtrunc.objective import SoftTruncationLoss
 from softtrunc.times import LogSNRTimes, TimeLaw, UniformTimes
 
-__all__ = ["LawOfTimes", "law_of_times"]
-
 _QUANTILES = 1 << 16
 """Of tau; every integral over its law is a mean over them."""
 

@@ -10,8 +10,6 @@ from softtrunc.density import Divergence, Method, lossless_eps, spread_range
 from softtrunc.evaluation.figure import FORMS, DensityFigure
 from softtrunc.sde import SDE
 
-__all__ = ["DensityProtocol"]
-
 
 @dataclass(frozen=True)
 class DensityProtocol:

@@ -13,8 +13,6 @@ from softtrunc.samplers import Sampler, sample_from
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import random_normal
 
-__all__ = ["Regeneration", "regenerate"]
-
 
 class Regeneration(NamedTuple):
     """Images that went up to each of several times and came back.

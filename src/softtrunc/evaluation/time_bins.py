@@ -16,8 +16,6 @@ from softtrunc.density.bound import bound_terms
 from softtrunc.density.residual import Reconstruction
 from softtrunc.score import ScoreFunction
 
-__all__ = ["ByTime", "TimeBin", "by_time"]
-
 
 class TimeBin(NamedTuple):
     """A bin of log-SNR; means over images, with their standard errors.

@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["RunFailedError", "UserError", "missing_packages", "nearest", "user_errors"]
-
 
 class UserError(Exception):
     """Something to be put right by whoever gave the command: what, where, what to write instead."""

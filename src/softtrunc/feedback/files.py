@@ -13,8 +13,6 @@ from pathlib import Path
 
 from softtrunc.feedback.errors import UserError
 
-__all__ = ["check_place", "replace_folder", "sync", "whole_file", "write_bytes", "write_text"]
-
 
 def sync(path: Path) -> None:
     """Force a file or folder to disk, as far as the system lets us.

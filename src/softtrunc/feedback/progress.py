@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Count", "Progress", "Silent", "Task", "counting"]
-
 Count = Callable[[int, int], None]
 """`(done, total)`: how far some work is that knows only once it has begun how much there is."""
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["StopRequest", "stop_on_signal"]
-
 
 class StopRequest:
     """Whether a signal asked for a stop, and which."""

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 
 import yaml
 
-__all__ = ["dump_yaml", "parse_yaml"]
-
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `1e-5` as a string and `no` as false."""

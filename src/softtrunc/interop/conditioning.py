@@ -12,8 +12,6 @@ from torch import Tensor
 from softtrunc.score import Conditioning, ScoreFunction
 from softtrunc.sde import expand_to, random_normal
 
-__all__ = ["ConditioningChoice", "choose_conditioning", "random_images"]
-
 
 class ConditioningChoice(NamedTuple):
     """The label that fits best, and what each candidate's denoising error was.

@@ -21,8 +21,6 @@ from softtrunc.networks import ScoreUNet
 from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.sde import SDE
 
-__all__ = ["DiffusersOutput", "DiffusersUNet"]
-
 _LEAST_RATIO = 2e-3
 """Schedulers keep `1 - a = rho^2 / (1 + rho^2)` in float32 beside 1: below this it is rounding."""
 

@@ -18,8 +18,6 @@ from softtrunc.networks import ScoreUNetConfig
 from softtrunc.score import Conditioning, Prediction
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 
-__all__ = ["ModelDescription", "describe_public_config", "read_public_config"]
-
 # Words of each section.
 _REQUIRED = {
     "data": "image_size num_channels centered",

@@ -24,8 +24,6 @@ from softtrunc.networks.embeddings import FourierFeatures
 from softtrunc.networks.resample import ConvDownsample, ConvUpsample
 from softtrunc.networks.score_unet import PlainResampling, Stage
 
-__all__ = ["PublicTensor", "public_layout"]
-
 # The one public tensor without a gradient.
 _FREQUENCIES = "W"
 

@@ -10,8 +10,6 @@ from softtrunc.recipes.build import build_data, build_model, build_network_confi
 from softtrunc.recipes.load import load_recipe
 from softtrunc.recipes.schema import Recipe
 
-__all__ = ["describe_recipe", "image_shape"]
-
 
 def image_shape(recipe: Recipe) -> tuple[int, int, int]:
     """Channels, height and width of the images of a recipe that names a size.

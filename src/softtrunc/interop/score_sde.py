@@ -29,8 +29,6 @@ from softtrunc.networks import ScoreUNet
 from softtrunc.score import Conditioning, ScoreModel
 from softtrunc.sde import SDE
 
-__all__ = ["ScoreSDECheckpoint", "load_score_sde_checkpoint"]
-
 Weights = Literal["ema", "raw"]
 
 # A buffer of the public network: the noise levels of its discrete samplers.

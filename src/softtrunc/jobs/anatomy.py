@@ -28,8 +28,6 @@ from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, now, package_versions
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights, read_checkpoint_info
 
-__all__ = ["anatomy"]
-
 _BATCH = 64
 """Images whose bound is measured between two looks at the clock, and kept together."""
 

@@ -25,8 +25,6 @@ from softtrunc.samplers import Chimera
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import SDE
 
-__all__ = ["Chimeras", "regeneration"]
-
 _IN_A_ROW = 12
 """Images of each row of a grid."""
 

@@ -13,8 +13,6 @@ from softtrunc.recipes.load import dump_recipe
 from softtrunc.recipes.schema import Recipe
 from softtrunc.score import ScoreModel
 
-__all__ = ["model_card"]
-
 _TASK = "unconditional-image-generation"
 
 

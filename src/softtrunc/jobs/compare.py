@@ -8,8 +8,6 @@ from pathlib import Path
 from softtrunc.feedback.errors import user_errors
 from softtrunc.report import write_report
 
-__all__ = ["write_page"]
-
 
 def write_page(runs: Sequence[Path], out: Path) -> Path:
     """Write the self-contained HTML page about run folders; returns its path.

@@ -17,8 +17,6 @@ from softtrunc.report import SummaryTable, read_run, summary_rows, write_report
 from softtrunc.runs.folder import Run
 from softtrunc.training import list_checkpoints, step_of
 
-__all__ = ["DemoOutcome", "demo_recipes", "run_demo"]
-
 
 class DemoOutcome(NamedTuple):
     """The table, one run a row, and the page."""

@@ -19,8 +19,6 @@ from softtrunc.feedback.files import whole_file
 from softtrunc.feedback.progress import Progress
 from softtrunc.runs.open_run import OpenRun
 
-__all__ = ["obtain_dequantizer"]
-
 _SECONDS_BETWEEN_LOOKS = 0.2
 _PATIENCE = 24 * 3600.0
 

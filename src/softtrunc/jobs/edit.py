@@ -39,8 +39,6 @@ from softtrunc.samplers import (
 )
 from softtrunc.training import Weights
 
-__all__ = ["Editor", "RoundTrip"]
-
 
 class RoundTrip(NamedTuple):
     """One image's way to its latent and back.

@@ -19,8 +19,6 @@ from softtrunc.feedback.progress import Progress
 from softtrunc.recipes.build import build_data
 from softtrunc.runs.open_run import OpenRun
 
-__all__ = ["Inputs", "build_mask", "read_images", "to_model"]
-
 
 class Inputs(NamedTuple):
     """Images as grey levels (N, C, H, W) of the run's data, and what to call them."""

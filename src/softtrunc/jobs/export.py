@@ -17,8 +17,6 @@ from softtrunc.recipes.load import dump_recipe
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
-__all__ = ["export_run", "push_export"]
-
 _PICTURE = "samples.png"
 # Of diffusers' schedulers the one that is right for few steps; others take the same settings.
 _SCHEDULER = "DPMSolverMultistepScheduler"

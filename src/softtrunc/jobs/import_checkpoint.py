@@ -30,8 +30,6 @@ from softtrunc.score import Conditioning, ScoreModel
 from softtrunc.sde import SDES
 from softtrunc.training import TrainState, Weights, save_checkpoint
 
-__all__ = ["Imported", "import_checkpoint", "recipe_of_public_config"]
-
 _KINDS = {known: kind for kind, known in SDES.items()}
 # Images on which candidate conditionings are compared.
 _PROBES = 64

@@ -52,8 +52,6 @@ from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, flatten, now, package_ver
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
-__all__ = ["check_images", "check_meaningful", "measure"]
-
 _LOOKED_AT = 1000
 """Images whose levels are counted."""
 

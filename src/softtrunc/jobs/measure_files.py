@@ -21,8 +21,6 @@ from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.records import Figure
 from softtrunc.runs.folder import now, package_versions
 
-__all__ = ["JudgedFiles", "measure_files"]
-
 
 class JudgedFiles(NamedTuple):
     """How many images were judged, and their figures."""

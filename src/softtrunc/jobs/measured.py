@@ -13,17 +13,6 @@ from softtrunc.recipes.schema import Recipe
 from softtrunc.records import Figure, read_evaluation
 from softtrunc.runs.folder import Run, flatten
 
-__all__ = [
-    "density_protocol",
-    "dequantizer_settings",
-    "has_meaning",
-    "is_measured",
-    "measured_figures",
-    "missing_figures",
-    "reference_splits",
-    "samples_protocol",
-]
-
 
 def has_meaning(recipe: Recipe) -> bool:
     """Whether the recipe's bits per dimension mean something.

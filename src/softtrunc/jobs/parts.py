@@ -14,8 +14,6 @@ from torch import Tensor
 
 from softtrunc.feedback.files import whole_file
 
-__all__ = ["Parts"]
-
 
 class Parts:
     """Named results, each a file of tensors.

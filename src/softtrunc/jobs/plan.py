@@ -19,8 +19,6 @@ from softtrunc.recipes.load import dump_recipe
 from softtrunc.recipes.schema import Recipe
 from softtrunc.training import micro_batches
 
-__all__ = ["Cost", "describe", "estimate", "parameters_of"]
-
 # A training step: forward, gradient of the activations, gradient of the weights.
 _STEP_OVER_FORWARD = 3
 _SECONDS_A_DAY = 86_400.0

@@ -24,8 +24,6 @@ from softtrunc.data.pictures import save_grid
 from softtrunc.feedback.errors import RunFailedError, UserError, missing_packages, user_errors
 from softtrunc.feedback.progress import Progress, counting
 
-__all__ = ["core_count", "inspect_data", "prepare_data", "presets"]
-
 # More are not named one by one.
 _NAMED = 20
 

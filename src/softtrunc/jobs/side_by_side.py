@@ -27,8 +27,6 @@ from softtrunc.jobs.train import train
 from softtrunc.recipes.schema import Recipe
 from softtrunc.runs.folder import Run
 
-__all__ = ["Outcome", "train_and_measure"]
-
 
 class Outcome(NamedTuple):
     """How a set of runs ended.

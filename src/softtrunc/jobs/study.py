@@ -28,8 +28,6 @@ from softtrunc.report.study import Setting, StudySummary, study_summary, trade_o
 from softtrunc.report.summary import format_setting
 from softtrunc.runs.folder import Run
 
-__all__ = ["Cell", "StudyOutcome", "plan_study", "run_study"]
-
 _RECIPE = "recipe"
 # What is asked of a trained run: settings that differ in nothing else share it.
 _ASKED_AFTERWARDS = ("sampling", "evaluation")

@@ -40,8 +40,6 @@ from softtrunc.training import (
     save_checkpoint,
 )
 
-__all__ = ["TrainOutcome", "train"]
-
 # A signal is answered within this many steps where several processes train.
 _STEPS_BETWEEN_QUESTIONS = 10
 # Unreadable files are named one by one up to here.

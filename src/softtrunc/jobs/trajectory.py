@@ -20,8 +20,6 @@ from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.samplers import Step, Trajectory
 from softtrunc.training import Weights
 
-__all__ = ["check_suffix", "draw_trajectory", "save_frames", "watching"]
-
 _STRIP_COLUMNS = 12
 _GIF_FRAMES = 60
 _MOST_IMAGES = 64

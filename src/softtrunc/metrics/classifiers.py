@@ -13,8 +13,6 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import load
 from torch import Tensor, nn
 
-__all__ = ["DigitsFeatures", "Fashion16Features"]
-
 
 class _Classifier(ABC):
     """A network of `features` and a `head` on them, by which images become `dim` numbers."""

@@ -12,13 +12,6 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-__all__ = [
-    "FeatureExtractor",
-    "TorchScriptFeatures",
-    "clean_resize",
-    "figure_name",
-]
-
 # The TorchScript translation of the TensorFlow network that FID is defined by, 95,607,719 bytes.
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 INCEPTION_NAME = "inception-2015-12-05"

@@ -14,8 +14,6 @@ import torch
 from softtrunc.feedback.files import whole_file
 from softtrunc.metrics.features import INCEPTION_NAME, INCEPTION_SHA256
 
-__all__ = ["cache_folder", "inception_file"]
-
 # Where NVIDIA publishes it with StyleGAN2-ADA.
 INCEPTION_URL = (
     f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_NAME}.pt"

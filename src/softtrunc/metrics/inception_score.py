@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["InceptionScore", "inception_score"]
-
 
 class InceptionScore(NamedTuple):
     """Mean and standard deviation over the splits."""

@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["KernelDistance", "kernel_inception_distance", "squared_mmd"]
-
 
 class KernelDistance(NamedTuple):
     """Mean of the estimates over subsets, and their standard deviation."""

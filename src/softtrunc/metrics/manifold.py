@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["PrecisionRecall", "precision_recall"]
-
 # Distances are computed so many rows at a time.
 _ROWS = 1024
 

@@ -18,8 +18,6 @@ from torch import Tensor
 from softtrunc.feedback.files import write_bytes
 from softtrunc.metrics.frechet import frechet_distance
 
-__all__ = ["FeatureStatistics", "Moments", "Provenance"]
-
 _FORMAT = "softtrunc feature statistics 1"
 
 

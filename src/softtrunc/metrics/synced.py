@@ -16,8 +16,6 @@ from torchmetrics.utilities import dim_zero_cat
 from softtrunc.metrics.features import FeatureExtractor
 from softtrunc.metrics.statistics import FeatureStatistics, Moments
 
-__all__ = ["FeatureGatherer", "Gathered"]
-
 
 class Gathered(NamedTuple):
     """What an extractor says of one set of images, over all processes.

@@ -37,19 +37,6 @@ from softtrunc.weighting import (
     variance_weight,
 )
 
-__all__ = [
-    "build_data",
-    "build_model",
-    "build_network_config",
-    "build_objective",
-    "build_prior",
-    "build_sampler",
-    "build_score",
-    "build_sde",
-    "build_training",
-    "what_to_give",
-]
-
 # Image files that decode to more bytes than this are to be prepared once, not at every start.
 _LARGEST_UNPREPARED = 4 << 30
 

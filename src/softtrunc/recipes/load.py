@@ -15,15 +15,6 @@ from softtrunc.feedback.errors import UserError, nearest, user_errors
 from softtrunc.feedback.yaml import dump_yaml, parse_yaml
 from softtrunc.recipes.schema import Recipe
 
-__all__ = [
-    "dump_recipe",
-    "load_recipe",
-    "override_recipe",
-    "parse_flow",
-    "parse_recipe",
-    "recipe_names",
-]
-
 _TAGS = ("kind", "sampler")
 
 

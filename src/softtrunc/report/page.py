@@ -18,8 +18,6 @@ from softtrunc.report.study import StudySummary, trade_off_picture
 from softtrunc.report.summary import Column, figure_columns, format_truncation, summary_rows
 from softtrunc.report.words import Shown
 
-__all__ = ["write_report"]
-
 
 def write_report(
     runs: Sequence[Path],

@@ -16,8 +16,6 @@ from softtrunc.report.runs import Truncation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Series", "curves", "error_map", "norm_plot", "norms_by_tau", "tau_histogram"]
-
 _TILE = (4.2, 2.5)
 _MOST_POINTS = 300
 

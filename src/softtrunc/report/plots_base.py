@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["Encoding", "Picture", "RunStyle", "drawing", "encoded", "image", "run_style"]
-
 # Okabe and Ito's palette, told apart by all common kinds of colour blindness; its yellow is too
 # pale for white paper and makes way for a brown.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444", "#8C5A2B"]

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-__all__ = ["Point", "trade_off"]
-
 
 class Point(NamedTuple):
     """A run in the trade-off plot; an error bar of one standard error where it is known."""

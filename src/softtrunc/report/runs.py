@@ -11,8 +11,6 @@ from typing import Any
 from softtrunc import records
 from softtrunc.records import Evaluation, Figure, MetricsLine, TrainingCost
 
-__all__ = ["RunRecord", "Truncation", "read_run", "run_labels"]
-
 _PARTS = ("recipe.yaml", "metrics.jsonl", "evaluation.json")
 
 

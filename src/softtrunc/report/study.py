@@ -18,8 +18,6 @@ from softtrunc.report.plots_scatter import Point, trade_off
 from softtrunc.report.runs import RunRecord
 from softtrunc.report.summary import Cell, Column, figure_columns, format_value
 
-__all__ = ["Estimate", "Setting", "StudySummary", "study_summary", "trade_off_picture"]
-
 _CONFIDENCE = 0.95
 
 

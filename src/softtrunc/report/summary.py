@@ -11,8 +11,6 @@ from softtrunc.evaluation.figure import DENSITY_FIGURES
 from softtrunc.records import Figure
 from softtrunc.report.runs import RunRecord, run_labels
 
-__all__ = ["Cell", "Column", "SummaryTable", "figure_columns", "format_value", "summary_rows"]
-
 
 @dataclass(frozen=True)
 class Column:

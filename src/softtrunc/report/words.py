@@ -11,8 +11,6 @@ from softtrunc.report.plots_base import RunStyle
 from softtrunc.report.runs import RunRecord
 from softtrunc.report.summary import Column, format_setting
 
-__all__ = ["Shown", "data_words", "differences", "lead", "protocols", "versions"]
-
 
 @dataclass(frozen=True)
 class Shown:

@@ -20,16 +20,6 @@ from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.runs.sample_files import Destination, missing
 from softtrunc.training import WEIGHTS_FILES, Weights, find_checkpoint, read_checkpoint_info
 
-__all__ = [
-    "DrawOutcome",
-    "DrawnBatch",
-    "cut",
-    "draw",
-    "draw_batches",
-    "draw_to",
-    "to_levels",
-]
-
 
 class DrawnBatch(NamedTuple):
     """Consecutive images from number `first` on, grey levels (N, C, H, W), and what they took."""

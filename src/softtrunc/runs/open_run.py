@@ -18,8 +18,6 @@ from softtrunc.runs.folder import Run, differing
 from softtrunc.score import ScoreModel
 from softtrunc.training import Weights, find_checkpoint, load_weights
 
-__all__ = ["OpenRun", "open_run"]
-
 # What a finished run may be asked differently.
 _FREE = ("sampling.", "evaluation.", "data.source")
 

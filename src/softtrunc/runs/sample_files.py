@@ -25,8 +25,6 @@ from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import sync, whole_file, write_text
 from softtrunc.runs.folder import differing
 
-__all__ = ["Destination", "Protocol", "missing"]
-
 Protocol = Mapping[str, Any]
 """What decides the images: the checkpoint, the sampler, the seed."""
 

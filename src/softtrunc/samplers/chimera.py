@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import SDE
 
-__all__ = ["Chimera"]
-
 
 class Chimera(nn.Module):
     """A score function that asks `above` for times > t and `below` for times <= t.

@@ -18,8 +18,6 @@ from softtrunc.samplers.base import FixedStepSampler, SampleOptions, Samples
 from softtrunc.samplers.grids import Point
 from softtrunc.score import ScoreFunction
 
-__all__ = ["colorize", "inpaint"]
-
 
 def inpaint(
     sampler: FixedStepSampler,

@@ -12,8 +12,6 @@ from softtrunc.samplers.base import Call, FixedStepSampler, State
 from softtrunc.samplers.grids import Point, early_end, schedule
 from softtrunc.sde import SDE
 
-__all__ = ["DPMSolver"]
-
 _ERROR_SCALE = 0.04
 """Of a step, for `early_end`, by benchmarks/samplers.py: VP ends at its own time from 20 steps on.
 

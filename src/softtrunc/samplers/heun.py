@@ -12,8 +12,6 @@ from softtrunc.samplers.base import Call, FixedStepSampler, State
 from softtrunc.samplers.grids import Grid, Point, point_at
 from softtrunc.sde import SDE
 
-__all__ = ["Heun"]
-
 
 @dataclass(frozen=True)
 class Heun(FixedStepSampler):

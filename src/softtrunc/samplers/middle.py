@@ -24,8 +24,6 @@ from softtrunc.samplers.grids import point_at, resolve_t_end
 from softtrunc.samplers.probability_flow import ProbabilityFlow
 from softtrunc.score import ScoreFunction
 
-__all__ = ["sample_from"]
-
 
 def sample_from(
     sampler: Sampler,

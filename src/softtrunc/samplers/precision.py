@@ -8,8 +8,6 @@ from torch import Tensor
 from softtrunc.samplers.base import ScoreHook
 from softtrunc.score import ScoreFunction
 
-__all__ = ["autocast_score"]
-
 
 def autocast_score(model: ScoreFunction, dtype: torch.dtype = torch.bfloat16) -> ScoreHook:
     """The model's score with its matrix products and convolutions in `dtype`.

@@ -15,8 +15,6 @@ from softtrunc.samplers.grids import Grid, Point, step_length
 from softtrunc.score import tweedie
 from softtrunc.sde import SDE, expand_to
 
-__all__ = ["Ancestral", "EulerMaruyama", "Predictor", "PredictorCorrector"]
-
 Predictor = Literal["reverse_diffusion", "ancestral", "euler_maruyama"]
 """How the reverse SDE is discretised.
 

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from softtrunc.samplers.base import Step
 
-__all__ = ["Trajectory"]
-
 
 class Trajectory:
     """A callback that keeps evenly spaced states of a run: `sampler.sample(..., callback=it)`.

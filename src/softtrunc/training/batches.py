@@ -11,8 +11,6 @@ from torch import Tensor
 
 from softtrunc.training.randomness import DataOrder
 
-__all__ = ["BatchSource"]
-
 # Held whole on the device up to this size; larger data stay where they are, one batch ahead.
 _RESIDENT_BYTES = 2 << 30
 

@@ -23,21 +23,6 @@ from softtrunc.feedback.files import replace_folder
 from softtrunc.pretrained import load_exactly
 from softtrunc.training.state import TrainState
 
-__all__ = [
-    "WEIGHTS_FILES",
-    "CheckpointError",
-    "CheckpointInfo",
-    "Weights",
-    "find_checkpoint",
-    "list_checkpoints",
-    "load_checkpoint",
-    "load_weights",
-    "read_checkpoint_info",
-    "remove_unfinished",
-    "save_checkpoint",
-    "step_of",
-]
-
 Weights = Literal["ema", "raw"]
 WEIGHTS_FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 """Where a checkpoint has averaged and raw weights."""

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EMA"]
-
 
 class EMA:
     """Running average of a module's trainable parameters; buffers and frozen ones stay its own.

@@ -25,8 +25,6 @@ from softtrunc.training.batches import BatchSource
 from softtrunc.training.randomness import DataOrder, Stream, step_generator, step_seed
 from softtrunc.training.state import TrainingConfig, TrainState
 
-__all__ = ["StepRecord", "fit", "micro_batches"]
-
 
 @dataclass(frozen=True)
 class StepRecord:

@@ -10,8 +10,6 @@ from accelerate import Accelerator
 from softtrunc.records import MetricsLine, TimeBins
 from softtrunc.training.loop import StepRecord
 
-__all__ = ["Monitor", "NonFiniteLossError", "Stopwatch"]
-
 _EDGES = tuple(-5.0 + 0.5 * i for i in range(11))
 
 

@@ -13,8 +13,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["DataOrder", "Stream", "step_generator", "step_seed"]
-
 
 class Stream(enum.IntEnum):
     """What a draw is for; streams of one step are independent."""

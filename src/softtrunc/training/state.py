@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from softtrunc.training.ema import EMA
 
-__all__ = ["TrainState", "TrainingConfig"]
-
 
 @dataclass(frozen=True)
 class TrainingConfig:

@@ -17,8 +17,6 @@ from jaxtyping import UInt8
 from softtrunc.data.formats.folder import files_source
 from softtrunc.data.source import ArrayImages, Part, Source, plain_name
 
-__all__ = ["Npz", "array_source", "is_array"]
-
 # Names under which people keep images and labels, by split.
 _IMAGE_KEYS = {
     "train": ("x_train", "train_images", "train_x", "train"),

@@ -10,8 +10,6 @@ from softtrunc.data.dataset import Skipped
 from softtrunc.data.formats.files import FolderFiles, open_archive
 from softtrunc.data.source import Encoded, ImageFiles, Source
 
-__all__ = ["celeba_source"]
-
 _PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
 # The file counts 0, 1, 2.
 _SPLITS = {"0": "train", "1": "validation", "2": "test"}

@@ -15,8 +15,6 @@ from softtrunc.data.formats.members import Members, check_labels, count_records
 from softtrunc.data.formats.unpickle import unpickle
 from softtrunc.data.source import ArrayImages, Encoded, ImageFiles, Part, Source, rows_by_file
 
-__all__ = ["cifar_source", "imagenet_source"]
-
 
 class _Cifar(NamedTuple):
     """One of the four forms: its files, its classes, and where the labels are."""

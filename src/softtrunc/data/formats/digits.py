@@ -8,8 +8,6 @@ from softtrunc.data.dataset import ImageDataset
 from softtrunc.data.source import ArrayImages, Source
 from softtrunc.data.splits import check_split
 
-__all__ = ["digits_source", "load_digits_split"]
-
 _LOCATION = "scikit-learn"
 _LEVELS = 17
 

@@ -11,8 +11,6 @@ from softtrunc.data.dataset import ImageDataset
 from softtrunc.data.source import ArrayImages, Source
 from softtrunc.data.splits import check_split
 
-__all__ = ["fashion16_source", "load_fashion16_split"]
-
 _LOCATION = "softtrunc (Fashion-MNIST, Zalando SE, MIT licence)"
 
 

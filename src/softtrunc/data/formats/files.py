@@ -22,8 +22,6 @@ from softtrunc.data.images.decode import MAX_FILE_BYTES, is_image_name
 from softtrunc.data.source import Encoded, ImageFiles
 from softtrunc.data.splits import split_of_folder
 
-__all__ = ["ArchiveFiles", "FolderFiles", "open_archive"]
-
 # An archive of images that unpacks to more than this many times its size is no such thing.
 _MAX_RATIO = 1000
 

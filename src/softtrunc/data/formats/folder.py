@@ -5,8 +5,6 @@ from __future__ import annotations
 from softtrunc.data.source import ImageFiles, Kind, Source, plain_name
 from softtrunc.data.splits import HELD_OUT, choose_names
 
-__all__ = ["files_source"]
-
 
 def files_source(
     files: ImageFiles, kind: Kind, held_out: float = HELD_OUT, *, name: str | None = None

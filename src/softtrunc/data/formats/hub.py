@@ -13,8 +13,6 @@ from softtrunc.data.formats.tables import image_column, known_labels, tables_sou
 from softtrunc.data.source import Encoded, ImageFiles, Source
 from softtrunc.data.splits import HELD_OUT
 
-__all__ = ["SCHEME", "hub_source", "saved_source"]
-
 SCHEME = "hf://"
 
 

@@ -14,8 +14,6 @@ from jaxtyping import UInt8
 
 from softtrunc.data.source import ArrayImages, Part, Source, plain_name
 
-__all__ = ["idx_source", "is_idx_name", "read_idx"]
-
 _UINT8 = 0x08
 _TYPES = {0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
 _BELOW = ("raw", "MNIST/raw", "FashionMNIST/raw")

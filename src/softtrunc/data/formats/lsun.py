@@ -14,8 +14,6 @@ from softtrunc.data.images.decode import MAX_FILE_BYTES
 from softtrunc.data.source import Encoded, ImageFiles, Source
 from softtrunc.data.splits import split_of_folder
 
-__all__ = ["lmdb_source"]
-
 _NAME = re.compile(r"(?P<category>.+)_(?P<split>train|val|test)(_lmdb)?$")
 
 

@@ -15,8 +15,6 @@ from jaxtyping import Int64
 
 from softtrunc.data.formats.files import ArchiveFiles
 
-__all__ = ["Members", "check_labels", "count_records"]
-
 _Place = tuple[Path | ArchiveFiles, str]
 
 # No release has more files in one folder; image folders do, and need not be listed whole.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["import_for"]
-
 
 def import_for(what: str, module: str, extra: str) -> Any:
     """A module of an optional package.

@@ -18,8 +18,6 @@ from softtrunc.data.formats.optional import import_for
 from softtrunc.data.formats.tables import image_column, known_labels, tables_source
 from softtrunc.data.source import Encoded, ImageFiles, Source, plain_name, rows_by_file
 
-__all__ = ["is_parquet", "parquet_source"]
-
 # train-00000-of-00004.parquet, or train.parquet.
 _NAME = re.compile(r"(?P<split>[A-Za-z_]+?)([-.].*)?\.parquet$")
 _LABELS = ("label", "labels", "fine_label", "fine_labels")

@@ -9,8 +9,6 @@ import numpy as np
 from softtrunc.data.formats.members import Members, check_labels, count_records
 from softtrunc.data.source import Encoded, ImageFiles, Part, Source, rows_by_file
 
-__all__ = ["stl10_source"]
-
 _SIDE = 96
 _RECORD = 3 * _SIDE * _SIDE
 _PARTS = {"train": ("train_X.bin", "unlabeled_X.bin"), "test": ("test_X.bin",)}

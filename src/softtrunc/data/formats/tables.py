@@ -12,8 +12,6 @@ from softtrunc.data.formats.folder import files_source
 from softtrunc.data.source import ImageFiles, Kind, Source
 from softtrunc.data.splits import split_of_folder
 
-__all__ = ["image_column", "known_labels", "tables_source"]
-
 T = TypeVar("T")
 
 

@@ -16,8 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-__all__ = ["unpickle"]
-
 _DTYPES = {"u1": np.uint8, "i4": np.int32, "i8": np.int64, "f4": np.float32, "f8": np.float64}
 
 

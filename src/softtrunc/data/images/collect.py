@@ -16,17 +16,6 @@ from softtrunc.data.images.decode import Decoded, decode
 from softtrunc.data.images.fit import Fit
 from softtrunc.data.source import Encoded, ImageFiles
 
-__all__ = [
-    "Advance",
-    "Collected",
-    "collect",
-    "decode_each",
-    "in_order",
-    "nothing_readable",
-    "several_sizes",
-    "try_decode",
-]
-
 Advance = Callable[[int, int], None]
 """Called with the number of images done and their total."""
 

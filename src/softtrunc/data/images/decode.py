@@ -13,8 +13,6 @@ from PIL import ExifTags, Image, ImageOps
 
 from softtrunc.data.images.fit import Fit, pixels_of
 
-__all__ = ["MAX_FILE_BYTES", "Decoded", "decode", "is_grey", "is_image_name"]
-
 # Larger files and larger images are taken for decompression bombs. The second bound lies below
 # the one at which Pillow itself begins to warn.
 MAX_FILE_BYTES = 256 << 20

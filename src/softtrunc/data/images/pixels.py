@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-__all__ = ["stretch_levels", "to_model_range", "to_uint8"]
-
 
 def to_model_range(
     images: UInt8[Tensor, "b c h w"],

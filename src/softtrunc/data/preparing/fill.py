@@ -20,8 +20,6 @@ from softtrunc.data.images.collect import try_decode
 from softtrunc.data.images.fit import Fit
 from softtrunc.data.source import Encoded
 
-__all__ = ["Filled", "chunks", "fill", "workers_for"]
-
 # What one task of a worker holds at most.
 _CHUNK_IMAGES = 128
 _CHUNK_BYTES = 16 << 20

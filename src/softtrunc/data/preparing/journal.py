@@ -12,8 +12,6 @@ import numpy as np
 
 from softtrunc.data.preparing.fill import Filled
 
-__all__ = ["Journal"]
-
 
 class Journal:
     """A file of one JSON object a line: the plan, then what was filled.

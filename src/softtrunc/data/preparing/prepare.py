@@ -34,8 +34,6 @@ from softtrunc.data.source import ArrayImages, NoSplitError, Part, Source
 from softtrunc.data.splits import check_split
 from softtrunc.feedback.files import replace_folder
 
-__all__ = ["prepare"]
-
 _SECONDS_BETWEEN_COMMITS = 2.0
 _COPY_ROWS = 1024
 

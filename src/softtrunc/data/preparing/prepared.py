@@ -15,8 +15,6 @@ from softtrunc.data.source import ArrayImages, Source
 from softtrunc.data.splits import check_split
 from softtrunc.feedback.files import whole_file, write_bytes
 
-__all__ = ["open_prepared", "prepared_source", "write_split"]
-
 _FORMAT = 1
 
 
