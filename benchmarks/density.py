@@ -26,12 +26,10 @@ from torch import Tensor
 from softtrunc import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 from softtrunc.density import dequantize
 from softtrunc.density.probability_flow import solve_flow
-from softtrunc.flow.path import AngleVariable, PowerVariable, Variable
-from softtrunc.flow.runge_kutta import (
-    BOGACKI_SHAMPINE_32,
-    DORMAND_PRINCE_54,
-    Tableau,
-)
+from softtrunc.flow.adams import ADAMS
+from softtrunc.flow.path import Variable, angle_variable, power_variable
+from softtrunc.flow.runge_kutta import BOGACKI_SHAMPINE_32, DORMAND_PRINCE_54
+from softtrunc.flow.steps import StepMethod
 from softtrunc.interop import load_score_sde_checkpoint
 from softtrunc.recipes.build import build_data
 from softtrunc.runs.open_run import open_run
@@ -47,58 +45,36 @@ SDES: dict[str, SDE] = {
 LIBRARY = "(std/2 + rho)^(-1/3), scaled state"
 """What `probability_flow_nll` does."""
 
-PAIRS: dict[str, Tableau | None] = {
-    "Adams": None,
+PAIRS: dict[str, StepMethod] = {
+    "Adams": ADAMS,
     "RK23": BOGACKI_SHAMPINE_32,
     "Dormand-Prince 5(4)": DORMAND_PRINCE_54,
 }
 
 
-@dataclass(frozen=True)
-class TimeVariable:
+def time_variable(sde: SDE) -> Variable:
     """u = t."""
 
-    sde: SDE
+    def rho(t: Tensor) -> Tensor:
+        return (-0.5 * sde.log_snr(t)).exp()
 
-    def of_rho(self, rho: Tensor) -> Tensor:
-        return self.sde.time_of_log_snr(-2.0 * rho.log())
+    def rate(t: Tensor) -> Tensor:
+        return 0.5 * rho(t) * (sde.diffusion(t) / sde.marginal(t).sigma).square()
 
-    def rho(self, u: Tensor) -> Tensor:
-        return (-0.5 * self.sde.log_snr(u)).exp()
-
-    def rate(self, u: Tensor) -> Tensor:
-        sigma = self.sde.marginal(u).sigma
-        return 0.5 * self.rho(u) * (self.sde.diffusion(u) / sigma).square()
+    return Variable(lambda rho: sde.time_of_log_snr(-2.0 * rho.log()), rho, rate)
 
 
-@dataclass(frozen=True)
-class LogVariable:
-    """u = log rho = -log-SNR / 2."""
-
-    def of_rho(self, rho: Tensor) -> Tensor:
-        return rho.log()
-
-    def rho(self, u: Tensor) -> Tensor:
-        return u.exp()
-
-    def rate(self, u: Tensor) -> Tensor:
-        return u.exp()
-
-
-@dataclass(frozen=True)
-class AsinhVariable:
+def asinh_variable(scale: float) -> Variable:
     """u = asinh(rho / scale): linear below the scale, logarithmic above."""
+    return Variable(
+        lambda rho: torch.asinh(rho / scale),
+        lambda u: scale * u.sinh(),
+        lambda u: scale * u.cosh(),
+    )
 
-    scale: float
 
-    def of_rho(self, rho: Tensor) -> Tensor:
-        return torch.asinh(rho / self.scale)
-
-    def rho(self, u: Tensor) -> Tensor:
-        return self.scale * u.sinh()
-
-    def rate(self, u: Tensor) -> Tensor:
-        return self.scale * u.cosh()
+LOG_VARIABLE = Variable(torch.log, torch.exp, torch.exp)
+"""u = log rho = -log-SNR / 2."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +127,7 @@ class Row:
 
 
 def ours(
-    problem: Problem, variable: Variable, data_std: float, tableau: Tableau | None, tol: float
+    problem: Problem, variable: Variable, data_std: float, method: StepMethod, tol: float
 ) -> tuple[Tensor, float]:
     solution = solve_flow(
         problem.model,
@@ -162,7 +138,7 @@ def ours(
         atol=tol,
         variable=variable,
         data_std=data_std,
-        tableau=tableau,
+        method=method,
     )
     return problem.bits(solution.x, solution.flow), float(solution.nfe.double().mean())
 
@@ -241,19 +217,19 @@ def main() -> None:
 
     std = args.data_std
     named: dict[str, tuple[Variable, float]] = {
-        "t, state x/alpha": (TimeVariable(model.sde), math.inf),
-        "t, scaled state": (TimeVariable(model.sde), std),
-        "log rho, state x/alpha": (LogVariable(), math.inf),
-        "log rho, scaled state": (LogVariable(), std),
-        "asinh(rho/std), scaled state": (AsinhVariable(std), std),
-        "asinh(10 rho/std), scaled state": (AsinhVariable(0.1 * std), std),
-        "angle, state x/alpha": (AngleVariable(std), math.inf),
-        "angle, scaled state": (AngleVariable(std), std),
-        "angle(3 rho/std), scaled state": (AngleVariable(std / 3.0), std),
-        "(std/2 + rho)^(-1/2), scaled state": (PowerVariable(std / 2.0, 2.0), std),
-        LIBRARY: (PowerVariable(std / 2.0), std),
+        "t, state x/alpha": (time_variable(model.sde), math.inf),
+        "t, scaled state": (time_variable(model.sde), std),
+        "log rho, state x/alpha": (LOG_VARIABLE, math.inf),
+        "log rho, scaled state": (LOG_VARIABLE, std),
+        "asinh(rho/std), scaled state": (asinh_variable(std), std),
+        "asinh(10 rho/std), scaled state": (asinh_variable(0.1 * std), std),
+        "angle, state x/alpha": (angle_variable(std), math.inf),
+        "angle, scaled state": (angle_variable(std), std),
+        "angle(3 rho/std), scaled state": (angle_variable(std / 3.0), std),
+        "(std/2 + rho)^(-1/2), scaled state": (power_variable(std / 2.0, 2.0), std),
+        LIBRARY: (power_variable(std / 2.0), std),
     }
-    truth, _ = ours(problem, AngleVariable(std), std, DORMAND_PRINCE_54, args.reference_tol)
+    truth, _ = ours(problem, angle_variable(std), std, DORMAND_PRINCE_54, args.reference_tol)
     rows: list[Row] = []
 
     def report(name: str, pair: str, tol: float, run: object) -> None:

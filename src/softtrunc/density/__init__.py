@@ -19,7 +19,7 @@ from softtrunc.density.residual import (
     lossless_eps,
     lossless_residual,
 )
-from softtrunc.flow.runge_kutta import StepUnderflowError
+from softtrunc.flow.steps import StepUnderflowError
 
 __all__ = [
     "Density",

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from softtrunc.sde import widen
+
 __all__ = [
     "Density",
     "Mean",
@@ -135,7 +137,7 @@ def mean_with_error(values: Float[Tensor, " n"]) -> Mean:
     n = values.numel()
     if n == 0:
         raise ValueError("mean_with_error: no values: give at least one")
-    wide = values if values.device.type == "mps" else values.double()
+    wide = widen(values)
     error = float(wide.std()) / math.sqrt(n) if n > 1 else math.nan
     return Mean(float(wide.mean()), error, n)
 
@@ -178,7 +180,7 @@ def check_on_grid(
         return x.long()
     if not bool(x.isfinite().all()):
         raise ValueError("the data hold nan or inf: repair the files before measuring a density")
-    wide = x if x.device.type == "mps" else x.double()
+    wide = widen(x)
     least, most = float(wide.min()), float(wide.max())
     slack = 1e-3 * width
     if least < low - slack or most > high + slack:

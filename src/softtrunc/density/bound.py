@@ -11,17 +11,13 @@ from torch import Tensor
 
 from softtrunc.density.bits import Density
 from softtrunc.density.probability_flow import check_inputs
-from softtrunc.density.residual import (
-    Reconstruction,
-    check_reconstruction,
-    gaussian_residual,
-    lossless_residual,
-)
+from softtrunc.density.residual import Reconstruction, residual_nats
 from softtrunc.flow.chunks import in_chunks
 from softtrunc.flow.path import state_scale
-from softtrunc.noise import ExampleStreams
+from softtrunc.flow.rows import rows_of
+from softtrunc.noise import Noise
 from softtrunc.score import ScoreFunction
-from softtrunc.sde import expand_to, wide_dtype
+from softtrunc.sde import expand_to, wide_dtype, widen
 from softtrunc.times import ImportanceTimes
 
 __all__ = ["expected_prior", "nelbo"]
@@ -29,7 +25,7 @@ __all__ = ["expected_prior", "nelbo"]
 
 def expected_prior(model: ScoreFunction, x: Tensor) -> Tensor:
     """`E[-log pi(x_T) | x_0]` in closed form, (B,)."""
-    sde, flat = model.sde, x.to(wide_dtype(x.device)).flatten(1)
+    sde, flat = model.sde, widen(x).flatten(1)
     alpha, sigma = sde.marginal(torch.tensor(sde.t_max, dtype=flat.dtype, device=x.device))
     dim, variance = flat.shape[1], sde.prior_std**2
     squares = alpha.square() * flat.square().sum(1) + dim * sigma.square()
@@ -69,9 +65,8 @@ def nelbo(
         eps: smallest time, in (0, T).
         draws: network evaluations per example for the integral.
         reconstruction: see `probability_flow_nll`.
-        levels: number of levels of a discrete reconstruction.
-        value_range: low and high of the bins of a discrete reconstruction: the model's data range,
-            or `spread_range` of it for a model trained without dequantisation.
+        levels: see `probability_flow_nll`.
+        value_range: see `probability_flow_nll`.
         data_std: rough standard deviation of the data, for the control variate only.
         seeds: one integer per example: its draws then do not depend on the batch.
         generator: source of randomness without `seeds`.
@@ -80,26 +75,26 @@ def nelbo(
     Raises:
         ValueError: if an argument is out of range.
     """
-    check_inputs(model, x, eps)
-    check_reconstruction(reconstruction)
+    check_inputs(model, x, eps, data_std, reconstruction)
     if draws < 1:
         raise ValueError(f"draws={draws}: need at least 1")
-    if not data_std > 0.0:
-        raise ValueError(f"data_std={data_std}: need a number > 0, e.g. 0.5 for data in [-1, 1]")
     x, sde = x.detach(), model.sde
     wide, device, dim = wide_dtype(x.device), x.device, x[0].numel()
-    streams = ExampleStreams(len(x), purpose="nelbo", seeds=seeds, generator=generator)
+    streams = Noise(len(x), seeds, generator, purpose="nelbo")
     low, high = (torch.tensor(t, dtype=wide, device=device) for t in (eps, sde.t_max))
     times = ImportanceTimes(sde, stratified=True)
     t = torch.stack([times.draw(draws, eps, generator=g).t for g in streams.generators])
     t = t.to(device=device, dtype=wide)
+
+    index = torch.arange(len(x), device=device)
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
         def work(part: slice) -> Tensor:
             x_t = sde.perturb(x[part], t[part], z[part])
             sigma = expand_to(sde.marginal(t[part]).sigma, x)
             with torch.no_grad():
-                return -sigma * model.score(x_t, t[part]).to(x.dtype)
+                score = rows_of(model, index[part]).score(x_t, t[part])
+            return -sigma * score.to(x.dtype)
 
         return torch.cat(in_chunks(work, len(x), chunk_size))
 
@@ -107,17 +102,14 @@ def nelbo(
     residual = torch.zeros(len(x), dtype=wide, device=device)
     residual_draws = math.ceil(draws / 8)
     for _ in range(residual_draws):
-        z = streams.normal(x)
+        z = streams.like(x)
         n = predict(z, low.expand(len(x)))
-        if reconstruction == "discrete":
-            gap = lossless_residual(x, z, n, alpha, sigma, levels=levels, value_range=value_range)
-        else:
-            gap = gaussian_residual(z, n, alpha)
+        gap = residual_nats(x, z, n, alpha, sigma, reconstruction, levels, value_range)
         residual += gap / residual_draws
 
     integrand = torch.zeros_like(residual)
     for i in range(draws):
-        z = streams.normal(x)
+        z = streams.like(x)
         n = predict(z, t[:, i])
         # sigma^2 (||score - grad||^2 - ||grad||^2), its noise ||z||^2 - D replaced by its mean 0.
         a, s = sde.marginal(t[:, i])
@@ -130,12 +122,6 @@ def nelbo(
     prior = expected_prior(model, x)
     drift = (sde.marginal(high).alpha / alpha).log()
     flow = 0.5 * log_snr_range * integrand - dim * drift
-    return Density(
-        prior,
-        flow,
-        residual,
-        prior + flow + residual,
-        torch.full((len(x),), draws + residual_draws, device=device),
-        dim=dim,
-        levels=levels if reconstruction == "discrete" else None,
-    )
+    nfe = torch.full((len(x),), draws + residual_draws, device=device)
+    of_levels = levels if reconstruction == "discrete" else None
+    return Density(prior, flow, residual, prior + flow + residual, nfe, dim, of_levels)

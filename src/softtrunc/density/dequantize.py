@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softtrunc.density.bits import check_grid, check_on_grid
-from softtrunc.noise import ExampleStreams
-from softtrunc.sde import wide_dtype
+from softtrunc.noise import Noise
+from softtrunc.sde import wide_dtype, widen
 
 __all__ = ["bin_centers", "bin_index", "dequantize", "spread_range"]
 
@@ -50,9 +50,7 @@ def dequantize(
     index = check_on_grid(x, levels, value_range)
     wide = wide_dtype(x.device)
     if noise is None:
-        streams = ExampleStreams(
-            x.shape[0], purpose="dequantisation", seeds=seeds, generator=generator
-        )
+        streams = Noise(len(x), seeds, generator, purpose="dequantisation")
         noise = streams.uniform(x, wide)
     elif noise.shape != x.shape or not bool(((noise >= 0.0) & (noise <= 1.0)).all()):
         raise ValueError("noise: need the shape of x and values in [0, 1]")
@@ -106,7 +104,7 @@ def bin_index(
         ValueError: if a value is further than a hundredth of a level from the middle of a bin.
     """
     low, high = value_range
-    position = ((x if x.device.type == "mps" else x.double()) - low) * (levels / (high - low)) - 0.5
+    position = (widen(x) - low) * (levels / (high - low)) - 0.5
     index = position.round()
     off = (position - index).abs() >= 1e-2
     if bool((off | (index < 0) | (index >= levels)).any()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from softtrunc.density.bits import check_on_grid
 from softtrunc.density.bound import expected_prior
 from softtrunc.density.dequantize import dequantize
 from softtrunc.density.residual import gaussian_residual
-from softtrunc.noise import ExampleStreams
+from softtrunc.noise import Noise
 from softtrunc.score import ScoreFunction
 from softtrunc.sde import expand_to, random_normal, wide_dtype, widen
 from softtrunc.times import ImportanceTimes
@@ -43,7 +44,7 @@ class DrawnNoise(NamedTuple):
 
 
 def _log_logistic(z: Tensor) -> Tensor:
-    """Log-density of the logistic law; also the log-derivative of the sigmoid."""
+    """Log-density of the logistic law, the log-derivative of the sigmoid."""
     return logsigmoid(z) + logsigmoid(-z)
 
 
@@ -56,7 +57,8 @@ class _Coupling(nn.Module):
         super().__init__()
         self.register_buffer("mask", mask, persistent=False)
         size = mask.shape[0]
-        make: Callable[[int, int], nn.Module] = _convolution if mask.ndim == 3 else nn.Linear
+        convolution = partial(nn.Conv2d, kernel_size=3, padding=1)
+        make: Callable[[int, int], nn.Module] = convolution if mask.ndim == 3 else nn.Linear
         last = make(width, 2 * size)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
@@ -72,10 +74,6 @@ class _Coupling(nn.Module):
         return (1.0 - self.mask) * log_scale, (1.0 - self.mask) * shift
 
 
-def _convolution(channels: int, out: int) -> nn.Module:
-    return nn.Conv2d(channels, out, 3, padding=1)
-
-
 class Dequantizer(nn.Module):
     """A conditional density over the noise of each example, by affine couplings between logits.
 
@@ -86,7 +84,7 @@ class Dequantizer(nn.Module):
 
     Args:
         event: shape of an example: (C, H, W), read by convolutions, or (D,).
-        levels: number of values a dimension can take.
+        levels: number of values L a dimension can take; data are integers in 0 ... L - 1.
         layers: couplings after the first layer.
         width: of the hidden layers.
 
@@ -109,12 +107,8 @@ class Dequantizer(nn.Module):
                 "and width >= 1"
             )
         self.event, self.levels, self.width = event, levels, width
-        places = torch.zeros(event)
-        for axis, size in enumerate(event):
-            shape = [1] * len(event)
-            shape[axis] = size
-            places = places + torch.arange(size).reshape(shape)
-        masks = [torch.zeros(event)] + [(places + i) % 2 for i in range(layers)]
+        places = torch.stack(torch.meshgrid(*map(torch.arange, event), indexing="ij")).sum(0)
+        masks = [torch.zeros(event)] + [((places + i) % 2).float() for i in range(layers)]
         self.couplings = nn.ModuleList(_Coupling(mask, width) for mask in masks)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -140,11 +134,7 @@ class Dequantizer(nn.Module):
     def transform(
         self, uniform: Float[Tensor, "b *event"], levels: Int[Tensor, "b *event"]
     ) -> DrawnNoise:
-        """The noise that uniform numbers become, and its log-density; differentiable.
-
-        Args:
-            uniform: numbers in (0, 1).
-            levels: the data, integers in 0 ... levels - 1.
+        """The noise that numbers in (0, 1) become, and its log-density; differentiable.
 
         Raises:
             ValueError: if the levels are out of range or of another shape.
@@ -167,20 +157,13 @@ class Dequantizer(nn.Module):
         seeds: Sequence[int] | Int[Tensor, " b"] | None = None,
         generator: torch.Generator | None = None,
     ) -> DrawnNoise:
-        """Noise for each example, and the log-density with which it was drawn.
-
-        Args:
-            levels: the data, integers in 0 ... levels - 1.
-            seeds: one integer per example: its noise then does not depend on the batch.
-            generator: source of the noise without `seeds`.
+        """Noise for each example, by `seeds` independent of the batch, and its log-density.
 
         Raises:
             ValueError: if the levels are out of range or of another shape.
         """
-        streams = ExampleStreams(
-            len(levels), purpose="learned dequantisation", seeds=seeds, generator=generator
-        )
-        return self.transform(streams.uniform(levels, wide_dtype(levels.device)), levels)
+        noise = Noise(len(levels), seeds, generator, purpose="learned dequantisation")
+        return self.transform(noise.uniform(levels, wide_dtype(levels.device)), levels)
 
     def log_prob(
         self, noise: Float[Tensor, "b *event"], levels: Int[Tensor, "b *event"]

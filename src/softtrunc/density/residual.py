@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,31 +15,19 @@ from torch import Tensor
 
 from softtrunc.density.bits import check_grid
 from softtrunc.density.dequantize import bin_index
-from softtrunc.sde import SDE
+from softtrunc.sde import SDE, widen
 
 __all__ = [
     "Reconstruction",
-    "check_reconstruction",
     "discrete_log_prob",
     "gaussian_residual",
     "lossless_eps",
     "lossless_residual",
+    "residual_nats",
 ]
 
 Reconstruction = Literal["gaussian", "discrete"]
 """The law p_theta(x_0 | x_eps): a Gaussian density, or a Gaussian summed over each level's bin."""
-
-
-def check_reconstruction(reconstruction: str) -> None:
-    """Refuse a reconstruction that does not exist.
-
-    Raises:
-        ValueError: naming those that do.
-    """
-    if reconstruction not in get_args(Reconstruction):
-        allowed = " or ".join(f'"{name}"' for name in get_args(Reconstruction))
-        raise ValueError(f"reconstruction {reconstruction!r} is unknown: write {allowed}")
-
 
 _CELL_SHARE = 0.4
 """Measured: see `lossless_eps`."""
@@ -84,10 +72,6 @@ def lossless_eps(
     return least if smallest >= ratio else float(sde.time_of_log_snr(-2.0 * ratio.log()))
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.device.type == "mps" else x.double()
-
-
 def gaussian_residual(
     noise: Float[Tensor, "b *event"],
     predicted: Float[Tensor, "b *event"],
@@ -104,7 +88,7 @@ def gaussian_residual(
         predicted: n, the model's prediction of it.
         alpha: alpha(eps).
     """
-    z, n = _wide(noise).flatten(1), _wide(predicted).flatten(1)
+    z, n = widen(noise).flatten(1), widen(predicted).flatten(1)
     # ||z - n||^2 - ||z||^2 = n (n - 2 z): no difference of two large numbers.
     return 0.5 * (n * (n - 2.0 * z)).sum(1) - z.shape[1] * alpha.to(z).log()
 
@@ -136,7 +120,7 @@ def discrete_log_prob(
     """
     low, high = value_range
     width = (high - low) / levels
-    mean, std = _wide(mean), _wide(std)
+    mean, std = widen(mean), widen(std)
     lower = (low + width * index - mean) / std
     upper = (low + width * (index + 1) - mean) / std
     lower = torch.where(index <= 0, -torch.inf, lower)
@@ -162,24 +146,41 @@ def lossless_residual(
 
     Added to the negative log-density of x_eps it bounds minus the log-probability of the level
     itself; there is no dequantisation and no offset. The entropy term of the noise,
-    `log p(x_eps | x_0)`, is part of it.
+    `log p(x_eps | x_0)`, is part of it. Noise, prediction and schedule as in `gaussian_residual`.
 
     Args:
         x: data in the middle of their bins (`bin_centers`).
-        noise: z in `x_eps = alpha x + sigma z`.
-        predicted: n, the model's prediction of it.
+        noise: z.
+        predicted: n.
         alpha: alpha(eps).
         sigma: sigma(eps).
-        levels: number of values a dimension can take.
-        value_range: low and high of the bins: `spread_range` for a model trained without
-            dequantisation.
+        levels: number of bins.
+        value_range: low and high of the bins.
 
     Raises:
         ValueError: if `x` is not in the middle of its bins.
     """
     index = bin_index(x, levels, value_range)
-    z, n = _wide(noise), _wide(predicted)
+    z, n = widen(noise), widen(predicted)
     std = (sigma / alpha).to(z)
-    log_prob = discrete_log_prob(index, _wide(x) + std * (z - n), std, levels, value_range)
+    log_prob = discrete_log_prob(index, widen(x) + std * (z - n), std, levels, value_range)
     entropy_term = -0.5 * z.square() - sigma.to(z).log() - 0.5 * math.log(2.0 * math.pi)
     return (entropy_term - log_prob).flatten(1).sum(1)
+
+
+def residual_nats(
+    x: Tensor,
+    noise: Tensor,
+    predicted: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    reconstruction: Reconstruction,
+    levels: int,
+    value_range: tuple[float, float],
+) -> Float[Tensor, " b"]:
+    """`lossless_residual` or `gaussian_residual`, as `reconstruction` says."""
+    if reconstruction == "gaussian":
+        return gaussian_residual(noise, predicted, alpha)
+    return lossless_residual(
+        x, noise, predicted, alpha, sigma, levels=levels, value_range=value_range
+    )

@@ -14,19 +14,6 @@ Result = TypeVar("Result")
 _SIGNS_OF_FULL_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def _memory_is_full(error: RuntimeError) -> bool:
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return any(sign in str(error).lower() for sign in _SIGNS_OF_FULL_MEMORY)
-
-
-def _free_cached_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available():
-        torch.mps.empty_cache()
-
-
 def in_chunks(
     work: Callable[[slice], Result], count: int, chunk_size: int | None = None
 ) -> list[Result]:
@@ -48,12 +35,16 @@ def in_chunks(
         try:
             results.append(work(slice(begin, end)))
         except RuntimeError as error:
-            if end - begin == 1 or not _memory_is_full(error):
+            full = any(sign in str(error).lower() for sign in _SIGNS_OF_FULL_MEMORY)
+            if end - begin == 1 or not full:
                 raise
             size = (end - begin) // 2
         else:
             begin = end
             continue
         # Outside the handler: the traceback, which holds the tensors of the attempt, is gone.
-        _free_cached_memory()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        elif torch.backends.mps.is_available():
+            torch.mps.empty_cache()
     return results

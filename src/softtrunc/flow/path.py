@@ -7,69 +7,44 @@ how fast to walk along rho, and a scale for the state that takes the expected co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softtrunc.sde import SDE
+from softtrunc.sde import SDE, expand_to
 
-__all__ = ["AngleVariable", "PathPoint", "PowerVariable", "Variable", "path_point", "state_scale"]
-
-
-@runtime_checkable
-class Variable(Protocol):
-    """A strictly increasing map between `rho = sigma / alpha` and the variable u."""
-
-    def of_rho(self, rho: Tensor) -> Tensor:
-        """`u(rho)`."""
-
-    def rho(self, u: Tensor) -> Tensor:
-        """`rho(u)`."""
-
-    def rate(self, u: Tensor) -> Tensor:
-        """`d rho / du`."""
+__all__ = ["Path", "PathPoint", "Variable", "angle_variable", "power_variable", "state_scale"]
 
 
 @dataclass(frozen=True)
-class AngleVariable:
-    """`u = atan(rho / scale)`."""
+class Variable:
+    """A strictly increasing map of `rho = sigma / alpha` to u, its inverse, and `d rho / du`."""
 
-    scale: float
-
-    def of_rho(self, rho: Tensor) -> Tensor:
-        """`u(rho)` in (0, pi/2)."""
-        return torch.atan(rho / self.scale)
-
-    def rho(self, u: Tensor) -> Tensor:
-        """`rho(u)`."""
-        return self.scale * u.tan()
-
-    def rate(self, u: Tensor) -> Tensor:
-        """`d rho / du`."""
-        return self.scale / u.cos().square()
+    of_rho: Callable[[Tensor], Tensor]
+    rho: Callable[[Tensor], Tensor]
+    rate: Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class PowerVariable:
+def angle_variable(scale: float) -> Variable:
+    """`u = atan(rho / scale)` in (0, pi/2)."""
+    return Variable(
+        lambda rho: torch.atan(rho / scale),
+        lambda u: scale * u.tan(),
+        lambda u: scale / u.cos().square(),
+    )
+
+
+def power_variable(scale: float, power: float = 3.0) -> Variable:
     """`u = -(scale + rho)^(-1 / power)`: between the angle (power 1) and the logarithm (large)."""
-
-    scale: float
-    power: float = 3.0
-
-    def of_rho(self, rho: Tensor) -> Tensor:
-        """`u(rho)` < 0."""
-        return -((self.scale + rho) ** (-1.0 / self.power))
-
-    def rho(self, u: Tensor) -> Tensor:
-        """`rho(u)`."""
-        return (-u) ** -self.power - self.scale
-
-    def rate(self, u: Tensor) -> Tensor:
-        """`d rho / du`."""
-        return self.power * (-u) ** (-self.power - 1.0)
+    return Variable(
+        lambda rho: -((scale + rho) ** (-1.0 / power)),
+        lambda u: (-u) ** -power - scale,
+        lambda u: power * (-u) ** (-power - 1.0),
+    )
 
 
 class PathPoint(NamedTuple):
@@ -79,12 +54,16 @@ class PathPoint(NamedTuple):
     of the right-hand side in z.
     """
 
-    t: Float[Tensor, " n"]
-    sigma: Float[Tensor, " n"]
-    scale: Float[Tensor, " n"]
-    gain: Float[Tensor, " n"]
-    decay: Float[Tensor, " n"]
-    volume: Float[Tensor, " n"]
+    t: Float[Tensor, "*n"]
+    sigma: Float[Tensor, "*n"]
+    scale: Float[Tensor, "*n"]
+    gain: Float[Tensor, "*n"]
+    decay: Float[Tensor, "*n"]
+    volume: Float[Tensor, "*n"]
+
+    def velocity(self, z: Tensor, noise: Tensor) -> Tensor:
+        """`dz/du` at the scaled states `(n, *event)` with the predicted noise there."""
+        return expand_to(self.gain, z) * noise - expand_to(self.decay, z) * z
 
 
 def state_scale(alpha: Tensor, sigma: Tensor, data_std: float) -> Tensor:
@@ -96,20 +75,47 @@ def state_scale(alpha: Tensor, sigma: Tensor, data_std: float) -> Tensor:
     return torch.hypot(alpha, sigma / data_std)
 
 
-def path_point(
-    sde: SDE, variable: Variable, data_std: float, u: Tensor, low: Tensor, high: Tensor
-) -> PathPoint:
-    """The coefficients at `u`; the time is held within [low, high] against rounding."""
-    rho = variable.rho(u)
-    t = sde.time_of_log_snr(-2.0 * rho.log()).clamp(low, high)
-    alpha, sigma = sde.marginal(t)
-    scale = state_scale(alpha, sigma, data_std)
-    rate = variable.rate(u)
-    return PathPoint(
-        t=t,
-        sigma=sigma,
-        scale=scale,
-        gain=rate * alpha / scale,
-        decay=rate * rho / (data_std**2 + rho.square()),
-        volume=rate * alpha,
-    )
+@dataclass(frozen=True)
+class Path:
+    """The ODE of `z = x / scale` between two times.
+
+    - `sde`: the forward diffusion.
+    - `variable`: in which it is integrated.
+    - `data_std`: see `state_scale`.
+    - `times`: the lower and the higher time, (2,), in the widest type on the states' device.
+    """
+
+    sde: SDE
+    variable: Variable
+    data_std: float
+    times: Float[Tensor, " 2"]
+
+    @property
+    def ends(self) -> tuple[Tensor, ...]:
+        """The variable at both times."""
+        return self.variable.of_rho((-0.5 * self.sde.log_snr(self.times)).exp()).unbind()
+
+    @property
+    def scales(self) -> tuple[Tensor, ...]:
+        """The scale at both times."""
+        return state_scale(*self.sde.marginal(self.times), self.data_std).unbind()
+
+    def point(self, u: Float[Tensor, "*n"]) -> PathPoint:
+        """The coefficients at `u`; the time is held between both ends against rounding."""
+        rho = self.variable.rho(u)
+        t = self.sde.time_of_log_snr(-2.0 * rho.log()).clamp(*self.times)
+        alpha, sigma = self.sde.marginal(t)
+        scale = state_scale(alpha, sigma, self.data_std)
+        rate = self.variable.rate(u)
+        return PathPoint(
+            t=t,
+            sigma=sigma,
+            scale=scale,
+            gain=rate * alpha / scale,
+            decay=rate * rho / (self.data_std**2 + rho.square()),
+            volume=rate * alpha,
+        )
+
+    def describe(self, u: float) -> str:
+        """The time at `u`, in words."""
+        return f"t = {float(self.point(torch.tensor(u).to(self.times)).t):.3g}"

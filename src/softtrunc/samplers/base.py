@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from softtrunc.flow.rows import rows_of
 from softtrunc.noise import Noise
 from softtrunc.samplers.grids import Grid, Point, check_grid, schedule
 from softtrunc.score import ScoreFunction
@@ -85,16 +86,22 @@ class Run:
     constraint: Constraint | None = None
     nfe: int = 0
     reports: int = 0
+    model: ScoreFunction | None = None
+    """Whose score that is, where no hook stands in for it."""
 
-    def score(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """The score at one time for all, or `(B,)` times, in the precision of `x`."""
+    def score(self, x: Tensor, t: float | Tensor, rows: Tensor | None = None) -> Tensor:
+        """The score at one time for all, or `(B,)` times, in the precision of `x`.
+
+        `rows` are the examples' places in the batch, where `x` holds a part of it.
+        """
         self.nfe += 1
         dtype = torch.promote_types(x.dtype, torch.float32)
         if isinstance(t, Tensor):
             t = t.to(dtype)
         else:
             t = torch.full((x.shape[0],), t, device=x.device, dtype=dtype)
-        return self.score_fn(x, t).to(x.dtype)
+        part = None if rows is None or self.model is None else rows_of(self.model, rows)
+        return (self.score_fn if part is None else part.score)(x, t).to(x.dtype)
 
     def denoise(self, x: Tensor, at: Point) -> Tensor:
         """`E[x_0 | x_t = x]` by Tweedie's formula."""
@@ -227,6 +234,7 @@ class Sampler(abc.ABC):
                 "both must be the same"
             )
         run = Run(model.sde, score_fn or model.score, noise, callback, constraint)
+        run.model = model if score_fn is None else None
         with evaluation_mode(model):
             x = self._solve(run, x)
         return Samples(x, run.nfe)

@@ -50,6 +50,7 @@ def encode(
     flow = flow or ProbabilityFlow()
     check_state(x.shape, x.dtype)
     run = Run(model.sde, score_fn or model.score, Noise(x.shape[0], None, None), callback)
+    run.model = model if score_fn is None else None
     start = point_at(model.sde, resolve_t_end(model.sde, flow.t_end))
     with torch.no_grad(), evaluation_mode(model):
         latent = flow.transport(run, x, start, point_at(model.sde, model.sde.t_max))

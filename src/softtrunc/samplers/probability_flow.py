@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from softtrunc.flow.path import Path, angle_variable
+from softtrunc.flow.runge_kutta import DORMAND_PRINCE_54
+from softtrunc.flow.steps import Place, Slope, StepUnderflowError, integrate
 from softtrunc.samplers.base import Run, Sampler
 from softtrunc.samplers.grids import Point, point_at, resolve_t_end
-from softtrunc.sde import SDE, expand_to, wide_dtype
+from softtrunc.sde import expand_to, widen
 
 __all__ = ["ProbabilityFlow"]
 
@@ -20,10 +22,11 @@ __all__ = ["ProbabilityFlow"]
 class ProbabilityFlow(Sampler):
     """The deterministic flow that has the SDE's marginals, solved to a tolerance.
 
-    Dormand and Prince's RK45 with local extrapolation and error control per example, so that a
-    sample does not depend on its batch; finished examples leave the batch. It is integrated in the
-    angle `theta = atan(sigma / alpha)` for `y = x / sqrt(alpha^2 + sigma^2)`, where the flow of
-    every SDE is `dy/dtheta = cos(theta) z - sin(theta) D` (z the predicted noise, D the denoised
+    Dormand and Prince's RK45 with error control per example (`softtrunc.flow.steps`): a sample
+    depends on its batch only as far as a network's rounding does, or, where that tips a step over
+    to another length, as far as the tolerance lets it. It is integrated in the angle
+    `theta = atan(sigma / alpha)` for `y = x / sqrt(alpha^2 + sigma^2)`, where the flow of every
+    SDE is `dy/dtheta = cos(theta) z - sin(theta) D` (z the predicted noise, D the denoised
     estimate): bounded and smooth at both ends. Source: Song et al. 2021 (arXiv 2011.13456),
     section 4.3; Dormand and Prince 1980.
 
@@ -65,137 +68,55 @@ class ProbabilityFlow(Sampler):
 
     def transport(self, run: Run, x: Tensor, start: Point, end: Point) -> Tensor:
         """Carry `x` `(B, *event)` along the flow from one time to another, in either direction."""
-        wide = wide_dtype(x.device)
-        goal, sign = _angle(end), math.copysign(1.0, _angle(end) - _angle(start))
-        y = x / math.hypot(start.alpha, start.sigma)
-        if y.shape[0] == 0:
-            return y
-        theta = torch.full((y.shape[0],), _angle(start), device=y.device, dtype=wide)
-        slope = _velocity(run, y, theta)
-        size = self._first_size(y, slope).to(wide)
-        # The whole batch: where each example stands; `active` says which of them still move.
-        all_y, all_theta, all_slope = y.clone(), theta.clone(), slope.clone()
-        active = torch.arange(y.shape[0], device=y.device)
-        for _ in range(self.max_steps):
-            left = (goal - theta).abs()
-            last = size >= left
-            step = sign * torch.where(last, left, size)
-            trial = _dormand_prince(run, y, theta, slope, step)
-            error = self._error_norm(trial.error, y, trial.y).to(wide)
-            accept = error <= 1.0
-            growth = (0.9 * error.pow(-0.2)).clamp(0.2, 5.0)
-            size = step.abs() * growth
-            theta = torch.where(accept, torch.where(last, goal, theta + step), theta)
-            chosen = accept.reshape(-1, *([1] * (y.ndim - 1)))
-            y, slope = torch.where(chosen, trial.y, y), torch.where(chosen, trial.slope, slope)
-            done = accept & last
-            failed = ~torch.isfinite(error) | ((size < _SMALLEST_STEP) & ~done)
-            all_y[active], all_theta[active], all_slope[active] = y, theta, slope
-            any_done, any_failed = torch.stack([done.any(), failed.any()]).tolist()
-            if any_failed:
-                raise FloatingPointError(_complaint(run.sde, theta[failed], error[failed]))
-            if run.callback is not None:
-                _report(run, all_y, all_theta, all_slope, _angle(start), goal)
-            if any_done:
-                keep = ~done
-                active, y, theta, slope = active[keep], y[keep], theta[keep], slope[keep]
-                size = size[keep]
-                if active.numel() == 0:
-                    return all_y * math.hypot(end.alpha, end.sigma)
-        t = _time_of_angle(run.sde, theta).max()
-        raise FloatingPointError(
-            f"probability flow: {self.max_steps} steps were not enough (t = {float(t):.3g}): "
-            "raise rtol and atol, or max_steps"
+        if x.shape[0] == 0:
+            return x
+        times = torch.tensor(sorted((start.t, end.t)), dtype=torch.float64)
+        path = Path(run.sde, angle_variable(1.0), 1.0, widen(times, x.device))
+        # The solver walks upwards: on the way down to the data in minus the angle.
+        sign = math.copysign(1.0, end.t - start.t)
+        first, last = sorted(sign * angle for angle in path.ends)
+        scale, last_scale = path.scales[:: int(sign)]
+
+        def field(y: Tensor, u: Tensor, rows: Tensor) -> Slope:
+            p = path.point(sign * u)
+            noise = -expand_to(p.sigma, y) * run.score(expand_to(p.scale, y) * y, p.t, rows)
+            return Slope(sign * p.velocity(y, noise), torch.zeros_like(u))
+
+        # The whole batch, for the callback: the solver speaks of the examples under way alone.
+        all_y, all_slope = torch.empty_like(x), torch.empty_like(x)
+        all_u = first.repeat(len(x))
+
+        def watch(rows: Tensor, here: Place) -> None:
+            all_y[rows], all_u[rows], all_slope[rows] = here.state, here.u, sign * here.slope.state
+            p, angle = path.point(sign * all_u), sign * all_u
+            denoised = expand_to(angle.cos(), x) * all_y - expand_to(angle.sin(), x) * all_slope
+            done = ((all_u - first) / (last - first)).min()
+            run.report(float(done), float(p.t.max()), expand_to(p.scale, x) * all_y, denoised)
+
+        try:
+            solution = integrate(
+                field,
+                x / scale.to(x),
+                first,
+                last,
+                method=DORMAND_PRINCE_54,
+                rtol=self.rtol,
+                atol=self.atol,
+                max_steps=self.max_steps,
+                watch=None if run.callback is None else watch,
+                describe=lambda u: path.describe(sign * u),
+            )
+        except StepUnderflowError as error:
+            raise FloatingPointError(_complaint(error)) from None
+        return solution.state * last_scale.to(x)
+
+
+def _complaint(error: StepUnderflowError) -> str:
+    if not error.finite:
+        return (
+            f"probability flow: the score is not finite near {error.where}: check the model there"
         )
-
-    def _error_norm(self, error: Tensor, y: Tensor, y_next: Tensor) -> Tensor:
-        """Root mean square of the error in units of what is tolerated, per example."""
-        scale = self.atol + self.rtol * torch.maximum(y.abs(), y_next.abs())
-        return (error / scale).flatten(1).square().mean(1).sqrt()
-
-    def _first_size(self, y: Tensor, slope: Tensor) -> Tensor:
-        """The angle over which y moves by about a hundredth of its size (Hairer et al., II.4)."""
-        moved = self._error_norm(slope, y, y)
-        size = 0.01 * self._error_norm(y, y, y) / moved
-        return torch.where(torch.isfinite(size), size, 1e-3).clamp(1e-6, 0.1)
-
-
-_SMALLEST_STEP = 1e-11
-"""In radians. RVE's flow ends at an angle of 1e-3, so nothing sensible gets near it."""
-
-
-class _Trial(NamedTuple):
-    """The end of an attempted step, the slope there and the estimated error."""
-
-    y: Tensor
-    slope: Tensor
-    error: Tensor
-
-
-# Dormand and Prince 1980, RK5(4)7M: nodes, stages, and the difference of the two solutions. The
-# last stage is the solution of order 5 itself, so its slope is the next step's first.
-_NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-_STAGES = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-
-
-def _dormand_prince(run: Run, y: Tensor, theta: Tensor, slope: Tensor, step: Tensor) -> _Trial:
-    slopes = [slope]
-    h = expand_to(step, y)
-    y_next = y
-    for node, weights in zip(_NODES, _STAGES, strict=True):
-        y_next = y + h * _combine(weights, slopes)
-        slopes.append(_velocity(run, y_next, theta + node * step))
-    return _Trial(y_next, slopes[-1], h * _combine(_ERROR, slopes))
-
-
-def _combine(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    total = torch.zeros_like(slopes[0])
-    for weight, slope in zip(weights, slopes, strict=True):
-        if weight:
-            total = total + weight * slope
-    return total
-
-
-def _velocity(run: Run, y: Tensor, theta: Tensor) -> Tensor:
-    """`dy/dtheta` at angles of shape `(B,)`."""
-    t = _time_of_angle(run.sde, theta)
-    alpha, sigma = run.sde.marginal(t)
-    scale = torch.hypot(alpha, sigma)
-    noise = -expand_to(sigma, y) * run.score(expand_to(scale, y) * y, t)
-    # cos z - sin D with D = (y - sin z) / cos put in: one rounding less.
-    return (noise - expand_to(theta.sin(), y) * y) / expand_to(theta.cos(), y)
-
-
-def _angle(at: Point) -> float:
-    return math.atan2(at.sigma, at.alpha)
-
-
-def _time_of_angle(sde: SDE, theta: Tensor) -> Tensor:
-    # The clamp takes up the last bit lost on the way through the angle and back.
-    return sde.time_of_log_snr(-2.0 * theta.tan().log()).clamp(max=sde.t_max)
-
-
-def _report(run: Run, y: Tensor, theta: Tensor, slope: Tensor, start: float, goal: float) -> None:
-    t = _time_of_angle(run.sde, theta)
-    scale = torch.hypot(*run.sde.marginal(t))
-    denoised = expand_to(theta.cos(), y) * y - expand_to(theta.sin(), y) * slope
-    done = ((theta - start) / (goal - start)).min()
-    run.report(float(done), float(t.max()), expand_to(scale, y) * y, denoised)
-
-
-def _complaint(sde: SDE, theta: Tensor, error: Tensor) -> str:
-    t = float(_time_of_angle(sde, theta)[0])
-    if not bool(torch.isfinite(error).all()):
-        return f"probability flow: the score is not finite near t = {t:.3g}: check the model there"
     return (
-        f"probability flow: the step became too small at t = {t:.3g}: the score is rougher than "
+        f"probability flow: the step became too small at {error.where}: the score is rougher than "
         "the tolerance allows; raise rtol and atol, or stop at a larger t_end"
     )

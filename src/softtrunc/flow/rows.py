@@ -1,0 +1,31 @@
+"""A model for some of a batch's examples."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from softtrunc.score import ScoreFunction
+
+__all__ = ["rows_of"]
+
+
+@runtime_checkable
+class _Conditioned(Protocol):
+    """A score function that holds something for each example of a batch."""
+
+    def rows(self, index: Tensor) -> ScoreFunction:
+        """The same for the examples at `index` (n,)."""
+
+
+def rows_of(model: ScoreFunction, index: Tensor) -> ScoreFunction:
+    """`model.rows(index)` where the model has it; else it needs nothing per example.
+
+    Every solver that evaluates a part of its batch asks the model through here.
+
+    Args:
+        model: anything with `.sde` and `.score(x, t)`.
+        index: the examples' places in the batch that `model` was bound for, integers (n,).
+    """
+    return model.rows(index) if isinstance(model, _Conditioned) else model
