@@ -30,9 +30,11 @@ __all__ = [
     "integrate",
 ]
 
-_SAFETY = 0.9
 _SHORTEST = 1e-9
 """The shortest step, as a share of the whole interval, that float32 states can still feel."""
+
+_LENGTHS_PER_OCTAVE = 2
+"""Steps are as long as the interval over a power of the root of 2, and nothing between."""
 
 
 class StepUnderflowError(FloatingPointError):
@@ -133,6 +135,18 @@ def _error_norm(attempt: Attempt, before: Tensor, h: Tensor, rtol: float, atol: 
     return torch.maximum(state, volume).nan_to_num(nan=torch.inf)
 
 
+def _snap(h: Tensor, span: Tensor) -> Tensor:
+    """The next shorter of the lengths that steps may have: a sixth shorter on average.
+
+    That is the margin of safety. And a network rounds differently in every batch size: a length
+    that followed the error estimate to its last digit would carry it on from step to step, until an
+    example stops at other points, with another error of the solver, than it does alone.
+    """
+    # The hundredth keeps a length that is allowed in spite of rounding.
+    steps = ((h / span).log2() * _LENGTHS_PER_OCTAVE + 0.01).floor()
+    return span * torch.exp2(steps / _LENGTHS_PER_OCTAVE)
+
+
 def integrate(
     field: Field,
     state: Float[Tensor, "b *event"],
@@ -197,10 +211,10 @@ def integrate(
         accept = norm <= 1.0
         arrived = accept & (h >= left)
         here = _each(partial(_choose, accept), attempt.place, here)
-        factor = _SAFETY * norm.clamp(min=1e-10) ** (-1.0 / attempt.order)
-        # After a rejection the step may not grow at once: it would be rejected again.
-        limit = torch.where(rejected | ~accept, 1.0, method.grow)
-        h = h * factor.clamp(min=method.shrink).minimum(limit)
+        factor = norm.clamp(min=1e-10) ** (-1.0 / attempt.order)
+        # A rejected step gets shorter; the next may not grow at once, it would be rejected again.
+        limit = torch.where(accept, torch.where(rejected, 1.0, method.grow), 0.9)
+        h = _snap(h * factor.clamp(min=method.shrink).minimum(limit), span)
         rejected = ~accept
         if watch is not None:
             watch(rows, here)
