@@ -109,7 +109,7 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys):
     line = refused(capsys, "data", "prepare", folder, "--out", out, "--channels", "2")
     assert line == f"{folder}: channels=2: write 1 (grey), 3 (RGB) or nothing"
     line = refused(capsys, "data", "inspect", tmp_path / "absent")
-    assert line.startswith(f'{tmp_path / "absent"}: no such data: write "digits", hf://OWNER/NAME')
+    assert line.startswith(f'{tmp_path / "absent"}: no such data: write "digits", "fashion16", ')
     assert not out.exists()
 
 
