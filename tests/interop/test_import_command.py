@@ -108,7 +108,7 @@ def test_evaluating_needs_the_data_by_name(files, capsys):
     arguments = ["evaluate", "run", "--bpd", "--limit", "1", "--split", "train"]
     assert main([*arguments, "--data", "images.npy", *settings, *few]) == 0
     content = json.loads((files / "run" / "evaluation.json").read_text())
-    assert content["data"]["name"] == "images"
+    assert {figure["data"]["name"] for figure in content["figures"]} == {"images"}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_evaluating_needs_the_data_by_name(files, capsys):
         ),
         (["c.pth", "--config", "c.json", "--conditioning", "log_sgma"], "did you mean 'log_sigma'"),
         (["c.pth", "--config", "c.json", "--conditioning", "unbounded_time"], "VP or sub-VP"),
-        (["c.pth", "--config", "c.json", "--weights", "mean"], "did you mean 'ema'?"),
+        (["c.pth", "--config", "c.json", "--weights", "mean"], "not one of 'ema', 'raw'"),
     ],
 )  # fmt: skip
 def test_mistakes_leave_nothing_behind(files, capsys, arguments, part):
