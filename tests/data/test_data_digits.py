@@ -130,5 +130,7 @@ def test_open_dataset_knows_digits_and_their_shape():
         open_dataset("digits", "test", image_size=16)
     with pytest.raises(ValueError, match='"train" or "test"'):
         open_dataset("digits", "validation")
-    with pytest.raises(FileNotFoundError, match='write "digits", "fashion16", hf://OWNER/NAME, or the path'):
+    with pytest.raises(
+        FileNotFoundError, match='write "digits", "fashion16", hf://OWNER/NAME, or the path'
+    ):
         open_dataset("digit", "test")
