@@ -93,12 +93,12 @@ def test_what_is_asked_afterwards_is_measured_on_the_same_runs(tmp_path):
         setting["label"]: {f["key"]: f["by_seed"]["0"] for f in setting["figures"]}
         for setting in table["settings"]
     }
-    assert list(values) == ["eps=1e-5", "eps=1e-2"]
+    assert list(values) == ["eps=1e-5", "eps=0.01"]
     # The distance does not know of eps; the bits/dim are each setting's own.
-    assert values["eps=1e-5"]["frechet_distance"] == values["eps=1e-2"]["frechet_distance"]
+    assert values["eps=1e-5"]["frechet_distance"] == values["eps=0.01"]["frechet_distance"]
     measured = json.loads((run / "evaluation.json").read_text())["figures"]
     bits = {f["protocol"]["eps"]: f["value"] for f in measured if f["key"] == "nelbo"}
-    assert bits == {1e-5: values["eps=1e-5"]["nelbo"], 1e-2: values["eps=1e-2"]["nelbo"]}
+    assert bits == {1e-5: values["eps=1e-5"]["nelbo"], 1e-2: values["eps=0.01"]["nelbo"]}
     # Another value is measured on the run that is there.
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
     command[3] = "evaluation.eps=1e-5,1e-2,1e-3"
