@@ -44,6 +44,13 @@ VARIANTS = {
     "oblong": {"image_size": (8, 20), "attention_resolutions": (4,)},
     "48": {"image_size": 48, "attention_resolutions": (16,), "nonlinearity": "leaky_relu"},
     "frugal": {"checkpoint_activations": True},
+    "patches": {"patch_size": 2, "channels": 1, "image_size": (16, 24)},
+    "patches-pyramids": {
+        "patch_size": 2,
+        "image_size": 32,
+        "input_pyramid": "input_skip",
+        "output_pyramid": "output_skip",
+    },
     "odd widths": {"base_channels": 12, "channel_multipliers": (1, 3)},
 }
 
@@ -74,6 +81,16 @@ def test_shape_and_gradient_of_every_parameter(name) -> None:
         else:
             assert parameter.grad is not None, key
             assert parameter.grad.abs().max() > 0, key
+
+
+def test_patches_are_channels_of_a_smaller_image() -> None:
+    patched = network("patches")
+    plain = network(channels=4, image_size=(8, 12))
+    plain.load_state_dict(patched.state_dict())
+    x, c = batch(patched)
+    inside = torch.nn.functional.pixel_unshuffle(x, 2)
+    expected = torch.nn.functional.pixel_shuffle(plain(inside, c), 2)
+    torch.testing.assert_close(patched(x, c), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp"])

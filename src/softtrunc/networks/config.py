@@ -26,8 +26,10 @@ class ScoreUNetConfig:
 
     Attributes:
         image_size: pixels; one number for square images, else (height, width). Both sides are
-            multiples of 2**(levels - 1).
+            multiples of patch_size 2**(levels - 1).
         channels: of the image, 1 for grayscale (num_channels).
+        patch_size: side of the square patches whose pixels become channels before the first
+            level and pixels again after the last; 1: none. Small networks get faster by it.
         base_channels: width of the first level (nf).
         channel_multipliers: width of each level over `base_channels` (ch_mult).
         blocks_per_level: residual blocks per level on the way down, one more on the way up
@@ -59,6 +61,7 @@ class ScoreUNetConfig:
 
     image_size: int | tuple[int, int]
     channels: int = 3
+    patch_size: int = 1
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
     blocks_per_level: int = 4
@@ -94,6 +97,17 @@ class ScoreUNetConfig:
         return ImageSize(*self.image_size)
 
     @property
+    def grid(self) -> ImageSize:
+        """Height and width of the first level's features."""
+        height, width = self.size
+        return ImageSize(height // self.patch_size, width // self.patch_size)
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels of the image as the levels see it."""
+        return self.channels * self.patch_size**2
+
+    @property
     def levels(self) -> int:
         """Number of resolutions."""
         return len(self.channel_multipliers)
@@ -109,8 +123,8 @@ class ScoreUNetConfig:
         return self.fir_kernel if self.fir else None
 
     def attention_at(self, level: int) -> bool:
-        """Whether the blocks of this level (0 is the full size) are followed by attention."""
-        return min(self.size) // 2**level in self.attention_resolutions
+        """Whether the blocks of this level (0 is the first) are followed by attention."""
+        return min(self.grid) // 2**level in self.attention_resolutions
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (lists rather than tuples), for JSON or YAML."""
@@ -193,13 +207,14 @@ def _check_value(name: str, value: object, hint: object) -> None:
 
 def _check_sides(config: ScoreUNetConfig) -> None:
     """Refuse sizes that the levels cannot halve, and widths that the embedding cannot use."""
-    factor = 2 ** (config.levels - 1)
+    factor = config.patch_size * 2 ** (config.levels - 1)
+    patches = f"cut into {config.patch_size}s and " if config.patch_size > 1 else ""
     for side, pixels in zip(ImageSize._fields, config.size, strict=True):
         if pixels % factor:
             lower = pixels // factor * factor
             allowed = f"{lower} or {lower + factor}" if lower else f"{factor}"
             raise ValueError(
-                f"network configuration: image {side} {pixels} cannot be halved "
+                f"network configuration: image {side} {pixels} cannot be {patches}halved "
                 f"{config.levels - 1} times for {config.levels} levels; use a multiple of "
                 f"{factor} (nearest: {allowed}) or fewer channel_multipliers"
             )

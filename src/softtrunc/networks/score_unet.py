@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from softtrunc.networks.blocks import (
@@ -124,7 +125,7 @@ class _Parts:
         )
         self.head = partial(
             ImageHead,
-            out_channels=config.channels,
+            out_channels=config.patch_channels,
             nonlinearity=config.nonlinearity,
             init_scale=config.init_scale,
         )
@@ -148,7 +149,7 @@ class _Parts:
         if config.input_pyramid == "residual":
             return ResidualPyramid(in_channels, width, config.taps, rescale=config.skip_rescale)
         if config.input_pyramid == "input_skip":
-            return InputSkip(config.channels, width, config.taps, combine=config.input_combine)
+            return InputSkip(config.patch_channels, width, config.taps, combine=config.input_combine)
         return None
 
 
@@ -182,10 +183,10 @@ class ScoreUNet(Initialisable):
     def _build(self, config: ScoreUNetConfig) -> None:
         parts = _Parts(config)
         self.embedding = _noise_embedding(config)
-        self.input_conv = nn.Conv2d(config.channels, config.base_channels, 3, padding=1)
+        self.input_conv = nn.Conv2d(config.patch_channels, config.base_channels, 3, padding=1)
 
         down = []
-        width, pyramid_width = config.base_channels, config.channels
+        width, pyramid_width = config.base_channels, config.patch_channels
         doubles = config.input_pyramid == "input_skip" and config.input_combine == "cat"
         skips = [width]
         for level in range(config.levels):
@@ -251,9 +252,10 @@ class ScoreUNet(Initialisable):
                 f"noise label has shape {tuple(c.shape)}; give one per image: ({x.shape[0]},)"
             )
         embedding = None if self.embedding is None else self.embedding(c)
-        h = self.input_conv(x)
+        patch = self.config.patch_size
+        pyramid = x if patch == 1 else functional.pixel_unshuffle(x, patch)
+        h = self.input_conv(pyramid)
 
-        pyramid = x
         skips = [h]
         for level in self.down:
             for stage in level.stages:
@@ -277,7 +279,8 @@ class ScoreUNet(Initialisable):
                 h = self._run(rise.upsample, h, embedding)
         if self.head is not None:
             image = self.head(h)
-        return cast(Tensor, image).to(x.dtype)
+        out = cast(Tensor, image).to(x.dtype)
+        return out if patch == 1 else functional.pixel_shuffle(out, patch)
 
     def _run(self, module: nn.Module, *inputs: Tensor | None) -> Tensor:
         """Apply `module`, keeping only its inputs for the backward pass if so configured."""
