@@ -149,7 +149,9 @@ class _Parts:
         if config.input_pyramid == "residual":
             return ResidualPyramid(in_channels, width, config.taps, rescale=config.skip_rescale)
         if config.input_pyramid == "input_skip":
-            return InputSkip(config.patch_channels, width, config.taps, combine=config.input_combine)
+            return InputSkip(
+                config.patch_channels, width, config.taps, combine=config.input_combine
+            )
         return None
 
 
