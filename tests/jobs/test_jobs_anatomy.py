@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from softtrunc.cli import main
 from softtrunc.jobs import anatomy_samples
 from softtrunc.jobs.anatomy import anatomy
+from softtrunc.records import read_anatomy
+from softtrunc.report import write_report
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -49,18 +52,20 @@ def test_one_run(runs, tmp_path, capsys):
     assert content["chimera"] == []
     assert len(content["regeneration"]) == 2
     assert (tmp_path / "regeneration.png").is_file()
+    page = (tmp_path / "anatomy.html").read_text()
+    assert page.count("<img") == 6  # three of the bound, regeneration and its grid, the law
     assert not (tmp_path / "anatomy.partial").exists()
 
 
 def test_two_runs_go_on_where_they_were_stopped(runs, tmp_path, monkeypatch, capsys):
     whole = anatomy(runs, tmp_path / "whole", **SMALL)
-    assert {(c["above"], c["below"]) for c in whole["chimera"]} == {
+    assert {(c.above, c.below) for c in whole.chimera} == {
         ("soft", "hard"),
         ("hard", "soft"),
     }
-    assert len(whole["chimera"]) == 4
-    change = [b["bits_per_dim"] - a["bits_per_dim"] for a, b in zip(*_bins(whole), strict=True)]
-    paired = [part["bits_per_dim"] for part in whole["difference"]["bins"]]
+    assert len(whole.chimera) == 4
+    change = [b.bits_per_dim - a.bits_per_dim for a, b in zip(*_bins(whole), strict=True)]
+    paired = [part.bits_per_dim for part in whole.difference.bins]
     torch.testing.assert_close(torch.tensor(paired), torch.tensor(change))
     drawn = []
     draw = anatomy_samples.Chimeras._draw
@@ -77,23 +82,37 @@ def test_two_runs_go_on_where_they_were_stopped(runs, tmp_path, monkeypatch, cap
     again = anatomy(runs, tmp_path / "stopped", **SMALL)
     assert len(drawn) == 7  # six sets of samples, and the one that was stopped
     for key in ("runs", "difference", "chimera"):
-        assert again[key] == whole[key]
+        assert getattr(again, key) == getattr(whole, key)
     assert (tmp_path / "stopped" / "chimera-2-above-1.png").is_file()
+    assert read_anatomy(tmp_path / "stopped" / "anatomy.json") == again
+    page = (tmp_path / "stopped" / "anatomy.html").read_text()
+    # Bound, below, error, two changes, chimeras, their two grids, two laws.
+    assert page.count("<img") == 10
+
+
+def test_the_report_shows_the_anatomy_that_lies_in_a_run(runs, tmp_path):
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    anatomy(copies, **SMALL)
+    page = write_report(copies, tmp_path / "report.html").read_text()
+    assert "Which times decide density" in page
+    assert "Chimeras" in page
+    damaged = copies[0] / "anatomy" / "anatomy.json"
+    damaged.write_text(damaged.read_text()[:-30])
+    with pytest.raises(ValueError, match="damaged"):
+        write_report(copies, tmp_path / "report.html")
 
 
 def _bins(content):
-    return [run["bins"] for run in content["runs"]]
+    return [run.bins for run in content.runs]
 
 
 def test_a_run_and_its_copy_differ_by_nothing(runs, tmp_path):
-    import shutil
-
     copy = shutil.copytree(runs[0], tmp_path / "copy")
     content = anatomy([runs[0], copy], tmp_path / "out", **SMALL)
-    assert content["difference"]["total_bits_per_dim"] == 0.0
-    assert content["difference"]["standard_error"] == 0.0
-    distances = {c["distance"] for c in content["chimera"]}
-    assert distances == {run["distance"] for run in content["runs"]}
+    assert content.difference.total_bits_per_dim == 0.0
+    assert content.difference.standard_error == 0.0
+    distances = {c.distance for c in content.chimera}
+    assert distances == {run.distance for run in content.runs}
     assert len(distances) == 1
 
 

@@ -60,4 +60,4 @@ def anatomy(
     console = stdout(80)
     for table in anatomy_tables(found):
         console.print(table)
-    typer.echo(str(out / "anatomy.json"))
+    typer.echo(f"page: {out / 'anatomy.html'}")

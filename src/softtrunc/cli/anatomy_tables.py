@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
+from softtrunc.records import (
+    Anatomy,
+    AnatomyBin,
+    AnatomyChange,
+    AnatomyRun,
+    ChimeraPoint,
+    RegenerationPoint,
+)
 
-def anatomy_tables(content: Mapping[str, Any]) -> Iterator[Table]:
+
+def anatomy_tables(content: Anatomy) -> Iterator[Table]:
     """What `anatomy.json` holds: the bins, then what became of samples."""
-    if len(content["runs"]) == 1:
-        yield _one_run(content["runs"][0])
-        yield _regeneration(content["regeneration"])
-    else:
-        yield _two_runs(content["runs"], content["difference"])
-        if content["chimera"][0]["distance"] is not None:
-            yield _chimeras(content["runs"], content["chimera"])
+    if content.difference is None:
+        yield _one_run(content.runs[0])
+        yield _regeneration(content.regeneration)
+        return
+    yield _two_runs(content.runs, content.difference)
+    if content.runs[0].distance is not None:
+        yield _chimeras(content.runs, content.chimera)
+
+
+_TERMS = ("prior", "residual", "offset")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -26,98 +37,96 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _ends(part: Mapping[str, Any]) -> tuple[str, str]:
-    low, high = part["log_snr"]
-    return f"{low:.1f} to {high:.1f}", f"{part['t'][1]:.2g}"
+def _ends(part: AnatomyBin) -> tuple[str, str]:
+    low, high = part.log_snr
+    return f"{low:.1f} to {high:.1f}", f"{part.t[1]:.2g}"
 
 
-def _one_run(run: Mapping[str, Any]) -> Table:
+def _one_run(run: AnatomyRun) -> Table:
     """The bound and the law of times."""
-    law = "weight" in run["bins"][0]
+    law = run.bins[0].weight is not None
     table = _table(
-        f"{run['name']}: the bound by time, bits/dim",
+        f"{run.name}: the bound by time, bits/dim",
         (
             *("log-SNR", "t up to", "bits/dim", "± SE", "share", "error"),
             *(("draws", "weight", "clipped") if law else ()),
         ),
     )
-    for part in run["bins"]:
-        cells = [f"{part['share_of_draws']:.1%}", f"{part['weight']:.3f}"] if law else []
+    for part in run.bins:
+        cells = [f"{part.share_of_draws:.1%}", f"{part.weight:.3f}"] if law else []
         if law:
-            clipped = part["clipped_weight"]
+            clipped = part.clipped_weight
             cells.append("" if clipped is None else f"{clipped:.3f}")
         table.add_row(
             *_ends(part),
-            f"{part['bits_per_dim']:.4f}",
-            f"{part['standard_error']:.4f}",
-            f"{part['share_below']:.1%}",
-            f"{part['error']:.4f}",
+            f"{part.bits_per_dim:.4f}",
+            f"{part.standard_error:.4f}",
+            f"{part.share_below:.1%}",
+            f"{part.error:.4f}",
             *cells,
         )
-    for name in ("prior", "residual", "offset"):
-        table.add_row(name, "", f"{run[name]:.4f}")
-    total = (f"{run['total_bits_per_dim']:.4f}", f"{run['standard_error']:.4f}")
+    for name in _TERMS:
+        table.add_row(name, "", f"{getattr(run, name):.4f}")
+    total = (f"{run.total_bits_per_dim:.4f}", f"{run.standard_error:.4f}")
     table.add_row("total", "", *total, style="bold")
     return table
 
 
-def _two_runs(runs: Sequence[Mapping[str, Any]], difference: Mapping[str, Any]) -> Table:
+def _two_runs(runs: Sequence[AnatomyRun], difference: AnatomyChange) -> Table:
     """Two bounds and their paired difference."""
-    first, second = (run["name"] for run in runs)
+    first, second = (run.name for run in runs)
     table = _table(
         f"the bound by time, bits/dim: {first}, {second}, and the second minus the first",
         ("log-SNR", "t up to", first, second, "change", "± SE", "error", "change"),
     )
-    for ours, theirs, change in zip(
-        runs[0]["bins"], runs[1]["bins"], difference["bins"], strict=True
-    ):
+    for ours, theirs, change in zip(runs[0].bins, runs[1].bins, difference.bins, strict=True):
         table.add_row(
             *_ends(ours),
-            f"{ours['bits_per_dim']:.4f}",
-            f"{theirs['bits_per_dim']:.4f}",
-            f"{change['bits_per_dim']:+.4f}",
-            f"{change['standard_error']:.4f}",
-            f"{ours['error']:.4f}",
-            f"{change['error']:+.4f}",
+            f"{ours.bits_per_dim:.4f}",
+            f"{theirs.bits_per_dim:.4f}",
+            f"{change.bits_per_dim:+.4f}",
+            f"{change.standard_error:.4f}",
+            f"{ours.error:.4f}",
+            f"{change.error:+.4f}",
         )
-    for name in ("prior", "residual", "offset"):
-        values = [run[name] for run in runs]
+    for name in _TERMS:
+        values = [getattr(run, name) for run in runs]
         table.add_row(name, "", *(f"{v:.4f}" for v in values), f"{values[1] - values[0]:+.4f}")
     table.add_row(
         "total",
         "",
-        *(f"{run['total_bits_per_dim']:.4f}" for run in runs),
-        f"{difference['total_bits_per_dim']:+.4f}",
-        f"{difference['standard_error']:.4f}",
+        *(f"{run.total_bits_per_dim:.4f}" for run in runs),
+        f"{difference.total_bits_per_dim:+.4f}",
+        f"{difference.standard_error:.4f}",
         style="bold",
     )
     return table
 
 
-def _chimeras(runs: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]]) -> Table:
+def _chimeras(runs: Sequence[AnatomyRun], curves: Sequence[ChimeraPoint]) -> Table:
     """Distances by the time at which one run takes over from the other."""
     first, second = runs
-    a, b = first["name"], second["name"]
+    a, b = first.name, second.name
     table = _table("distance of samples to the training images", ("t", "log-SNR", a, b))
     table.columns[2].header, table.columns[3].header = f"{a} above t", f"{b} above t"
-    table.add_row("none below", "", f"{first['distance']:.3f}", f"{second['distance']:.3f}")
+    table.add_row("none below", "", f"{first.distance:.3f}", f"{second.distance:.3f}")
     half = len(curves) // 2
     for one, other in zip(curves[:half], curves[half:], strict=True):
-        distances = (f"{part['distance']:.3f}" for part in (one, other))
-        table.add_row(f"{one['t']:.2g}", f"{one['log_snr']:.1f}", *distances)
-    table.add_row("none above", "", f"{second['distance']:.3f}", f"{first['distance']:.3f}")
+        distances = (f"{part.distance:.3f}" for part in (one, other))
+        table.add_row(f"{one.t:.2g}", f"{one.log_snr:.1f}", *distances)
+    table.add_row("none above", "", f"{second.distance:.3f}", f"{first.distance:.3f}")
     return table
 
 
-def _regeneration(curve: Sequence[Mapping[str, float]]) -> Table:
+def _regeneration(curve: Sequence[RegenerationPoint]) -> Table:
     table = _table(
         "images noised up to t and sampled again", ("t", "log-SNR", "RMS error", "correlation")
     )
     for part in curve:
         table.add_row(
-            f"{part['t']:.2g}",
-            f"{part['log_snr']:.1f}",
-            f"{part['squared_error'] ** 0.5:.4f}",
-            f"{part['correlation']:.4f}",
+            f"{part.t:.2g}",
+            f"{part.log_snr:.1f}",
+            f"{part.squared_error**0.5:.4f}",
+            f"{part.correlation:.4f}",
         )
     return table

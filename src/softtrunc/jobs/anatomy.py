@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +16,14 @@ from softtrunc.density import Reconstruction, bin_centers, dequantize, lossless_
 from softtrunc.evaluation.law_of_times import law_of_times
 from softtrunc.evaluation.time_bins import ByTime, by_time
 from softtrunc.feedback.errors import UserError, user_errors
-from softtrunc.feedback.files import write_text
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.anatomy_samples import Chimeras, regeneration
 from softtrunc.jobs.measure import check_images
 from softtrunc.jobs.parts import Parts
 from softtrunc.objective import SoftTruncationLoss
 from softtrunc.recipes.build import build_data, build_objective
+from softtrunc.records import Anatomy, AnatomyBin, AnatomyChange, AnatomyRun, write_anatomy
+from softtrunc.report.anatomy import write_anatomy_page
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, now, package_versions
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights, read_checkpoint_info
@@ -58,15 +58,15 @@ def anatomy(
     weights: Weights = "ema",
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Tell a run's bound and its samples apart by diffusion time; write `anatomy.json` and grids.
+) -> Anatomy:
+    """Tell a run's bound and its samples apart by diffusion time.
 
     Of every run the bound and the error of the score in bins of log-SNR, and what its prior of
     truncation times, weighting and clipping made of these bins. Two runs are measured on the same
     images, times and noise; their differences carry paired standard errors. Two runs give chimeras
     as well (the score of one above a time, of the other below) with their distance to the training
     images as a function of that time; one run gives images that were noised up to a time and
-    sampled again.
+    sampled again. Written are `anatomy.json`, `anatomy.html` and grids.
 
     Killed, the same call goes on: what was measured lies in `anatomy.partial` beside the result.
 
@@ -125,27 +125,24 @@ def anatomy(
         _bound(o, f"{i}-bound", name, data[split], asked, parts, progress)
         for i, (o, name) in enumerate(zip(opened, names, strict=True))
     ]
-    content: dict[str, Any] = {
-        "created": now(),
-        "versions": package_versions(),
-        "protocol": asdict(asked)
+    alone, chimera = curves.measure(out) if curves else ([None], ())
+    content = Anatomy(
+        created=now(),
+        versions=package_versions(),
+        protocol=asdict(asked)
         | {"data": data[split].card.name, "sampler": recipe.sampling.model_dump(mode="json")},
-        "runs": [
-            _run_record(o, name, bound, weights)
-            for o, name, bound in zip(opened, names, found, strict=True)
-        ],
-        "chimera": [],
-    }
-    if curves is not None:
-        content["difference"] = _difference(names, found)
-        alone, content["chimera"] = curves.measure(out)
-        for run, distance in zip(content["runs"], alone, strict=True):
-            run["distance"] = distance
-    else:
-        content["regeneration"] = regeneration(
-            opened[0], data[split], times, parts, progress, out / "regeneration.png"
-        )
-    write_text(out / "anatomy.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        runs=tuple(
+            _run_record(o, name, bound, weights, distance)
+            for o, name, bound, distance in zip(opened, names, found, alone, strict=True)
+        ),
+        difference=_difference(names, found) if curves else None,
+        chimera=chimera,
+        regeneration=()
+        if curves
+        else regeneration(opened[0], data[split], times, parts, progress, out / "regeneration.png"),
+    )
+    write_anatomy(out / "anatomy.json", content)
+    write_anatomy_page(out)
     parts.remove()
     return content
 
@@ -260,31 +257,41 @@ def _bound(
     return ByTime.join(batches)
 
 
-def _run_record(opened: OpenRun, name: str, found: ByTime, weights: Weights) -> dict[str, Any]:
+def _run_record(
+    opened: OpenRun, name: str, found: ByTime, weights: Weights, distance: float | None
+) -> AnatomyRun:
     total, below = found.total, found.bins[-1].bits_below
     law = _law(opened, found.log_snr)
-    bins = [
-        part._asdict() | {"share_below": part.bits_below / below} | own
-        for part, own in zip(found.bins, law, strict=True)
-    ]
-    return {
-        "name": name,
-        "step": opened.step,
-        "weights": weights,
-        "bins": bins,
-        "prior": float(found.prior.mean()),
-        "residual": float(found.residual.mean()),
-        "offset": found.offset,
-        "total_bits_per_dim": total.mean,
-        "standard_error": total.standard_error,
-    }
+    return AnatomyRun(
+        name=name,
+        step=opened.step,
+        weights=weights,
+        bins=tuple(
+            AnatomyBin(*part, part.bits_below / below, *own)
+            for part, own in zip(found.bins, law, strict=True)
+        ),
+        prior=float(found.prior.mean()),
+        residual=float(found.residual.mean()),
+        offset=found.offset,
+        total_bits_per_dim=total.mean,
+        standard_error=total.standard_error,
+        distance=distance,
+    )
 
 
-def _law(opened: OpenRun, log_snr: Tensor) -> list[dict[str, float | None]]:
+class _Law(NamedTuple):
+    """The last fields of an `AnatomyBin`."""
+
+    share_of_draws: float | None = None
+    weight: float | None = None
+    clipped_weight: float | None = None
+
+
+def _law(opened: OpenRun, log_snr: Tensor) -> list[_Law]:
     """What training made of each bin; nothing for a loss of two halves."""
     objective = build_objective(opened.recipe)
     if not isinstance(objective, SoftTruncationLoss):
-        return [{} for _ in log_snr[1:]]
+        return [_Law() for _ in log_snr[1:]]
     # Norms settle in the first half of the training.
     rows = opened.run.metrics()
     late = [row for row in rows[len(rows) // 2 :] if row.taus and row.grad_norms]
@@ -300,21 +307,17 @@ def _law(opened: OpenRun, log_snr: Tensor) -> list[dict[str, float | None]]:
         clip=clip,
     )
     clipped = [None] * len(law.share) if law.clipped is None else law.clipped.tolist()
-    return [
-        {"share_of_draws": share, "weight": weight, "clipped_weight": left}
-        for share, weight, left in zip(
-            law.share.tolist(), law.weight.tolist(), clipped, strict=True
-        )
-    ]
+    parts = zip(law.share.tolist(), law.weight.tolist(), clipped, strict=True)
+    return [_Law(*part) for part in parts]
 
 
-def _difference(names: Sequence[str], found: Sequence[ByTime]) -> dict[str, Any]:
+def _difference(names: Sequence[str], found: Sequence[ByTime]) -> AnatomyChange:
     """Second minus first, paired over images."""
     change = found[1].minus(found[0])
-    return {
-        "of": names[1],
-        "minus": names[0],
-        "bins": [part._asdict() for part in change.bins],
-        "total_bits_per_dim": change.total.mean,
-        "standard_error": change.total.standard_error,
-    }
+    return AnatomyChange(
+        of=names[1],
+        minus=names[0],
+        bins=tuple(AnatomyBin(*part) for part in change.bins),
+        total_bits_per_dim=change.total.mean,
+        standard_error=change.total.standard_error,
+    )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from softtrunc.data import ImageDataset, stretch_levels, to_model_range, to_uint8
+from softtrunc.data import ImageDataset, stretch_levels, to_model_range
 from softtrunc.data.pictures import save_grid
 from softtrunc.evaluation.distances import Judge, Samples
 from softtrunc.evaluation.features import open_extractor
@@ -20,6 +19,8 @@ from softtrunc.jobs.parts import Parts
 from softtrunc.metrics import FeatureExtractor
 from softtrunc.noise import Noise
 from softtrunc.recipes.build import build_sampler, build_score
+from softtrunc.records import ChimeraPoint, RegenerationPoint
+from softtrunc.runs.draw import to_levels
 from softtrunc.runs.open_run import OpenRun
 from softtrunc.samplers import Chimera
 from softtrunc.score import ScoreFunction
@@ -43,15 +44,6 @@ def _times(sde: SDE, count: int) -> list[float]:
 
 def _log_snr(sde: SDE, t: float) -> float:
     return float(sde.log_snr(torch.tensor(t, dtype=torch.float64)))
-
-
-def _levels(opened: OpenRun, x: Tensor) -> Tensor:
-    return to_uint8(
-        x,
-        levels=opened.card.levels,
-        value_range=opened.model.value_range,
-        dequantized=opened.recipe.data.dequantize,
-    ).cpu()
 
 
 class Chimeras:
@@ -94,7 +86,7 @@ class Chimeras:
         else:
             self._extractor = open_extractor(self._spec.features, self._spec.resize, train)
 
-    def measure(self, out: Path) -> tuple[list[float | None], list[dict[str, Any]]]:
+    def measure(self, out: Path) -> tuple[list[float | None], tuple[ChimeraPoint, ...]]:
         """Each run's own distance, and those of the chimeras; a grid of each way round in `out`.
 
         A grid's rows are of the same seeds: the run above alone, its chimeras from the smallest
@@ -104,7 +96,7 @@ class Chimeras:
             self._judge(opened.model, f"sample {name}", f"{i}-alone")
             for i, (opened, name) in enumerate(zip(self._opened, self._names, strict=True))
         ]
-        curves: list[dict[str, Any]] = []
+        curves: list[ChimeraPoint] = []
         for a, b in ((0, 1), (1, 0)):
             rows = [alone[a]["first"]]
             above, below = self._names[a], self._names[b]
@@ -112,19 +104,12 @@ class Chimeras:
                 model = Chimera(self._opened[a].model, self._opened[b].model, t)
                 found = self._judge(model, f"{above} above t = {t:.2g}, {below}", f"{a}-above-{i}")
                 rows.append(found["first"])
-                curves.append(
-                    {
-                        "above": above,
-                        "below": below,
-                        "t": t,
-                        "log_snr": _log_snr(model.sde, t),
-                        "distance": _distance(found),
-                    }
-                )
+                log_snr = _log_snr(model.sde, t)
+                curves.append(ChimeraPoint(above, below, t, log_snr, _distance(found)))
             rows.append(alone[b]["first"])
             pixels = stretch_levels(torch.cat(rows), self._opened[0].card.levels)
             save_grid(pixels, out / f"chimera-{a + 1}-above-{b + 1}.png", len(rows[0]))
-        return [_distance(found) for found in alone], curves
+        return [_distance(found) for found in alone], tuple(curves)
 
     def _judge(self, model: ScoreFunction, label: str, key: str) -> dict[str, Tensor]:
         return self._parts.get(key, partial(self._measure, model, label))
@@ -173,7 +158,7 @@ class Chimeras:
             device=opened.device,
             score_fn=build_score(sampling, model),
         )
-        return _levels(opened, drawn.x)
+        return to_levels(opened, drawn.x)
 
 
 def _distance(found: Mapping[str, Tensor]) -> float | None:
@@ -187,7 +172,7 @@ def regeneration(
     parts: Parts,
     progress: Progress,
     grid: Path,
-) -> list[dict[str, float]]:
+) -> tuple[RegenerationPoint, ...]:
     """Noise the first images up to each of several times, and sample them again from there.
 
     The rows of the grid: the images, then what came back from the smallest time to the largest.
@@ -219,7 +204,7 @@ def regeneration(
         generator = torch.Generator().manual_seed(spec.seed)
         found = regenerate(opened.model, x, [t], sampler=sampler, noise=noise, generator=generator)
         return {
-            "first": _levels(opened, found.x[0, :_IN_A_ROW]),
+            "first": to_levels(opened, found.x[0, :_IN_A_ROW]),
             "squared_error": found.squared_error,
             "correlation": found.correlation,
         }
@@ -229,8 +214,8 @@ def regeneration(
         for i, t in enumerate(_times(sde, times)):
             found = parts.get(f"regenerated-{i}", partial(measure, t))
             rows.append(found["first"])
-            means = {key: float(found[key].mean()) for key in ("squared_error", "correlation")}
-            curve.append({"t": t, "log_snr": _log_snr(sde, t), **means})
+            means = (float(found[key].mean()) for key in ("squared_error", "correlation"))
+            curve.append(RegenerationPoint(t, _log_snr(sde, t), *means))
             bar.advance()
     save_grid(stretch_levels(torch.cat(rows), opened.card.levels), grid, len(rows[0]))
-    return curve
+    return tuple(curve)

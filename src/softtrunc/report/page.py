@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from softtrunc.evaluation.figure import DENSITY_FIGURES
 from softtrunc.feedback.files import write_text
 from softtrunc.report import plots, words
+from softtrunc.report.anatomy import AnatomyView, view_anatomy
 from softtrunc.report.plots import Series
 from softtrunc.report.plots_base import Picture, RunStyle, image, run_style
 from softtrunc.report.plots_scatter import Point, trade_off
 from softtrunc.report.runs import RunRecord, grid_step, read_run, run_labels
 from softtrunc.report.study import StudySummary, trade_off_picture
 from softtrunc.report.summary import Column, figure_columns, format_truncation, summary_rows
+from softtrunc.report.templates import render
 from softtrunc.report.words import Shown
 
 
@@ -55,19 +56,14 @@ def write_report(
 
 
 def _render(records: Sequence[RunRecord], title: str | None, study: StudySummary | None) -> str:
-    from jinja2 import Environment, StrictUndefined
-
     labels = run_labels(records)
     runs = [
         words.Shown(record, label, run_style(i))
         for i, (record, label) in enumerate(zip(records, labels, strict=True))
     ]
     figures, _ = figure_columns(records)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = files("softtrunc.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return render(
+        "page.html.j2",
         title=title or (" vs ".join(labels) if len(runs) <= 3 else f"{len(runs)} runs compared"),
         lead=words.lead(records),
         runs=runs,
@@ -90,6 +86,7 @@ def _render(records: Sequence[RunRecord], title: str | None, study: StudySummary
         weightings={run.setting("objective", "weighting") for run in records},
         speed=_over_steps(runs, loss=False),
         costs=[(run, run.record.cost) for run in runs],
+        anatomies=_anatomies(runs),
         protocols=words.protocols(runs, figures),
         versions=words.versions(runs),
         count=words.count,
@@ -241,6 +238,20 @@ def _clipping(runs: Sequence[Shown]) -> tuple[list[_Card], Picture | None]:
         return cards, None
     axes = ("truncation time τ", "share of the steps")
     return cards, plots.curves(shares, *axes, x_scale="time", y_scale="zero")
+
+
+def _anatomies(runs: Sequence[Shown]) -> list[AnatomyView]:
+    """What `softtrunc anatomy` left in the runs' folders, in the colours of the page."""
+    looks = {run.record.name: run.style for run in runs}
+    found = []
+    for run in runs:
+        view = view_anatomy(run.record.path / "anatomy")
+        if view is not None and all(key.label in looks for key in view.runs):
+            view = view_anatomy(
+                run.record.path / "anatomy", [looks[key.label] for key in view.runs]
+            )
+        found += [] if view is None else [view]
+    return found
 
 
 def _image(path: Path | None) -> Picture | None:

@@ -1,7 +1,7 @@
-"""What a run folder says of itself: recipe, metrics and figures, written and read here alone.
+"""Recipe, metrics and figures of a run.
 
-Nothing here needs torch. Readers take files as far as they go: a run that is still training, or was
-killed, cuts its last line short, and an older version wrote less.
+Readers take files as far as they go: a run that is still training, or was killed, cuts its last
+line short, and an older version wrote less.
 """
 
 from __future__ import annotations

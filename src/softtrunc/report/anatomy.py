@@ -1,0 +1,129 @@
+"""The anatomy of one run or two as a page, and as a section of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from softtrunc.feedback.files import write_text
+from softtrunc.records import Anatomy, read_anatomy
+from softtrunc.report import plots_anatomy as plots
+from softtrunc.report.plots_base import Picture, RunStyle, image, run_style
+from softtrunc.report.templates import render
+
+_FILE = "anatomy.json"
+
+
+class Key(NamedTuple):
+    """A run of an anatomy: its name and looks."""
+
+    label: str
+    style: RunStyle
+
+
+class Grid(NamedTuple):
+    """A grid of images and what its rows are."""
+
+    picture: Picture
+    caption: str
+
+
+@dataclass(frozen=True)
+class AnatomyView:
+    """An anatomy with its pictures; a picture is None where there is nothing to draw."""
+
+    record: Anatomy
+    runs: tuple[Key, ...]
+    bits: Picture
+    below: Picture
+    error: Picture
+    change: Picture | None
+    error_change: Picture | None
+    chimera: Picture | None
+    laws: tuple[tuple[Key, Picture], ...]
+    regeneration: Picture | None
+    grids: tuple[Grid, ...]
+
+    @property
+    def title(self) -> str:
+        """The names of the runs."""
+        return " and ".join(run.label for run in self.runs)
+
+    @property
+    def halves(self) -> list[tuple[str, float]]:
+        """Of each run, the end of the first bin below which half of the integral's bits lie."""
+        found = []
+        for run in self.record.runs:
+            whole = run.bins[-1].bits_below
+            half = next((part for part in run.bins if part.bits_below >= whole / 2), run.bins[-1])
+            found.append((run.name, half.t[1]))
+        return found
+
+
+def view_anatomy(folder: Path, styles: Sequence[RunStyle] | None = None) -> AnatomyView | None:
+    """The anatomy in `folder`, drawn; None if there is none.
+
+    Args:
+        folder: where `anatomy.json` and the grids lie.
+        styles: how the runs look; None: as the first runs of a report.
+
+    Raises:
+        ValueError: if `anatomy.json` is damaged.
+    """
+    record = read_anatomy(folder / _FILE)
+    if record is None:
+        return None
+    runs, change = record.runs, record.difference
+    styles = styles or [run_style(i) for i in range(len(runs))]
+    keys = tuple(Key(run.name, style) for run, style in zip(runs, styles, strict=True))
+    laws = ((key, plots.law_of_times(run, key.style)) for key, run in zip(keys, runs, strict=True))
+    return AnatomyView(
+        record,
+        keys,
+        plots.bits_by_time(runs, styles),
+        plots.bits_below(runs, styles),
+        plots.error_by_log_snr(runs, styles),
+        None if change is None else plots.change_by_time(change, styles[1]),
+        None if change is None else plots.error_change(runs[0], change, styles[1]),
+        plots.chimera_curves(runs, record.chimera, styles) if record.chimera else None,
+        tuple((key, picture) for key, picture in laws if picture is not None),
+        plots.regeneration_curve(record.regeneration, styles[0]) if record.regeneration else None,
+        tuple(_grids(folder, record)),
+    )
+
+
+def _grids(folder: Path, record: Anatomy) -> list[Grid]:
+    """The grids that are there, with what their rows show."""
+    times = sorted({p.t for p in record.chimera} | {p.t for p in record.regeneration})
+    at = ", ".join(f"{t:.2g}" for t in times)
+    names = [run.name for run in record.runs]
+    captions = {
+        "regeneration.png": f"Real images; then the same noised up to t = {at} and drawn again"
+    }
+    if len(names) == 2:
+        for (i, above), (j, below) in (
+            ((1, names[0]), (2, names[1])),
+            ((2, names[1]), (1, names[0])),
+        ):
+            captions[f"chimera-{i}-above-{j}.png"] = (
+                f"Rows: {above} alone; {above} above t = {at} and {below} below it; {below} alone. "
+                "Every row starts from the same noise"
+            )
+    found = ((image(folder / name), caption) for name, caption in captions.items())
+    return [Grid(picture, caption) for picture, caption in found if picture is not None]
+
+
+def write_anatomy_page(folder: Path) -> Path:
+    """Write `anatomy.html` beside `anatomy.json`; pictures and styles are inside.
+
+    Raises:
+        ValueError: if there is no anatomy in `folder`, or it is damaged.
+    """
+    view = view_anatomy(folder)
+    if view is None:
+        raise ValueError(f"{folder}: no {_FILE}: run `softtrunc anatomy` first")
+    page = folder / "anatomy.html"
+    write_text(page, render("anatomy_page.html.j2", title=f"Anatomy of {view.title}", view=view))
+    return page
