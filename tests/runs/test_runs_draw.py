@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from softtrunc.cli import main
-from softtrunc.data import open_dataset
+from softtrunc.data import open_dataset, stretch_levels
 from softtrunc.feedback.progress import Silent
 from softtrunc.jobs.trajectory import draw_trajectory
 from softtrunc.recipes import UserError, load_recipe, schema
@@ -55,6 +55,52 @@ def test_any_checkpoint_can_be_opened_and_others_are_told(run):
     assert open_run(run, checkpoint=2).step == 2
     with pytest.raises(UserError, match="no checkpoint of step 3: write one of 1, 2"):
         open_run(run, checkpoint=3)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A run like `run` whose weights have moved far."""
+    folder = tmp_path_factory.mktemp("runs") / "other"
+    options = ["network.options={base_channels: 8}", "training.batch_size=16"]
+    options += ["training.steps=2", "training.samples=4"]
+    options += ["training.learning_rate=0.1", "training.warmup_steps=0", "training.ema_rate=0"]
+    command = ["train", "digits-vp-nll-st", "--out", str(folder)]
+    assert main([*command, *(word for option in options for word in ("--set", option))]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("t", [0.0, 0.7, 1.0])
+def test_two_runs_draw_together(run, other, tmp_path, t):
+    out = tmp_path / "chimera.npz"
+    command = ["sample", "--above", str(run), "--below", str(other), "--at", str(t)]
+    assert main([*command, "-n", "4", "--steps", "8", "--out", str(out)]) == 0
+    alone = [
+        draw(open_run(path, overrides=["sampling.steps=8"]), 4, progress=Silent()).images
+        for path in (run, other)
+    ]
+    drawn = read(out)
+    same = [np.array_equal(drawn, stretch_levels(images, 17)[:, 0]) for images in alone]
+    assert same == {0.0: [True, False], 0.7: [False, False], 1.0: [False, True]}[t]
+    told = json.loads((tmp_path / "chimera.npz.json").read_text())
+    assert (told["run"], told["below"]["run"], told["t"]) == ("two", "other", t)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--above", "RUN", "--at", "0.5"], "write --above RUN --below RUN --at TIME"),
+        (["RUN", "--above", "RUN", "--below", "OTHER", "--at", "0.5"], "and no other"),
+        (["--above", "RUN", "--below", "RUN", "--at", "0.5"], "one run twice"),
+        (["--above", "RUN", "--below", "OTHER", "--at", "1.5"], "need 0 <= t <= 1.0"),
+        ([], "name a run folder"),
+    ],
+)
+def test_two_runs_that_cannot_draw_together(run, other, capsys, arguments, words):
+    folders = {"RUN": str(run), "OTHER": str(other)}
+    assert main(["sample", *(folders.get(word, word) for word in arguments)]) == 2
+    told = capsys.readouterr().err.strip()
+    assert words in told
+    assert "\n" not in told
 
 
 def read(path):

@@ -10,7 +10,6 @@ import typer
 from softtrunc.cli.options import (
     Overrides,
     Precision,
-    RunFolder,
     Sampler,
     Steps,
     Weights,
@@ -19,7 +18,7 @@ from softtrunc.cli.options import (
 
 
 def sample(
-    run: RunFolder,
+    run: Annotated[Path | None, typer.Argument(help="A run folder.")] = None,
     count: Annotated[
         int | None,
         typer.Option("-n", "--count", min=1, help="How many images: 64, of a trajectory 8."),
@@ -29,6 +28,15 @@ def sample(
         typer.Option(
             help="A folder of PNGs, a .zip of PNGs or an .npz; RUN/samples/drawn unless given."
         ),
+    ] = None,
+    above: Annotated[
+        Path | None, typer.Option(help="In place of RUN: the run followed at times above --at.")
+    ] = None,
+    below: Annotated[
+        Path | None, typer.Option(help="With --above: the run followed at the other times.")
+    ] = None,
+    at: Annotated[
+        float | None, typer.Option(metavar="TIME", help="Where one run takes over from the other.")
     ] = None,
     trajectory: Annotated[
         Path | None,
@@ -48,9 +56,11 @@ def sample(
 
     Image i depends on seed + i alone. Ctrl-C and SIGTERM end the work after the present batch; the
     same command goes on with it, as it does after a kill. Under `accelerate launch` all processes
-    share it. Beside the images a .json of the same name says what they are.
+    share it. Beside the images a .json of the same name says what they are. With --above, --below
+    and --at two runs draw together.
     """
     from softtrunc.cli.console import ConsoleProgress
+    from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.trajectory import draw_trajectory
     from softtrunc.runs.draw import draw_to
 
@@ -60,10 +70,13 @@ def sample(
         "sampling.precision": precision,
     }
     changes, progress = as_overrides(named, overrides), ConsoleProgress()
+    first, second = _runs(run, above, below, at)
     if trajectory is not None:
+        if second is not None:
+            raise UserError("--trajectory shows one run: leave out --above, --below and --at")
         count = count or 8
         draw_trajectory(
-            run,
+            first,
             trajectory,
             count,
             overrides=changes,
@@ -74,9 +87,10 @@ def sample(
         progress.say(f"how {count} images come about: {trajectory}")
         return
     outcome = draw_to(
-        run,
+        first,
         count or 64,
         out,
+        below=second,
         overrides=changes,
         weights=weights,
         seed=seed,
@@ -87,3 +101,18 @@ def sample(
         progress.say(f"stopped at {outcome.done} of {count or 64} images; the same command goes on")
         raise typer.Exit(130)
     progress.say(f"{outcome.done} images in {outcome.out}")
+
+
+def _runs(
+    run: Path | None, above: Path | None, below: Path | None, at: float | None
+) -> tuple[Path, tuple[Path, float] | None]:
+    """The run that draws, and what takes over from it where two draw."""
+    from softtrunc.feedback.errors import UserError
+
+    if above is None and below is None and at is None:
+        if run is None:
+            raise UserError("sample: name a run folder")
+        return run, None
+    if run is not None or above is None or below is None or at is None:
+        raise UserError("sample: two runs: write --above RUN --below RUN --at TIME, and no other")
+    return above, (below, at)

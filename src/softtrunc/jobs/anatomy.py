@@ -25,7 +25,7 @@ from softtrunc.recipes.build import build_data, build_objective
 from softtrunc.records import Anatomy, AnatomyBin, AnatomyChange, AnatomyRun, write_anatomy
 from softtrunc.report.anatomy import write_anatomy_page
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, now, package_versions
-from softtrunc.runs.open_run import OpenRun, open_run
+from softtrunc.runs.open_run import OpenRun, check_pair, open_run
 from softtrunc.training import Weights, read_checkpoint_info
 
 _BATCH = 64
@@ -97,7 +97,8 @@ def anatomy(
     opened = [open_run(path, weights=weights, overrides=overrides) for path in runs]
     if opened[0].accelerator.num_processes > 1:
         raise UserError("anatomy works in one process: call it without `accelerate launch`")
-    _check_pair(opened)
+    for other in opened[1:]:
+        check_pair(opened[0], other)
     recipe = opened[0].recipe
     data = {name: build_data(recipe, name, progress) for name in ("train", split)}
     _check_data(opened, data, split)
@@ -154,28 +155,6 @@ def _names(opened: Sequence[OpenRun]) -> list[str]:
     if len(set(names)) == len(names):
         return names
     return ["/".join(path.parts[-2:]) for path in paths]
-
-
-def _check_pair(opened: Sequence[OpenRun]) -> None:
-    """Refuse two runs between which nothing can be compared."""
-    first, *rest = opened
-    for other in rest:
-        where = f"{first.run.path} and {other.run.path}"
-        if first.run.path.resolve() == other.run.path.resolve():
-            raise UserError(f"{where}: one run twice: name it once, or another beside it")
-        if first.model.sde != other.model.sde:
-            raise UserError(
-                f"{where}: {first.model.sde} and {other.model.sde}: compare runs of the same SDE"
-            )
-        ours, theirs = (
-            (o.card.fingerprint, o.card.levels, o.recipe.data.dequantize) for o in (first, other)
-        )
-        known = UNKNOWN_FINGERPRINT not in (ours[0], theirs[0])
-        if ours[1:] != theirs[1:] or (known and ours[0] != theirs[0]):
-            raise UserError(
-                f"{where}: trained on different data ({first.card.name}, {other.card.name}, or "
-                "other settings of data): compare runs on the same"
-            )
 
 
 def _check_data(opened: Sequence[OpenRun], data: Mapping[str, ImageDataset], split: str) -> None:

@@ -16,7 +16,7 @@ from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import stop_on_signal
 from softtrunc.recipes.build import build_sampler, build_score
 from softtrunc.runs.folder import package_versions
-from softtrunc.runs.open_run import OpenRun, open_run
+from softtrunc.runs.open_run import OpenRun, open_run, with_below
 from softtrunc.runs.sample_files import Destination, missing
 from softtrunc.training import WEIGHTS_FILES, Weights, find_checkpoint, read_checkpoint_info
 
@@ -65,10 +65,11 @@ def draw_batches(opened: OpenRun, parts: Iterable[range], *, seed: int = 0) -> I
         seed: of image 0.
     """
     sampler = build_sampler(opened.recipe.sampling)
-    score = build_score(opened.recipe.sampling, opened.model)
+    model = opened.sampled
+    score = build_score(opened.recipe.sampling, model)
     for part in parts:
         samples = sampler.sample(
-            opened.model,
+            model,
             (len(part), *opened.event),
             seeds=[seed + i for i in part],
             device=opened.device,
@@ -96,6 +97,19 @@ def draw(
 
 def _protocol(opened: OpenRun, weights: Weights, seed: int) -> dict[str, Any]:
     """What decides the images."""
+    below = {}
+    if opened.below is not None:
+        below = {"t": opened.t, "below": _weights_record(opened.below, weights)}
+    return {
+        **_weights_record(opened, weights),
+        **below,
+        "sampling": opened.recipe.sampling.model_dump(mode="json"),
+        "seed": seed,
+        "levels": opened.card.levels,
+    }
+
+
+def _weights_record(opened: OpenRun, weights: Weights) -> dict[str, Any]:
     with user_errors():
         info = read_checkpoint_info(find_checkpoint(opened.run.checkpoints, opened.step))
     return {
@@ -103,9 +117,6 @@ def _protocol(opened: OpenRun, weights: Weights, seed: int) -> dict[str, Any]:
         "step": opened.step,
         "weights": weights,
         "weights_sha256": info.files[WEIGHTS_FILES[weights]],
-        "sampling": opened.recipe.sampling.model_dump(mode="json"),
-        "seed": seed,
-        "levels": opened.card.levels,
     }
 
 
@@ -119,6 +130,7 @@ def draw_to(
     count: int,
     out: Path | None = None,
     *,
+    below: tuple[Path, float] | None = None,
     overrides: Sequence[str] = (),
     weights: Weights = "ema",
     seed: int = 0,
@@ -137,7 +149,8 @@ def draw_to(
     Args:
         path: the run folder.
         count: how many images.
-        out: where to; None: `samples/drawn` in the run folder.
+        out: where to; None: `samples/drawn` in the run folder, `samples/chimera` with `below`.
+        below: another run folder, and the time up to which its score is followed instead.
         overrides: `a.b=c` changes of the recipe's sampling section.
         weights: averaged or raw.
         seed: image i is drawn from `seed + i`.
@@ -148,10 +161,14 @@ def draw_to(
         UserError: if the run, a key or the place is not usable, or other images were begun there.
     """
     opened = open_run(path, weights=weights, overrides=overrides)
+    if below is not None:
+        other = open_run(below[0], weights=weights, overrides=overrides)
+        opened = with_below(opened, other, below[1])
     accelerator = opened.accelerator
     main = accelerator.is_main_process
     progress = progress if progress is not None and main else Silent()
-    place = Destination(out or opened.run.samples / "drawn", first_number=seed)
+    name = "drawn" if below is None else "chimera"
+    place = Destination(out or opened.run.samples / name, first_number=seed)
     protocol = _protocol(opened, weights, seed)
     build_sampler(opened.recipe.sampling)  # what it refuses is refused before anything is made
     if place.is_finished(protocol, count):

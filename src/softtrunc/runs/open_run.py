@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,8 +14,9 @@ from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.recipes.build import build_model
 from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
-from softtrunc.runs.folder import Run, differing
-from softtrunc.score import ScoreModel
+from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, Run, differing
+from softtrunc.samplers import Chimera
+from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.training import Weights, find_checkpoint, load_weights
 
 # What a finished run may be asked differently.
@@ -26,7 +27,8 @@ _FREE = ("sampling.", "evaluation.", "data.source")
 class OpenRun:
     """A run with its model in evaluation mode, on the device that accelerate chooses.
 
-    `accelerator` knows the processes among which work is shared.
+    `accelerator` knows the processes among which work is shared. `below` is another run whose
+    score takes over at times <= `t` where samples are drawn, None for a run that draws alone.
     """
 
     run: Run
@@ -36,6 +38,13 @@ class OpenRun:
     step: int
     seconds: float
     accelerator: Accelerator
+    below: OpenRun | None = None
+    t: float = 0.0
+
+    @property
+    def sampled(self) -> ScoreFunction:
+        """What samples are drawn from."""
+        return self.model if self.below is None else Chimera(self.model, self.below.model, self.t)
 
     @property
     def event(self) -> tuple[int, int, int]:
@@ -83,3 +92,40 @@ def open_run(
     accelerator = Accelerator()
     model = model.to(accelerator.device).eval()
     return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator)
+
+
+def with_below(above: OpenRun, below: OpenRun, t: float) -> OpenRun:
+    """Two runs as one: samples follow the first at times > t and the second at the others.
+
+    Raises:
+        UserError: if the two do not compare, or `t` is out of range.
+    """
+    check_pair(above, below)
+    with user_errors("--at"):
+        Chimera(above.model, below.model, t)
+    return replace(above, below=below, t=t)
+
+
+def check_pair(first: OpenRun, other: OpenRun) -> None:
+    """Refuse two runs between which nothing can be compared.
+
+    Raises:
+        UserError: if they are one run, or of another SDE or other data.
+    """
+    where = f"{first.run.path} and {other.run.path}"
+    if first.run.path.resolve() == other.run.path.resolve():
+        raise UserError(f"{where}: one run twice: name it once, or another beside it")
+    if first.model.sde != other.model.sde:
+        raise UserError(
+            f"{where}: {first.model.sde} and {other.model.sde}: compare runs of the same SDE"
+        )
+    ours, theirs = (
+        (o.card.fingerprint, o.card.levels, o.event, o.recipe.data.dequantize)
+        for o in (first, other)
+    )
+    known = UNKNOWN_FINGERPRINT not in (ours[0], theirs[0])
+    if ours[1:] != theirs[1:] or (known and ours[0] != theirs[0]):
+        raise UserError(
+            f"{where}: trained on different data ({first.card.name}, {other.card.name}, or "
+            "other settings of data): compare runs on the same"
+        )
