@@ -17,7 +17,7 @@ from softtrunc.jobs.train import train
 from softtrunc.recipes import UserError, load_recipe
 from softtrunc.recipes.load import override_recipe
 from softtrunc.records import read_evaluation
-from softtrunc.report import read_run, summary_rows
+from softtrunc.report import read_run, summary_rows, write_report
 from softtrunc.runs.folder import Run
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -183,3 +183,29 @@ def test_an_extractor_is_known_by_its_content(tmp_path):
     assert extractor_identity("digits-mlp") == {"extractor": "digits-mlp"}
     with pytest.raises(OSError, match=r"nowhere\.pt"):
         extractor_identity("nowhere.pt")
+
+
+def test_figures_of_other_checkpoints_and_weights_stay(trained, tmp_path, capsys):
+    options = ["training.checkpoint_every=2", "training.keep_checkpoints=null"]
+    train(override_recipe(RECIPE, options, "test"), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert main(["evaluate", str(run.path), "--checkpoint", "all", "--bpd"]) == 0
+    newest = read_evaluation(run.evaluation_file)
+    earlier = read_evaluation(run.earlier_evaluation_file(2, "ema"))
+    assert (earlier.step, newest.step) == (2, 4)
+    assert earlier.figures[0].value != newest.figures[0].value
+    measure(run.path, samples=(), weights="raw")
+    assert read_evaluation(run.evaluation_file).weights == "raw"
+    assert read_evaluation(run.earlier_evaluation_file(4, "ema")).figures == newest.figures
+    measure(run.path, samples=(), limit=3, overrides=["evaluation.eps=1e-3"])
+    back = read_evaluation(run.evaluation_file)
+    assert (back.weights, back.figures[0], len(back.figures)) == ("ema", newest.figures[0], 2)
+    record = read_run(run.path)
+    points = record.over_steps("nelbo", newest.figures[0].name)
+    assert [step for step, _ in points] == [2, 4]
+    page = write_report([run.path], tmp_path / "report.html").read_text()
+    assert "Figures by training step" in page
+    capsys.readouterr()
+    for wanted, words in (("3", "write one of 2, 4"), ("last", "write a step, or all")):
+        assert main(["evaluate", str(run.path), "--checkpoint", wanted]) == 2
+        assert words in capsys.readouterr().err

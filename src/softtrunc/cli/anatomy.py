@@ -27,7 +27,7 @@ def anatomy(
     draws: Annotated[int, typer.Option(min=1, help="Times per image in each bin.")] = 2,
     times: Annotated[
         int, typer.Option(min=1, help="Times at which one run takes over from the other.")
-    ] = 7,
+    ] = 6,
     split: Annotated[str, typer.Option(help="Images for the bound: test or train.")] = "test",
     data: Data = None,
     weights: Weights = "ema",

@@ -54,6 +54,9 @@ Probes = Annotated[int | None, Option(min=1, help="Hutchinson probes of the dive
 PerImage = Annotated[
     Path | None, Option(metavar="FILE", help="Every image's bits/dim, to FILE.csv or FILE.parquet.")
 ]
+Checkpoint = Annotated[
+    str | None, Option(metavar="STEP|all", help="Another checkpoint than the newest, or each.")
+]
 Count = Annotated[int | None, Option("-n", "--n", "--count", min=2, help="How many samples.")]
 
 
@@ -77,14 +80,16 @@ def evaluate(
     probes: Probes = None,
     per_image: PerImage = None,
     count: Count = None,
+    checkpoint: Checkpoint = None,
     weights: Weights = "ema",
     overrides: Overrides = None,
 ) -> None:
     """Measure a run: bits/dim on held-out images, distances and scores of samples.
 
     Without a figure named, bits/dim are measured, and the Frechet distance if the recipe names a
-    feature extractor. Figures go to RUN/evaluation.json one by one with their whole protocol;
-    figures measured before stay unless they are measured again. An evaluation of bits/dim that was
+    feature extractor. Figures go to RUN/evaluation.json one by one with their whole protocol, those
+    of other checkpoints and weights to RUN/evaluations; figures measured before stay unless they
+    are measured again. An evaluation of bits/dim that was
     stopped goes on where it was when the same command is given again. `accelerate launch -m
     softtrunc evaluate ...` shares the work.
     """
@@ -116,19 +121,38 @@ def evaluate(
         "evaluation.passes": passes,
         "evaluation.figures": figures_of(dequantization),
     }
-    found = measure(
-        run,
-        density=bpd or not figures,
-        samples=figures if figures or bpd else None,
-        split=split,
-        limit=limit,
-        eps=_times(eps),
-        weights=weights,
-        overrides=as_overrides(keys, overrides),
-        per_image=per_image,
-        progress=ConsoleProgress(),
-    )
-    _print(f"{found.run}: step {found.step}, {found.weights} weights", found.figures)
+    steps = _checkpoints(run, checkpoint)
+    if len(steps) > 1 and per_image is not None:
+        raise UserError(f"--per-image {per_image}: holds figures of one checkpoint: name one")
+    for step in steps:
+        found = measure(
+            run,
+            density=bpd or not figures,
+            samples=figures if figures or bpd else None,
+            split=split,
+            limit=limit,
+            eps=_times(eps),
+            weights=weights,
+            checkpoint=step,
+            overrides=as_overrides(keys, overrides),
+            per_image=per_image,
+            progress=ConsoleProgress(),
+        )
+        _print(f"{found.run}: step {found.step}, {found.weights} weights", found.figures)
+
+
+def _checkpoints(run: Path, wanted: str | None) -> list[int | None]:
+    """The steps that are meant; None is the newest."""
+    from softtrunc.feedback.errors import UserError
+    from softtrunc.runs.open_run import checkpoint_steps
+
+    if wanted is None:
+        return [None]
+    if wanted == "all":
+        return [*checkpoint_steps(run)] or [None]
+    if not wanted.isdecimal():
+        raise UserError(f"--checkpoint {wanted}: write a step, or all")
+    return [int(wanted)]
 
 
 def _times(text: str | None) -> list[float]:

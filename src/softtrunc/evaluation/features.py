@@ -121,6 +121,7 @@ class FeatureReader:
         self._batch_size = batch_size
         self._seed = seed
         self._progress = progress
+        self._references: dict[tuple[object, ...], Reference] = {}
 
     def read(
         self,
@@ -166,6 +167,14 @@ class FeatureReader:
 
         Statistics of an earlier evaluation are used if they are of exactly this and whole.
         """
+        key = (data.card.fingerprint, data.card.split, kept, statistics)
+        if key not in self._references:
+            self._references[key] = self._read_reference(data, kept, statistics=statistics)
+        return self._references[key]
+
+    def _read_reference(
+        self, data: ImageDataset, kept: int | None, *, statistics: bool
+    ) -> Reference:
         known = self._cached(data) if statistics else None
         numbers = torch.arange(len(data))
         mask = None

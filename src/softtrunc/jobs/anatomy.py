@@ -53,7 +53,7 @@ def anatomy(
     samples: int = 1000,
     bins: int = 24,
     draws: int = 2,
-    times: int = 7,
+    times: int = 6,
     split: str = "test",
     weights: Weights = "ema",
     overrides: Sequence[str] = (),

@@ -16,7 +16,6 @@ from softtrunc.evaluation.features import open_extractor
 from softtrunc.evaluation.regenerate import regenerate
 from softtrunc.feedback.progress import Progress
 from softtrunc.jobs.parts import Parts
-from softtrunc.metrics import FeatureExtractor
 from softtrunc.noise import Noise
 from softtrunc.recipes.build import build_sampler, build_score
 from softtrunc.records import ChimeraPoint, RegenerationPoint
@@ -80,11 +79,17 @@ class Chimeras:
         self._parts = parts
         self._progress = progress
         self._spec = opened[0].recipe.evaluation
-        self._extractor: FeatureExtractor | None = None
+        self._judge: Judge | None = None
         if self._spec.features is None:
             progress.say("no distances: --set evaluation.features=FILE names a feature extractor")
         else:
-            self._extractor = open_extractor(self._spec.features, self._spec.resize, train)
+            self._judge = Judge(
+                open_extractor(self._spec.features, self._spec.resize, train),
+                opened[0].accelerator,
+                batch_size=self._spec.batch_size,
+                seed=self._spec.seed,
+                progress=progress,
+            )
 
     def measure(self, out: Path) -> tuple[list[float | None], tuple[ChimeraPoint, ...]]:
         """Each run's own distance, and those of the chimeras; a grid of each way round in `out`.
@@ -93,7 +98,7 @@ class Chimeras:
         time to the largest, and the run below alone. Without an extractor distances are None.
         """
         alone = [
-            self._judge(opened.model, f"sample {name}", f"{i}-alone")
+            self._measured(opened.model, f"sample {name}", f"{i}-alone")
             for i, (opened, name) in enumerate(zip(self._opened, self._names, strict=True))
         ]
         curves: list[ChimeraPoint] = []
@@ -102,7 +107,9 @@ class Chimeras:
             above, below = self._names[a], self._names[b]
             for i, t in enumerate(self._times):
                 model = Chimera(self._opened[a].model, self._opened[b].model, t)
-                found = self._judge(model, f"{above} above t = {t:.2g}, {below}", f"{a}-above-{i}")
+                found = self._measured(
+                    model, f"{above} above t = {t:.2g}, {below}", f"{a}-above-{i}"
+                )
                 rows.append(found["first"])
                 log_snr = _log_snr(model.sde, t)
                 curves.append(ChimeraPoint(above, below, t, log_snr, _distance(found)))
@@ -111,12 +118,12 @@ class Chimeras:
             save_grid(pixels, out / f"chimera-{a + 1}-above-{b + 1}.png", len(rows[0]))
         return [_distance(found) for found in alone], tuple(curves)
 
-    def _judge(self, model: ScoreFunction, label: str, key: str) -> dict[str, Tensor]:
+    def _measured(self, model: ScoreFunction, label: str, key: str) -> dict[str, Tensor]:
         return self._parts.get(key, partial(self._measure, model, label))
 
     def _measure(self, model: ScoreFunction, label: str) -> dict[str, Tensor]:
         """The first samples, and the distance of all."""
-        if self._extractor is None:
+        if self._judge is None:
             return {"first": self._draw(model, range(_IN_A_ROW))}
         opened, first = self._opened[0], []
 
@@ -136,14 +143,7 @@ class Chimeras:
             protocol={},
             nfe=lambda: None,
         )
-        judge = Judge(
-            self._extractor,
-            opened.accelerator,
-            batch_size=self._spec.batch_size,
-            seed=self._spec.seed,
-            progress=self._progress,
-        )
-        (figure,) = judge.measure(samples, {"train": self._train}, frozenset({"fid"}))
+        (figure,) = self._judge.measure(samples, {"train": self._train}, frozenset({"fid"}))
         distance = torch.tensor(figure.value, dtype=torch.float64)
         return {"first": torch.cat(first), "distance": distance}
 

@@ -28,6 +28,7 @@ from softtrunc.evaluation.image_results import (
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.dequantizer import obtain_dequantizer
+from softtrunc.jobs.evaluation_file import EvaluationFile
 from softtrunc.jobs.measured import (
     density_protocol,
     dequantizer_settings,
@@ -39,16 +40,9 @@ from softtrunc.metrics import FeatureExtractor
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
-from softtrunc.records import (
-    Evaluation,
-    Figure,
-    TrainingCost,
-    median_rate,
-    read_evaluation,
-    write_evaluation,
-)
+from softtrunc.records import Evaluation, Figure
 from softtrunc.runs.draw import draw_batches
-from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, flatten, now, package_versions
+from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, package_versions
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
@@ -65,6 +59,7 @@ def measure(
     limit: int | None = None,
     eps: Sequence[float] = (),
     weights: Weights = "ema",
+    checkpoint: int | None = None,
     overrides: Sequence[str] = (),
     per_image: Path | None = None,
     progress: Progress | None = None,
@@ -72,7 +67,8 @@ def measure(
     """Measure a run and write its `evaluation.json`, figure by figure.
 
     Figures of the same checkpoint and weights that were measured before are kept, unless they are
-    of the same protocol and images as a new one.
+    of the same protocol and images as a new one. Those of other checkpoints and weights lie in
+    `evaluations`, a file each.
 
     Args:
         path: the run folder.
@@ -84,6 +80,7 @@ def measure(
         limit: bits per dimension of only the first so many of them.
         eps: values of `evaluation.eps` to measure bits per dimension at; none: the recipe's.
         weights: averaged or raw.
+        checkpoint: the step of the checkpoint; None: the newest one.
         overrides: `a.b=c` changes of the recipe's sampling, evaluation and data.source.
         per_image: a `.csv` or `.parquet` file for the bits per dimension of every image.
         progress: where bars and lines go.
@@ -95,7 +92,7 @@ def measure(
         UserError: if the run, the data, a key or the feature extractor is not usable.
     """
     progress = progress or Silent()
-    opened = open_run(path, weights=weights, overrides=overrides)
+    opened = open_run(path, weights=weights, overrides=overrides, checkpoint=checkpoint)
     spec = opened.recipe.evaluation
     if not opened.accelerator.is_main_process:
         progress = Silent()
@@ -116,7 +113,7 @@ def measure(
     if wanted:
         with opened.accelerator.main_process_first():
             extractor = open_extractor(spec.features, spec.resize, data["train"])
-    file = _EvaluationFile(opened, weights)
+    file = EvaluationFile(opened, weights)
     if at:
         for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
             file.add(figure)
@@ -153,51 +150,6 @@ def _open_images(
             f"{opened.card.fingerprint[:12]}; given {given[:12]}): name them with --data"
         )
     return data
-
-
-class _EvaluationFile:
-    """`evaluation.json` of this checkpoint and these weights, which figures are added to."""
-
-    def __init__(self, opened: OpenRun, weights: Weights) -> None:
-        self._opened = opened
-        try:
-            old = read_evaluation(opened.run.evaluation_file)
-        except ValueError:  # damaged: it is written anew
-            old = None
-        same = old is not None and (old.step, old.weights) == (opened.step, weights)
-        self.evaluation = Evaluation(
-            run=opened.run.path.name,
-            step=opened.step,
-            weights=weights,
-            created=now(),
-            versions=package_versions(),
-            figures=old.figures if old is not None and same else (),
-            training=TrainingCost(
-                seconds=opened.seconds,
-                images_per_second=median_rate(opened.run.metrics()),
-                parameters=sum(p.numel() for p in opened.model.parameters()),
-                steps=opened.step,
-                batch_size=opened.recipe.training.batch_size,
-            ),
-        )
-
-    def add(self, figure: Figure) -> None:
-        """Add a figure, in the place of an earlier one that answers the same question."""
-        kept = [f for f in self.evaluation.figures if not _same(f, figure)]
-        self.evaluation = dataclasses.replace(self.evaluation, figures=(*kept, figure))
-        if self._opened.accelerator.is_main_process:
-            write_evaluation(self._opened.run.evaluation_file, self.evaluation)
-
-
-def _same(a: Figure, b: Figure) -> bool:
-    """Whether one takes the other's place: all alike but what came out, and of how many images."""
-    if a.data is not None and b.data is not None and a.data.fingerprint != b.data.fingerprint:
-        return False
-    asked = [
-        {k: v for k, v in f.protocol.items() if k != "n" and not k.startswith("std_over_")}
-        for f in (a, b)
-    ]
-    return (a.key, a.name, flatten(asked[0])) == (b.key, b.name, flatten(asked[1]))
 
 
 def check_meaningful(recipe: Recipe) -> None:
@@ -339,6 +291,7 @@ class _Drawer:
 
     def __init__(self, opened: OpenRun) -> None:
         self._opened = opened
+        self._grid = opened.run.samples / "final.png" if opened.is_newest else None
         self._first: list[Tensor] = []
         self._nfe = 0
 
@@ -351,9 +304,9 @@ class _Drawer:
             if batch.first < shown:
                 self._first.append(batch.images)
             yield batch.images
-        if self._opened.accelerator.is_main_process:
+        if self._opened.accelerator.is_main_process and self._grid is not None:
             pixels = stretch_levels(torch.cat(self._first)[:shown], self._opened.card.levels)
-            save_grid(pixels, self._opened.run.samples / "final.png")
+            save_grid(pixels, self._grid)
 
     def nfe(self) -> int:
         """The most network evaluations of any batch of any process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +54,17 @@ class AnatomyView:
 
     @property
     def halves(self) -> list[tuple[str, float]]:
-        """Of each run, the end of the first bin below which half of the integral's bits lie."""
+        """Of each run, the time below which half of the likelihood loss lies, to a bin.
+
+        That is the error's integral over log-SNR. The bound's own bins may be negative.
+        """
         found = []
         for run in self.record.runs:
-            whole = run.bins[-1].bits_below
-            half = next((part for part in run.bins if part.bits_below >= whole / 2), run.bins[-1])
-            found.append((run.name, half.t[1]))
+            widths = [part.log_snr[1] - part.log_snr[0] for part in run.bins]
+            losses = (part.error * width for part, width in zip(run.bins, widths, strict=True))
+            below = list(itertools.accumulate(losses))
+            half = next(i for i, loss in enumerate(below) if loss >= below[-1] / 2)
+            found.append((run.name, run.bins[half].t[1]))
         return found
 
 

@@ -83,6 +83,7 @@ def _render(records: Sequence[RunRecord], title: str | None, study: StudySummary
         taus=_taus(runs),
         clipping=_clipping(runs),
         loss=_over_steps(runs, loss=True),
+        figures_over_steps=_figures_over_steps(runs, figures),
         weightings={run.setting("objective", "weighting") for run in records},
         speed=_over_steps(runs, loss=False),
         costs=[(run, run.record.cost) for run in runs],
@@ -197,6 +198,24 @@ def _over_steps(runs: Sequence[Shown], *, loss: bool) -> Picture | None:
     if loss:
         return plots.curves(series, axis, "training loss", x_scale="steps", y_scale="auto")
     return plots.curves(series, axis, "images/s", x_scale="steps", y_scale="zero")
+
+
+def _figures_over_steps(runs: Sequence[Shown], figures: Sequence[Column]) -> list[_Card]:
+    """Each figure by training step, where a run has it at two checkpoints or more."""
+    cards = []
+    for column in figures:
+        series = []
+        for run in runs:
+            measured = run.record.figure(column.key, column.name)
+            known = [] if measured is None else run.record.over_steps(column.key, measured.name)
+            if len(known) > 1:
+                steps, values = zip(*known, strict=True)
+                series.append(Series(run.style, steps, values))
+        if series:
+            label = f"{column.title}, {column.unit}" if column.unit else column.title
+            picture = plots.curves(series, "optimiser step", label, x_scale="steps", y_scale="auto")
+            cards.append(_Card(picture, f"{column.title} by training step"))
+    return cards
 
 
 def _error_maps(runs: Sequence[Shown]) -> list[_Card]:

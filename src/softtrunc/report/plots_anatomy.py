@@ -100,14 +100,14 @@ def chimera_curves(
     runs: Sequence[AnatomyRun], points: Sequence[ChimeraPoint], styles: Sequence[RunStyle]
 ) -> Picture | None:
     """Distance to the data by the time at which one run takes over; dashed: each run alone."""
-    if any(point.distance is None for point in points):
+    known = [(p.above, p.log_snr, p.distance) for p in points if p.distance is not None]
+    if len(known) < len(points):
         return None
     with drawing() as (figure, axes):
         for run, style in zip(runs, styles, strict=True):
-            mine = [p for p in points if p.above == run.name]
             axes.plot(
-                [p.log_snr for p in mine],
-                [p.distance for p in mine],
+                [log_snr for above, log_snr, _ in known if above == run.name],
+                [distance for above, _, distance in known if above == run.name],
                 color=style.colour,
                 marker=style.marker,
                 markersize=6,

@@ -43,6 +43,7 @@ class RunRecord:
         metrics: the readable lines of `metrics.jsonl`, steps strictly increasing.
         skipped_lines: how many lines of `metrics.jsonl` could not be read.
         evaluation: the figures, None before the first evaluation.
+        earlier: figures of other checkpoints or weights, in the order of their steps.
         progress: sample grids drawn while training, in the order of their steps.
         final_samples: the grid drawn by the evaluation.
         real_samples: real images in the same layout.
@@ -55,6 +56,7 @@ class RunRecord:
     metrics: tuple[MetricsLine, ...]
     skipped_lines: int
     evaluation: Evaluation | None
+    earlier: tuple[Evaluation, ...]
     progress: tuple[Path, ...]
     final_samples: Path | None
     real_samples: Path | None
@@ -123,6 +125,18 @@ class RunRecord:
         known = {} if self.evaluation is None else asdict(self.evaluation.training)
         return replace(seen, **{key: value for key, value in known.items() if value is not None})
 
+    def over_steps(self, key: str, name: str) -> list[tuple[int, float]]:
+        """A figure of averaged weights by the step of the checkpoint, in the order of steps."""
+        every = (*self.earlier, *([] if self.evaluation is None else [self.evaluation]))
+        known = {
+            found.step: figure.value
+            for found in every
+            if found.step is not None and found.weights == "ema"
+            for figure in found.figures
+            if (figure.key, figure.name) == (key, name)
+        }
+        return sorted(known.items())
+
     def figure(self, key: str, name: str | None = None) -> Figure | None:
         """The figure under `key` (and `name`, where one key has several), None if not measured.
 
@@ -164,10 +178,16 @@ def read_run(path: Path | str) -> RunRecord:
         metrics=found.lines,
         skipped_lines=len(found.damaged),
         evaluation=records.read_evaluation(evaluation),
+        earlier=tuple(_earlier(path / "evaluations")),
         progress=tuple(sorted(samples.glob("step-*.png"), key=lambda grid: grid_step(grid) or 0)),
         final_samples=final,
         real_samples=real,
     )
+
+
+def _earlier(folder: Path) -> list[Evaluation]:
+    found = (records.read_evaluation(file) for file in sorted(folder.glob("step-*.json")))
+    return [evaluation for evaluation in found if evaluation is not None]
 
 
 def grid_step(path: Path) -> int | None:

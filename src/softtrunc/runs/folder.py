@@ -90,6 +90,10 @@ class Run:
         """Every figure with its protocol."""
         return self.path / "evaluation.json"
 
+    def earlier_evaluation_file(self, step: int, weights: str) -> Path:
+        """The figures of another checkpoint than the newest, or of other weights."""
+        return self.path / "evaluations" / f"step-{step:08d}-{weights}.json"
+
     @property
     def exists(self) -> bool:
         """Whether a run was ever started here."""

@@ -17,7 +17,13 @@ from softtrunc.recipes.schema import Recipe
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, Run, differing
 from softtrunc.samplers import Chimera
 from softtrunc.score import ScoreFunction, ScoreModel
-from softtrunc.training import Weights, find_checkpoint, load_weights
+from softtrunc.training import (
+    Weights,
+    find_checkpoint,
+    list_checkpoints,
+    load_weights,
+    step_of,
+)
 
 # What a finished run may be asked differently.
 _FREE = ("sampling.", "evaluation.", "data.source")
@@ -45,6 +51,11 @@ class OpenRun:
     def sampled(self) -> ScoreFunction:
         """What samples are drawn from."""
         return self.model if self.below is None else Chimera(self.model, self.below.model, self.t)
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether no later checkpoint of the run is there."""
+        return self.step == max(checkpoint_steps(self.run.path))
 
     @property
     def event(self) -> tuple[int, int, int]:
@@ -92,6 +103,11 @@ def open_run(
     accelerator = Accelerator()
     model = model.to(accelerator.device).eval()
     return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator)
+
+
+def checkpoint_steps(path: Path) -> list[int]:
+    """The steps of a run's checkpoints, oldest first."""
+    return [step_of(found) for found in list_checkpoints(Run(path).checkpoints)]
 
 
 def with_below(above: OpenRun, below: OpenRun, t: float) -> OpenRun:
