@@ -191,7 +191,7 @@ def test_a_run_folder_is_told_to_be_exported(tmp_path):
 
 def test_a_place_that_is_neither_folder_nor_repository():
     for place in ("./nowhere/here", "nowhere", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match="no such folder, and no repository"):
+        with pytest.raises(FileNotFoundError, match="no such folder, and neither"):
             ScoreModel.from_pretrained(place)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -141,9 +142,24 @@ def read_pretrained(
     )
 
 
+def shipped_folder(name: str) -> Path | None:
+    """The folder of the model that ships with the package under `name`, None if there is none."""
+    folder = Path(str(files("softtrunc"))) / "shipped" / name
+    return folder if name.isidentifier() and (folder / CONFIG_FILE).is_file() else None
+
+
+def shipped_names() -> list[str]:
+    """The models that ship with the package."""
+    return sorted(
+        path.parent.name for path in Path(str(files("softtrunc"))).glob("shipped/*/config.json")
+    )
+
+
 def _fetch(source: str, name: str, download: Download) -> Path:
-    """The file in a folder, or downloaded (or cached) from the Hub."""
+    """The file in a folder, of a model that ships, or downloaded (or cached) from the Hub."""
     folder = Path(source)
+    if not folder.is_dir():
+        folder = shipped_folder(source) or folder
     if folder.is_dir():
         if not (folder / name).is_file():
             if (folder / "recipe.yaml").is_file() and (folder / "checkpoints").is_dir():
@@ -154,8 +170,10 @@ def _fetch(source: str, name: str, download: Download) -> Path:
             raise FileNotFoundError(f"{folder / name}: no such file: is {folder} a saved model?")
         return folder / name
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        ships = ", ".join(shipped_names())
         raise FileNotFoundError(
-            f"{source}: no such folder, and no repository of the Hub either (owner/name)"
+            f"{source}: no such folder, and neither a model that ships ({ships}) nor a repository "
+            "of the Hub (owner/name)"
         )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

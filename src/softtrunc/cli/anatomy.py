@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import Data, Overrides, Weights, as_overrides
+from softtrunc.cli.options import Data, Overrides, RunFolders, Weights, as_overrides
 
 
 def anatomy(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN [RUN]", help="A run folder, or two to compare.")
-    ],
+    runs: RunFolders,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; RUN/anatomy unless given.")
     ] = None,

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Option
 
-from softtrunc.cli.options import Data, Overrides, Weights, as_overrides, figures_of
+from softtrunc.cli.options import Data, MaybeRunFolder, Overrides, Weights, as_overrides, figures_of
 
 if TYPE_CHECKING:
     from softtrunc.records import Figure
 
-Run = Annotated[Path | None, Argument(help="A run folder.")]
 Bpd = Annotated[bool, Option("--bpd", help="Bits per dimension.")]
 Fid = Annotated[bool, Option("--fid", help="Frechet distance of samples.")]
 InceptionScore = Annotated[bool, Option("--is", help="Inception score of samples, in 10 splits.")]
@@ -61,7 +60,7 @@ Count = Annotated[int | None, Option("-n", "--n", "--count", min=2, help="How ma
 
 
 def evaluate(
-    run: Run = None,
+    run: MaybeRunFolder = None,
     bpd: Bpd = False,
     fid: Fid = False,
     inception: InceptionScore = False,

@@ -9,7 +9,27 @@ from typing import Annotated, Literal
 
 import typer
 
-RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
+
+def _shipped(path: Path | None) -> Path | None:
+    """Names of models that ship stand for runs made of them."""
+    if path is None or path.exists():
+        return path
+    from softtrunc.jobs.adopt import run_or_shipped
+
+    return run_or_shipped(path)
+
+
+def _all_shipped(paths: list[Path]) -> list[Path]:
+    return [found for path in paths if (found := _shipped(path)) is not None]
+
+
+_RUN = "A run folder, or the name of a model that ships: fashion16."
+RunFolder = Annotated[Path, typer.Argument(help=_RUN, callback=_shipped)]
+MaybeRunFolder = Annotated[Path | None, typer.Argument(help=_RUN, callback=_shipped)]
+RunFolders = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN [RUN]", help="A run, or two to compare.", callback=_all_shipped),
+]
 Weights = Annotated[Literal["ema", "raw"], typer.Option(help="Averaged weights, or the last ones.")]
 Data = Annotated[
     str | None, typer.Option(help="The images: a folder, archive or prepared data set.")

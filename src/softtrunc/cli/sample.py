@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from softtrunc.cli.options import (
+    MaybeRunFolder,
     Overrides,
     Precision,
     Sampler,
@@ -18,7 +19,7 @@ from softtrunc.cli.options import (
 
 
 def sample(
-    run: Annotated[Path | None, typer.Argument(help="A run folder.")] = None,
+    run: MaybeRunFolder = None,
     count: Annotated[
         int | None,
         typer.Option("-n", "--count", min=1, help="How many images: 64, of a trajectory 8."),

@@ -13,7 +13,7 @@ from softtrunc.feedback.files import check_place, replace_folder
 from softtrunc.interop import DiffusersUNet
 from softtrunc.jobs.card import model_card
 from softtrunc.pretrained import upload_folder
-from softtrunc.recipes.load import dump_recipe
+from softtrunc.records import RecipeRecord, write_recipe
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
@@ -60,7 +60,9 @@ def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> No
     if evaluation is not None:
         text = json.dumps(evaluation, indent=1, allow_nan=False)
         (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "recipe.yaml").write_text(dump_recipe(opened.recipe), encoding="utf-8")
+    provenance = {**opened.run.provenance(), "step": opened.step}
+    record = RecipeRecord(opened.recipe.model_dump(), provenance)
+    write_recipe(folder / "recipe.yaml", record)
     card = model_card(
         opened.recipe,
         opened.card,

@@ -125,6 +125,14 @@ class Run:
         with user_errors(f"{self.recipe_file}: provenance.data"):
             return DataCard.from_dict(self._record().provenance.get("data") or {})
 
+    def provenance(self) -> Mapping[str, Any]:
+        """When and with what the run was started, and its data card.
+
+        Raises:
+            UserError: if this is no run folder, or its recipe is damaged.
+        """
+        return self._record().provenance
+
     def start(self, recipe: Recipe, card: DataCard) -> None:
         """Write `recipe.yaml`; the run exists from here on."""
         provenance = {"created": now(), "versions": package_versions(), "data": asdict(card)}
