@@ -10,9 +10,9 @@ import torch
 from softtrunc import ScoreModel
 from softtrunc.cli import main
 from softtrunc.feedback.progress import Silent
+from softtrunc.jobs.adopt import adopt
 from softtrunc.pretrained import shipped_names
 from softtrunc.recipes import UserError
-from softtrunc.jobs.adopt import adopt
 from softtrunc.runs.draw import draw
 from softtrunc.runs.open_run import open_run
 
