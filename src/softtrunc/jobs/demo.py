@@ -1,4 +1,4 @@
-"""The demo: hard truncation against Soft Truncation on the digits, from nothing to a page."""
+"""The demo: hard truncation against Soft Truncation on real images, from nothing to a page."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from typing import NamedTuple
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
 from softtrunc.feedback.files import check_place
 from softtrunc.feedback.progress import Progress
+from softtrunc.jobs.anatomy import anatomy
 from softtrunc.jobs.side_by_side import train_and_measure
 from softtrunc.recipes.load import load_recipe
 from softtrunc.recipes.schema import Recipe
 from softtrunc.report import SummaryTable, read_run, summary_rows, write_report
 from softtrunc.runs.folder import Run
 from softtrunc.training import list_checkpoints, step_of
+
+_ANATOMY = {"images": 128, "samples": 500, "bins": 20, "times": 5}
+# Of demos that earlier versions wrote; they may be replaced.
+_EARLIER = ("digits-vp-nll", "digits-vp-nll-st", "digits-vp-fid")
 
 
 class DemoOutcome(NamedTuple):
@@ -31,22 +36,22 @@ def demo_recipes(*, full: bool, steps: int | None = None) -> dict[str, Recipe]:
     All share network, seed, batches and budget; they differ in truncation alone, but for the
     variance-weighted baseline of the full demo.
     """
-    budget = [] if steps is None else [f"training.steps={steps}"]
-    recipes = {
-        "hard": load_recipe("digits-vp-nll", budget),
-        "soft-k1": load_recipe("digits-vp-nll-st", budget),
-    }
+    names = {"hard": "fashion16-hard", "soft": "fashion16-expected-k0.8"}
     if full:
-        recipes["soft-k0.9"] = load_recipe("digits-vp-nll-st", [*budget, "truncation.k=0.9"])
-        recipes["soft-k2"] = load_recipe("digits-vp-nll-st", [*budget, "truncation.k=2"])
-        recipes["hard-variance"] = load_recipe("digits-vp-fid", budget)
-    return recipes
+        names |= {
+            "soft-drawn-k1": "fashion16-soft",
+            "soft-drawn-k0.8": "fashion16-soft-k0.8",
+            "soft-k1": "fashion16-expected",
+            "hard-variance": "fashion16-variance",
+        }
+    budget = [] if steps is None else [f"training.steps={steps}"]
+    return {run: load_recipe(name, budget) for run, name in names.items()}
 
 
 def run_demo(
     out: Path, *, full: bool = False, steps: int | None = None, progress: Progress
 ) -> DemoOutcome | None:
-    """Train, sample, measure and report.
+    """Train, sample, measure, take the two models apart and report.
 
     An unfinished demo in `out` goes on where it stopped; a finished one is replaced.
 
@@ -67,6 +72,8 @@ def run_demo(
         raise RunFailedError("; ".join(outcome.failures.values()))
     if not outcome.finished:
         return None
+    pair = [out / name for name in ("hard", "soft")]
+    anatomy(pair, progress=progress, **_ANATOMY)
     title = "Soft Truncation against hard truncation: the demo"
     with user_errors():
         table = summary_rows([read_run(run) for run in by_folder])
@@ -99,4 +106,4 @@ def _is_ours(path: Path) -> bool:
         recipe = Run(path).recipe()
     except UserError:
         return False
-    return recipe.name in {r.name for r in demo_recipes(full=True).values()}
+    return recipe.name in {*_EARLIER, *(r.name for r in demo_recipes(full=True).values())}
