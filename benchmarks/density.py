@@ -6,7 +6,7 @@ Hutchinson probe) solved to 1e-9, over a range of tolerances. The yardstick is
 RK45 in t for the batch as a whole, by torchdiffeq's dopri5 at rtol = atol = 1e-5.
 
     python -m benchmarks.density --sde vp --json mixture-vp.json
-    python -m benchmarks.density --model runs/demo/soft-k1 --batch 8 --json demo.json
+    python -m benchmarks.density --model runs/demo/soft --batch 8 --json demo.json
     python -m benchmarks.density --model NAME.pth --config NAME.json --batch 2
     python -m benchmarks.density --plot density.png mixture-vp.json demo.json
 """

@@ -1,6 +1,6 @@
 """The pictures of docs/samplers.md from a run of the demo, each by one command.
 
-Run: softtrunc demo, then python examples/gallery.py runs/demo/soft-k1 docs/images
+Run: softtrunc demo, then python examples/gallery.py runs/demo/soft docs/images
 """
 
 import shlex
