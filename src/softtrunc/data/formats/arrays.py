@@ -46,8 +46,12 @@ def _read_header(stream: IO[bytes] | io.BufferedIOBase, size: int, where: str) -
         if version not in read:
             raise ValueError(f"version {version} of the format")
         shape, _, dtype = read[version](stream)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, OSError) as error:
-        raise ValueError(f"{where}: not a NumPy array that can be read: {error}") from error
+        if any(side < 0 for side in shape):
+            raise ValueError(f"a shape of {shape}")
+    # The header is a Python literal: one gone wrong ends in nearly any error of its parser.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{where}: not a NumPy array that can be read: {reason}") from error
     if dtype.hasobject:
         raise ValueError(
             f"{where}: holds pickled Python objects, which can run code when read: refused; save a "
