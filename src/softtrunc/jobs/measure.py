@@ -31,14 +31,13 @@ from softtrunc.jobs.dequantizer import obtain_dequantizer
 from softtrunc.jobs.measured import (
     density_protocol,
     dequantizer_settings,
-    has_meaning,
+    knows_cells,
     reference_splits,
     samples_protocol,
 )
 from softtrunc.metrics import FeatureExtractor
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.load import override_recipe
-from softtrunc.recipes.schema import Recipe
 from softtrunc.records import (
     Evaluation,
     Figure,
@@ -52,6 +51,11 @@ from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, flatten, now, package_ver
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
+_LOOSE = (
+    "trained without dequantisation: bits/dim with uniform or learned noise are bounds all the "
+    "same, but loose ones, for the model never saw what lies between the levels; "
+    "--dequantization none measures the levels themselves"
+)
 _LOOKED_AT = 1000
 """Images whose levels are counted."""
 
@@ -108,6 +112,8 @@ def measure(
     split = split or "test"
     # Whatever can be refused is refused before hours are spent on figures.
     at = _at_each_eps(opened, eps, per_image) if density else []
+    if at and not knows_cells(opened.recipe):
+        progress.say(_LOOSE)
     needed = {"train", *([split] if density else ()), *(references if wanted else ())}
     data = _open_images(opened, sorted(needed), progress)
     for one in at:
@@ -130,7 +136,6 @@ def measure(
 
 def _at_each_eps(opened: OpenRun, eps: Sequence[float], per_image: Path | None) -> list[OpenRun]:
     """The run with each value of `evaluation.eps`, after a look at what else was asked for."""
-    check_meaningful(opened.recipe)
     if per_image is not None:
         check_table_path(per_image)
         if len(eps) > 1:
@@ -198,21 +203,6 @@ def _same(a: Figure, b: Figure) -> bool:
         for f in (a, b)
     ]
     return (a.key, a.name, flatten(asked[0])) == (b.key, b.name, flatten(asked[1]))
-
-
-def check_meaningful(recipe: Recipe) -> None:
-    """Refuse bits per dimension that would mean nothing.
-
-    Raises:
-        UserError: saying why, and what to do.
-    """
-    if not has_meaning(recipe):
-        raise UserError(
-            f"recipe {recipe.name}: data.dequantize is false: the model never saw the "
-            "cells of the grey levels and its bits/dim mean nothing; train with "
-            "--set data.dequantize=true, measure the probability of the levels "
-            "themselves with --dequantization none, or measure --fid alone"
-        )
 
 
 def check_images(opened: OpenRun, data: ImageDataset) -> None:
