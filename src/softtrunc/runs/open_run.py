@@ -16,7 +16,7 @@ from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
 from softtrunc.runs.folder import Run, differing
 from softtrunc.score import ScoreModel
-from softtrunc.training import Weights, find_checkpoint, load_weights
+from softtrunc.training import Weights, check_weights, find_checkpoint, load_weights
 
 # What a finished run may be asked differently.
 _FREE = ("sampling.", "evaluation.", "data.source")
@@ -77,9 +77,14 @@ def open_run(
                 "and data.source may change"
             )
     card = run.data_card()
-    model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
+    size = card.height, card.width
     with user_errors():
-        info = load_weights(find_checkpoint(run.checkpoints, checkpoint), model, weights)
+        found = find_checkpoint(run.checkpoints, checkpoint)
+        with torch.device("meta"):  # before it takes the memory that the recipe asks for
+            sketch = build_model(recipe, channels=card.channels, image_size=size)
+        check_weights(found, sketch, weights)
+        model = build_model(recipe, channels=card.channels, image_size=size)
+        info = load_weights(found, model, weights)
     accelerator = Accelerator()
     model = model.to(accelerator.device).eval()
     return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator)
