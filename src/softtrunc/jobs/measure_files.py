@@ -64,7 +64,7 @@ def measure_files(
     progress = progress or Silent()
     wanted, mode = check_sample_figures(figures), _resize(resize)
     with user_errors("--samples"):
-        ours = open_dataset(samples, "train", held_out=0.0)
+        ours = open_dataset(samples, "all")
     with user_errors("--data"):
         theirs = open_dataset(data, split, held_out=0.0)
     _check_alike(ours, theirs)
@@ -115,9 +115,12 @@ def _resize(name: str) -> Resize:
 
 def _check_alike(ours: ImageDataset, theirs: ImageDataset) -> None:
     """Refuse images of another shape: resizing one side alone decides the distance."""
-    a, b = (f"{d.card.channels} x {d.card.height} x {d.card.width}" for d in (ours, theirs))
-    if a != b:
-        raise UserError(
-            f"--samples are {a}, --data are {b}: bring both to one size first, the reference by "
-            "the protocol of its data set"
-        )
+    a, b = ((d.card.channels, d.card.height, d.card.width) for d in (ours, theirs))
+    if a[1:] != b[1:]:
+        what = "bring both to one size first, the reference by the protocol of its data set"
+    elif a != b:
+        what = "make both grey or both colour first (data prepare --channels 1, or 3)"
+    else:
+        return
+    one, other = (f"{channels} x {height} x {width}" for channels, height, width in (a, b))
+    raise UserError(f"--samples are {one}, --data are {other}: {what}")

@@ -132,6 +132,8 @@ class _Training:
             summed=recipe.objective.reduction == "sum",
             clock=self.clock,
         )
+        for what, count in self.data.converted.items():
+            progress.say(f"{count:,} images: {what}")
         for left_out in self.data.skipped[:_MOST_NAMED]:
             progress.say(f"left out {left_out.name}: {left_out.reason}")
         if (more := len(self.data.skipped) - _MOST_NAMED) > 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
@@ -25,9 +25,17 @@ def _few_files(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             some = list(itertools.islice(entries, _FEW + 1))
-        return sorted(e.name for e in some if e.is_file()) if len(some) <= _FEW else []
+        return sorted(e.name for e in some if _is(e.is_file)) if len(some) <= _FEW else []
     except OSError:  # a folder that may not be read is named where images are looked for
         return []
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """What an entry of a folder answers; no where it cannot be told, as of a link to itself."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 class Members:
@@ -47,7 +55,7 @@ class Members:
         """The regular files of a folder, or those of its first sub-folder that has the name."""
         places: dict[str, _Place] = {}
         with os.scandir(folder) as entries:
-            below = sorted(entry.path for entry in entries if entry.is_dir())
+            below = sorted(entry.path for entry in entries if _is(entry.is_dir))
         for place in (folder, *map(Path, below)):
             for name in _few_files(place):
                 places.setdefault(name, (place, name))
