@@ -6,7 +6,6 @@ import dataclasses
 import io
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -14,6 +13,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from softtrunc.data.formats.bounds import refuse_bomb
 from softtrunc.data.formats.folder import files_source
 from softtrunc.data.source import ArrayImages, Part, Source, plain_name
 
@@ -101,13 +101,15 @@ class Npz:
         self.path = path
         self._content = content
         self.headers: dict[str, _Header] = {}
+        size = path.stat().st_size if content is None else len(content)
         with self._open() as archive:
             for info in archive.infolist():
                 if info.filename.endswith(".npy"):
                     where = f"{path}: {info.filename}"
+                    refuse_bomb(where, min(info.compress_size, size), info.file_size)
                     try:
                         member = archive.open(info)
-                    except (RuntimeError, zipfile.BadZipFile) as error:
+                    except (RuntimeError, zipfile.BadZipFile, OSError) as error:
                         raise ValueError(f"{where}: cannot be unpacked: {error}") from error
                     with member:
                         header = _read_header(member, info.file_size, where)
@@ -118,7 +120,7 @@ class Npz:
             return zipfile.ZipFile(
                 self.path if self._content is None else io.BytesIO(self._content)
             )
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
             raise ValueError(f"{self.path}: not a readable .npz: {error}") from error
 
     def read(self, key: str) -> np.ndarray:
@@ -126,8 +128,10 @@ class Npz:
         try:
             with self._open() as archive, archive.open(f"{key}.npy") as member:
                 array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
-        except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as error:
-            raise ValueError(f"{self.path}: {key}: cannot be read: {error}") from error
+        # Packers and NumPy's parser have errors of all kinds for what is damaged.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise ValueError(f"{self.path}: {key}: cannot be read: {reason}") from error
         return array
 
 
@@ -137,10 +141,12 @@ def _first(keys: tuple[str, ...], present: Mapping[str, object]) -> str | None:
 
 def _of_npz(npz: Npz, key: str, label_key: str | None) -> ArrayImages:
     images = _to_nchw(npz.read(key), f"{npz.path}: {key}")
-    labels = None if label_key is None else npz.read(label_key).reshape(-1)
-    if labels is not None and len(labels) != len(images):
-        raise ValueError(f"{npz.path}: {len(images)} images in {key}, {len(labels)} in {label_key}")
-    return ArrayImages(npz.path, images, labels)
+    labels = None if label_key is None else npz.read(label_key)
+    if labels is not None and labels.size != len(images):
+        raise ValueError(f"{npz.path}: {len(images)} images in {key}, {labels.size} in {label_key}")
+    if labels is not None and labels.dtype.kind not in "iub":
+        raise ValueError(f"{npz.path}: {label_key}: {labels.dtype} labels, not whole numbers")
+    return ArrayImages(npz.path, images, None if labels is None else labels.reshape(-1))
 
 
 def _whole_npz(npz: Npz) -> ArrayImages:

@@ -23,11 +23,13 @@ except ImportError:  # Python may be built without it
     LZMAError = EOFError  # type: ignore[misc,assignment]
 
 from softtrunc.data.dataset import Skipped
+from softtrunc.data.formats.bounds import refuse_bomb
 from softtrunc.data.images.decode import MAX_FILE_BYTES, is_image_name, is_image_start
 from softtrunc.data.source import Encoded, ImageFiles
 from softtrunc.data.splits import name_order, split_of_folder
 
-# An archive of images that unpacks to more than this many times its size is no such thing.
+# An archive of images that unpacks to more than this many times its size is no such thing. All of
+# it is never in memory at once.
 _MAX_RATIO = 1000
 
 # RuntimeError: encrypted; also NotImplementedError: unknown compression.
@@ -136,7 +138,8 @@ class _ZipFiles(ArchiveFiles):
                 infos = archive.infolist()
         except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
             raise ValueError(f"{location}: not a readable zip: {error}") from error
-        _refuse_bomb(location, sum(info.file_size for info in infos))
+        packed = location.stat().st_size
+        refuse_bomb(location, packed, sum(info.file_size for info in infos), _MAX_RATIO)
         sizes: dict[str, int] = {}
         refused: dict[str, str] = {}
         files = [info for info in infos if not info.filename.endswith(("/", "\\"))]
@@ -184,12 +187,12 @@ class _TarFiles(ArchiveFiles):
         sizes: dict[str, int] = {}
         refused: dict[str, str] = {}
         starts: dict[str, bytes] = {}
-        unpacked = 0
+        unpacked, packed = 0, location.stat().st_size
         with _opened_tar(location) as archive:
             for member in archive:
                 # Before the next header is looked for, for that unpacks what lies between.
                 unpacked += member.size
-                _refuse_bomb(location, unpacked)
+                refuse_bomb(location, packed, unpacked, _MAX_RATIO)
                 if _leads_out(member.name):
                     refused[member.name] = _LEADS_OUT
                 elif member.isreg():
@@ -297,15 +300,6 @@ def _is_bare(name: str) -> bool:
 
 def _too_large(size: int) -> str:
     return f"{size:,} bytes are too many for an image file"
-
-
-def _refuse_bomb(location: Path, unpacked: int) -> None:
-    packed = location.stat().st_size
-    if unpacked > _MAX_RATIO * packed:
-        raise ValueError(
-            f"{location}: unpacks to {unpacked:,} bytes, over {_MAX_RATIO} times its size: refused "
-            "as a decompression bomb"
-        )
 
 
 def _without_common_folder(members: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import Int64
 
+from softtrunc.data.formats.bounds import refuse_bomb
 from softtrunc.data.formats.files import ArchiveFiles
 
 _Place = tuple[Path | ArchiveFiles, str]
@@ -101,8 +102,16 @@ class Members:
         return place.size(member)
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[str, bytes, str]]:
-        """Files one after the other: name, content, and what to call it in messages."""
+        """Files one after the other: name, content, and what to call it in messages.
+
+        Raises:
+            ValueError: if one unpacks to far more than images do.
+        """
         for name in names:
+            place, _ = self._places[name]
+            if isinstance(place, ArchiveFiles):
+                packed = Path(place.location).stat().st_size
+                refuse_bomb(f"{self.location}: {name}", packed, self.size(name))
             with self.open(name) as stream:
                 yield name, stream.read(), f"{self.location}: {name}"
 

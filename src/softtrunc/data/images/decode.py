@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ from softtrunc.data.images.fit import Fit, pixels_of
 # the one at which Pillow itself begins to warn.
 MAX_FILE_BYTES = 256 << 20
 _MAX_PIXELS = 80_000_000
+_MANY_PIXELS = 8_000_000
+_LARGE = threading.Lock()
 
 # Opening these starts another program, or needs a handler that Pillow does not bring.
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
@@ -162,17 +166,19 @@ def decode(source: Path | bytes | np.ndarray, fit: Fit | None, channels: int | N
         original, mode, lossy = image.size, image.mode, image.format in _LOSSY_FORMATS
         _refuse_deep(image, source)
         animated = getattr(image, "is_animated", False)
-        image.load()
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        upright = ImageOps.exif_transpose(image)
-        plain, converted = _to_8_bit(upright, channels)
+        # Large images one at a time: each core's own would fill the memory.
+        with _LARGE if image.width * image.height > _MANY_PIXELS else nullcontext():
+            image.load()
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            upright = ImageOps.exif_transpose(image) if turned else image
+            plain, converted = _to_8_bit(upright, channels)
+            pixels = pixels_of(plain) if fit is None else fit(plain)
         more = {
             "turned upright (EXIF)": turned,
             "first frame of several": animated,
             ENLARGED: fit is not None and fit.enlarges(plain.size),
         }
         converted = "; ".join(filter(None, [converted, *(what for what in more if more[what])]))
-        pixels = pixels_of(plain) if fit is None else fit(plain)
     return Decoded(pixels, original, mode, lossy, converted)
 
 
