@@ -16,7 +16,7 @@ from softtrunc.data.pictures import save_grid
 from softtrunc.density import check_levels
 from softtrunc.evaluation.bits import BitsMeasurement
 from softtrunc.evaluation.distances import Judge, SampleFigure, Samples, check_sample_figures
-from softtrunc.evaluation.features import open_extractor
+from softtrunc.evaluation.features import DIGITS, open_extractor
 from softtrunc.evaluation.figure import FORMS
 from softtrunc.evaluation.image_results import (
     ImageResults,
@@ -25,9 +25,11 @@ from softtrunc.evaluation.image_results import (
     parts_folder,
     write_table,
 )
+from softtrunc.evaluation.known import KnownStatistics
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.dequantizer import obtain_dequantizer
+from softtrunc.jobs.measure_files import find_references
 from softtrunc.jobs.measured import (
     density_protocol,
     dequantizer_settings,
@@ -71,6 +73,7 @@ def measure(
     weights: Weights = "ema",
     overrides: Sequence[str] = (),
     per_image: Path | None = None,
+    stats: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a run and write its `evaluation.json`, figure by figure.
@@ -90,6 +93,7 @@ def measure(
         weights: averaged or raw.
         overrides: `a.b=c` changes of the recipe's sampling, evaluation and data.source.
         per_image: a `.csv` or `.parquet` file for the bits per dimension of every image.
+        stats: an .npz with `mu` and `sigma`, to which the Frechet distance is.
         progress: where bars and lines go.
 
     Returns:
@@ -114,21 +118,29 @@ def measure(
     at = _at_each_eps(opened, eps, per_image) if density else []
     if at and not knows_cells(opened.recipe):
         progress.say(_LOOSE)
+    known, images = find_references(stats, opened.recipe.data.source)
     needed = {"train", *([split] if density else ()), *(references if wanted else ())}
-    data = _open_images(opened, sorted(needed), progress)
+    if known is not None and not density and wanted <= {"fid", "is"} and spec.features != DIGITS:
+        needed = set()
+    elif known is not None and images is None:
+        raise UserError(
+            f"--data {opened.recipe.data.source}: holds statistics and no images: measure --fid "
+            "with it, as --stats, and give the images as --data"
+        )
+    data = _open_images(opened, sorted(needed), progress) if needed else {}
     for one in at:
         check_images(one, data[split])
     extractor = None
     if wanted:
         with opened.accelerator.main_process_first():
-            extractor = open_extractor(spec.features, spec.resize, data["train"])
+            extractor = open_extractor(spec.features, spec.resize, data.get("train"))
     file = _EvaluationFile(opened, weights)
     if at:
         for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
             file.add(figure)
     if extractor is not None:
-        compared = {name: data[name] for name in references}
-        for figure in _measure_samples(opened, extractor, compared, wanted, progress):
+        compared = {name: data[name] for name in references if name in data}
+        for figure in _measure_samples(opened, extractor, compared, wanted, known, progress):
             file.add(figure)
     opened.accelerator.wait_for_everyone()
     return file.evaluation
@@ -357,6 +369,7 @@ def _measure_samples(
     extractor: FeatureExtractor,
     references: Mapping[str, ImageDataset],
     figures: frozenset[SampleFigure],
+    known: KnownStatistics | None,
     progress: Progress,
 ) -> Iterator[Figure]:
     """Draw samples and judge them; figures come one by one, on the main process alone."""
@@ -377,4 +390,4 @@ def _measure_samples(
         seed=spec.seed,
         progress=progress,
     )
-    yield from judge.measure(samples, references, figures)
+    yield from judge.measure(samples, references, figures, known)

@@ -155,6 +155,11 @@ def _whole_npz(npz: Npz) -> ArrayImages:
     arrays = [k for k, h in npz.headers.items() if len(h.shape) in (3, 4)]
     if key is None and len(arrays) == 1:
         key = arrays[0]
+    if key is None and {"mu", "sigma"} <= npz.headers.keys():
+        raise ValueError(
+            f"{npz.path}: holds statistics of features (mu, sigma) and no images: evaluate --stats "
+            "takes them"
+        )
     if key is None:
         raise ValueError(
             f"{npz.path}: arrays {', '.join(sorted(npz.headers)) or '(none)'}: no telling which "
