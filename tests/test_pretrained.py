@@ -182,6 +182,24 @@ def test_what_does_not_fit_is_named(tmp_path, edit, error, message):
         ScoreModel.from_pretrained(tmp_path)
 
 
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["input_conv.weight"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"input_conv\.weight holds 9 values that are not finite"):
+        ScoreModel.from_pretrained(tmp_path)
+
+
+def test_a_configuration_far_too_large_is_refused_before_it_is_built(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["network"]["base_channels"] = 80_000
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"does not fit the network: .*80000|.*320000"):
+        ScoreModel.from_pretrained(tmp_path)
+
+
 def test_a_run_folder_is_told_to_be_exported(tmp_path):
     (tmp_path / "recipe.yaml").write_text("name: x")
     (tmp_path / "checkpoints").mkdir()

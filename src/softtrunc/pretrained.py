@@ -14,10 +14,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from softtrunc.feedback.errors import all_of
 from softtrunc.feedback.files import whole_file, write_text
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig
 from softtrunc.sde import SDE, SDES, Conditioning, Prediction
@@ -64,20 +66,52 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     """Load a state in which every tensor of the module stands, in its shape, and no other.
 
     Raises:
-        ValueError: naming every tensor that is missing, unknown or wrongly shaped; the module is
-            then untouched.
+        ValueError: if a tensor is missing, unknown, wrongly shaped or not finite: the first are
+            named, and all in its notes; the module is then untouched.
     """
-    own = module.state_dict()
-    problems = [f"missing {n}" for n in own if n not in tensors]
-    problems += [f"unknown {n}" for n in tensors if n not in own]
+    check_shapes(module, {name: tuple(t.shape) for name, t in tensors.items()}, where)
+    check_finite(tensors, where)
+    module.load_state_dict(dict(tensors))
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse tensors that hold NaN or infinity.
+
+    Raises:
+        ValueError: naming them.
+    """
+    counts = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items()}
+    if wrong := [f"{n} holds {c:,} values that are not finite" for n, c in counts.items() if c]:
+        raise all_of(where, wrong)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a safetensors file, of which only the header is read.
+
+    Raises:
+        SafetensorError: if it is none.
+    """
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+
+
+def check_shapes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Compare shapes with those of a module, which need take no memory: it may be on "meta".
+
+    Raises:
+        ValueError: if a tensor is missing, unknown or wrongly shaped.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    problems = [f"missing {n}" for n in own if n not in shapes]
+    problems += [f"unknown {n}" for n in shapes if n not in own]
     problems += [
-        f"{n} has shape {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}"
+        f"{n} has shape {shapes[n]} instead of {own[n]}"
         for n in own
-        if n in tensors and own[n].shape != tensors[n].shape
+        if n in shapes and own[n] != shapes[n]
     ]
     if problems:
-        raise ValueError(f"{where}: does not fit the network: {'; '.join(problems)}")
-    module.load_state_dict(dict(tensors))
+        raise all_of(f"{where}: does not fit the network", problems)
 
 
 def write_pretrained(parts: PretrainedParts, folder: Path, card: str | None) -> None:
@@ -129,9 +163,12 @@ def read_pretrained(
     weights_file = _fetch(str(source), WEIGHTS_FILE, download)
     config = _read_config(config_file)
     diffusion = _build_sde(config["sde"], sde, config_file)
-    if network is None:
-        network = _build_network(config["network"], config_file)
     try:
+        if network is None:
+            with torch.device("meta"):  # before it takes the memory that the configuration asks for
+                sketch = _build_network(config["network"], config_file)
+            check_shapes(sketch, read_shapes(weights_file), str(weights_file))
+            network = _build_network(config["network"], config_file)
         tensors = load_file(weights_file)
     except SafetensorError as error:
         raise ValueError(f"{weights_file}: not a readable safetensors file ({error})") from error

@@ -180,3 +180,45 @@ sys.modules["softtrunc.data.preparing.prepare"]._SECONDS_BETWEEN_COMMITS = 0.0
 from softtrunc.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """Prepared data of which one pixel was changed behind the back of time and samples."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 64, 64), dtype=np.uint8)
+    np.savez("a.npz", x_train=images)
+    assert main(["data", "prepare", "a.npz", "--out", "p"]) == 0
+    return tmp_path / "p"
+
+
+def change_a_pixel(folder):
+    file = folder / "train.npy"
+    before = file.stat()
+    with file.open("r+b") as stream:
+        stream.seek(-6000, os.SEEK_END)
+        stream.write(b"\0\1\2\3")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+TRAIN = [
+    "train", "digits-vp-nll", "--data", "p", "--out", "run", "--set", "training.batch_size=2",
+    "--set", "network.options={base_channels: 4, channel_multipliers: [1], blocks_per_level: 1}",
+    "--set", "data.image_size=64", "--set", "training.sample_every=null",
+    "--set", "training.checkpoint_every=1", "--set", "training.samples=2",
+]  # fmt: skip
+
+
+def test_training_on_prepared_data_that_changed_ends_before_anything_is_saved(prepared, capsys):
+    assert main([*TRAIN, "--set", "training.steps=1"]) == 0
+    assert main(["data", "inspect", "p", "--verify"]) == 0
+    assert "train: all 60 images are those of the card" in capsys.readouterr().err
+    change_a_pixel(prepared)
+    for more in ([], ["--verify"]):
+        assert main([*TRAIN, "--set", "training.steps=3", "--resume", *more]) == 2
+        assert "the images have changed" in capsys.readouterr().err
+        saved = [path.name for path in (prepared.parent / "run" / "checkpoints").iterdir()]
+        assert saved == ["step-00000001"]
+    assert main(["data", "inspect", "p", "--verify"]) == 2
+    assert "the images have changed" in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """The demo from end to end, with few steps."""
 
 import json
+from functools import partial
 
 import pytest
 
 from softtrunc.cli import main
 from softtrunc.jobs import demo
+from softtrunc.jobs.anatomy import anatomy
 from softtrunc.jobs.demo import _clear, _unfinished, demo_recipes
 from softtrunc.recipes import UserError, dump_recipe, load_recipe
 
@@ -16,7 +18,8 @@ def test_demo_trains_measures_and_reports(tmp_path, monkeypatch, capsys, uncheck
     monkeypatch.setattr(
         demo, "load_recipe", lambda name, changes: load_recipe(name, [*small, *changes])
     )
-    monkeypatch.setattr(demo, "_ANATOMY", {"images": 4, "samples": 20, "bins": 2, "times": 1})
+    few = partial(anatomy, images=4, samples=20, bins=2, times=1)
+    monkeypatch.setattr(demo, "_take_apart", few)
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--steps", "4"]) == 0
     told = capsys.readouterr()

@@ -322,7 +322,7 @@ REFUSED = {
     "idx with labels of others": Case(idx(4), "{path}: 3 images but labels of shape (4,)"),
     "zip bomb": Case(
         zip_bomb,
-        "{path}: unpacks to 67,108,864 bytes, over 1000 times its size: refused as a "
+        "{path}: unpacks to 67,108,864 bytes, over 1,000 times its size: refused as a "
         "decompression bomb",
     ),
     "npz with objects": Case(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +92,8 @@ def test_broken_prepared_data_are_refused(tmp_path):
     pixels = bytearray((out / "test.npy").read_bytes())
     pixels[-3] ^= 1
     (out / "test.npy").write_bytes(pixels)
-    assert len(open_prepared(out, "test")) == 360
-    with pytest.raises(ValueError, match="have changed"):
-        open_prepared(out, "test", verify=True)
+    with pytest.raises(ValueError, match=r"edited after it was prepared|have changed"):
+        open_prepared(out, "test")
     (out / "test.npy").write_bytes(pixels[:-10])
     with pytest.raises(ValueError, match="broken or cut short"):
         open_prepared(out, "test")
@@ -107,6 +108,82 @@ def test_broken_prepared_data_are_refused(tmp_path):
         (out / "test.json").write_text(text)
         with pytest.raises(ValueError, match="broken"):
             open_prepared(out, "test")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """Half a million pixels: more than are looked at when data are opened."""
+    out = tmp_path_factory.mktemp("large")
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 72, 72), dtype=np.uint8)
+    np.savez(out / "a.npz", x_train=images, y_train=np.arange(40))
+    prepare(out / "a.npz", out / "p")
+    return out / "p"
+
+
+def copy_with_an_edit(large: Path, out: Path, *, place: int, keep_time: bool) -> Path:
+    shutil.copytree(large, out)  # with its times
+    before = (out / "train.npy").stat()
+    with (out / "train.npy").open("r+b") as stream:
+        stream.seek(place, os.SEEK_END)
+        byte = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte[0] ^ 1]))
+    if keep_time:
+        os.utime(out / "train.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
+    return out
+
+
+def test_one_pixel_edited_is_noticed_at_the_next_opening(large, tmp_path):
+    assert open_prepared(large, "train").unread
+    for number in range(5):
+        out = copy_with_an_edit(
+            large, tmp_path / str(number), place=-5000 - 6000 * number, keep_time=False
+        )
+        with pytest.raises(ValueError, match=r"have changed|edited after"):
+            open_prepared(out, "train")
+
+
+def test_an_edit_that_hides_its_time_is_noticed_where_blocks_are_looked_at(large, tmp_path):
+    out = copy_with_an_edit(large, tmp_path / "seen", place=-1, keep_time=True)
+    with pytest.raises(ValueError, match="edited after it was prepared"):
+        open_prepared(out, "train")
+    out = copy_with_an_edit(large, tmp_path / "unseen", place=-6000, keep_time=True)
+    data = open_prepared(out, "train")  # 64 blocks are not all
+    with pytest.raises(ValueError, match="have changed"):
+        data.verify()
+    with pytest.raises(ValueError, match="have changed"):
+        open_prepared(out, "train", verify=True)
+
+
+def test_a_copy_is_read_through_once_and_then_trusted(large, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(large, out)
+    os.utime(out / "train.npy")
+    assert not open_prepared(out, "train").unread
+    assert open_prepared(out, "train").unread
+
+
+def test_edited_labels_and_levels_are_noticed(large, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(large, out)
+    labels = np.load(out / "train-labels.npy")
+    np.save(out / "train-labels.npy", labels[::-1].copy())
+    with pytest.raises(ValueError, match=r"labels\.npy does not match"):
+        open_prepared(out, "train")
+    np.save(out / "train-labels.npy", labels)
+    text = (out / "train.json").read_text()
+    (out / "train.json").write_text(text.replace('"levels": 256', '"levels": 255'))
+    with pytest.raises(ValueError, match="edited after it was prepared"):
+        open_prepared(out, "train")
+
+
+def test_data_prepared_before_there_were_samples_are_read(large, tmp_path):
+    out = tmp_path / "old"
+    shutil.copytree(large, out)
+    card = json.loads((out / "train.json").read_text())
+    del card["sample"], card["labels_sha256"]
+    (out / "train.json").write_text(json.dumps(card))
+    assert len(open_prepared(out, "train")) == 40
 
 
 def test_inspect_tells_what_is_there(folder):

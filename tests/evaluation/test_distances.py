@@ -109,7 +109,7 @@ def test_every_figure_equals_its_direct_computation(extractor):
     assert found["recall"].value == manifold.recall
     names = [figure.name for figure in found.values()]
     assert "FD(projections) to held-out" in names
-    assert "KD(projections)" in names
+    assert "KD(projections) to 40 references" in names
     protocol = found["frechet_distance"].protocol
     assert protocol["reference_fingerprint"] == train.card.fingerprint
     assert protocol["n_reference"] == 60

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from public_network import VE, checkpoint, configuration
+from safetensors.torch import load_file
 
 from softtrunc.cli import main
 from softtrunc.interop import load_score_sde_checkpoint
@@ -197,3 +198,91 @@ def test_soft_truncation_as_it_was_meant(changes, training, k):
 def test_what_no_recipe_says():
     with pytest.raises(ValueError, match=r"data\.centered = False"):
         recipe({"data.centered": False})
+
+
+def test_every_constant_that_decides_a_figure_is_kept():
+    rve = VE | {"training.sde": "reciprocal_vesde", "model.sigma_min": 1e-3}
+    got = recipe(
+        rve,
+        data={"dataset": "CELEBA"},
+        training={"truncation_time": 2e-5, "eta": 1e-3},
+        sampling={"method": "ode", "truncation_time": 3e-5, "noise_removal": False, "rtol": 1e-4},
+        eval={"atol": 1e-6},
+    )
+    # 98.9 % of times uniform in t would see sigma_max.
+    assert (got.objective.times, got.objective.average) == ("log_snr", True)
+    assert (got.truncation.eps, got.sde.eps, got.evaluation.eps) == (2e-5, 2e-5, 2e-5)
+    assert (got.sampling.t_end, got.sampling.denoise_final) == (3e-5, False)
+    assert (got.sampling.rtol, got.sampling.atol) == (1e-4, 1e-5)
+    solver = got.evaluation.solver, got.evaluation.rtol, got.evaluation.atol
+    assert solver == ("rk45", 1e-5, 1e-6)
+    assert got.evaluation.resize == "clean"
+    assert recipe({}, data={"dataset": "CIFAR10"}).evaluation.resize == "legacy"
+    assert recipe(VE).objective.times == "uniform"
+    pc = recipe({}, sampling={"method": "pc", "truncation_time": 1e-3})
+    assert (pc.sampling.sampler, pc.sampling.t_end) == ("pc", 1e-3)
+
+
+def adam(content, frozen_too):
+    """An optimiser's state whose moments are told by the weights; the frozen have a number only."""
+    weights = {k: v for k, v in content["model"].items() if not k.endswith("sigmas")}
+    trained = [v for k, v in weights.items() if not k.endswith("modules.0.W")]
+    numbered = enumerate(weights.values() if frozen_too else trained)
+    slots = {
+        i: {"step": torch.tensor(77.0), "exp_avg": 0.1 * w, "exp_avg_sq": w.square()}
+        for i, w in numbered
+        if any(w is v for v in trained)
+    }
+    group = {"lr": 1e-3, "params": list(range(len(weights if frozen_too else trained)))}
+    return {"state": slots, "param_groups": [group]}
+
+
+@pytest.mark.parametrize("frozen_too", [True, False])
+def test_moments_of_adam_go_on(files, capsys, frozen_too):
+    content = torch.load("c.pth")
+    arguments = ["import", "c.pth", "--config", "c.json"]
+    assert main([*arguments, "--out", "fresh"]) == 0
+    assert "training would go on with fresh ones" in capsys.readouterr().err
+    torch.save(content | {"optimizer": adam(content, frozen_too)}, "c.pth")
+    assert main([*arguments, "--out", "run"]) == 0
+    assert "fresh" not in capsys.readouterr().err
+    folder = files / "run" / "checkpoints" / "step-00001234"
+    weights = load_file(folder / "model.safetensors")
+    moments = load_file(folder / "optimizer.safetensors")
+    trained = {k: v for k, v in weights.items() if not k.endswith("frequencies")}
+    assert moments.keys() == {
+        f"{name}:{slot}" for name in trained for slot in ("step", "exp_avg", "exp_avg_sq")
+    }
+    for name, weight in trained.items():
+        torch.testing.assert_close(moments[f"{name}:exp_avg"], 0.1 * weight)
+        torch.testing.assert_close(moments[f"{name}:exp_avg_sq"], weight.square())
+        assert moments[f"{name}:step"] == 77
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda a: a["param_groups"][0]["params"].clear(), "of 0 parameters instead of"),
+        (lambda a: a["state"].pop(5), "exp_avg: missing all_modules."),
+        (lambda a: a["state"][5]["exp_avg"].fill_(math.nan), "values that are not finite"),
+        (lambda a: a["state"][5]["exp_avg_sq"].fill_(-1.0), "holds negative numbers"),
+        (lambda a: a["state"][5].pop("exp_avg_sq"), "exp_avg_sq: all_modules"),
+    ],
+)
+def test_moments_that_do_not_fit_are_refused(files, capsys, change, part):
+    content = torch.load("c.pth")
+    content["optimizer"] = adam(content, True)
+    change(content["optimizer"])
+    torch.save(content, "c.pth")
+    assert main(["import", "c.pth", "--config", "c.json", "--out", "run"]) == 2
+    assert part in capsys.readouterr().err
+    assert not (files / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ncsnv2_64", "ncsn"])
+def test_a_network_of_another_family_is_told_by_name(files, capsys, name):
+    config = configuration(VE)
+    config["model"] = {"name": name, "nf": 128}
+    (files / "c.json").write_text(json.dumps(config))
+    assert main(["import", "c.pth", "--config", "c.json", "--out", "run"]) == 2
+    assert f"model.name = '{name}': only networks of the ncsnpp family" in capsys.readouterr().err

@@ -110,3 +110,92 @@ def test_without_the_standard_network_it_is_said_what_to_do(places, capsys, monk
     monkeypatch.setattr(fetch, "INCEPTION_URL", "http://127.0.0.1:1/x.pt")
     assert main(["evaluate", "--samples", "made", "--data", "real", "--fid"]) == 2
     assert "give --features PATH" in capsys.readouterr().err
+
+
+def moments(tmp_path, real):
+    features = TorchScriptFeatures(tmp_path / "projections.pt")
+    y = features(torch.from_numpy(real).movedim(3, 1)).double()
+    return y.mean(0).numpy(), y.T.cov().numpy()
+
+
+def outcome(tmp_path, *arguments):
+    command = ["evaluate", "--samples", "made", "--features", "projections.pt", "--out", "o.json"]
+    assert main([*command, *arguments]) == 0
+    return {f["key"]: f for f in json.loads((tmp_path / "o.json").read_text())["figures"]}
+
+
+@pytest.mark.parametrize("way", ["--data", "--stats", "beside images"])
+def test_statistics_that_others_computed_are_references(places, tmp_path, way):
+    made, real = places
+    mu, sigma = moments(tmp_path, real)
+    truth = outcome(tmp_path, "--data", "real", "--fid")["frechet_distance"]["value"]
+    # As in ADM's reference batches: other images beside the statistics of the whole data set.
+    beside = {"arr_0": made} if way == "beside images" else {}
+    np.savez("ref.npz", mu=mu, sigma=sigma, **beside)
+    flag = way if way.startswith("--") else "--data"
+    figures = outcome(tmp_path, flag, "ref.npz", "--fid")
+    assert figures.keys() == {"frechet_distance_to_file"}
+    figure = figures["frechet_distance_to_file"]
+    assert figure["value"] == pytest.approx(truth, rel=1e-9)
+    assert figure["name"] == "FD(projections) to ref.npz"
+    assert figure["protocol"]["reference_provenance"].startswith("unknown")
+    if beside:  # the images serve what statistics cannot tell
+        figures = outcome(tmp_path, "--data", "ref.npz", "--fid", "--prdc")
+        assert figures["frechet_distance_to_file"]["value"] == pytest.approx(truth, rel=1e-9)
+        assert figures["precision"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda d: {"mu": np.zeros(5), "sigma": np.eye(5)}, "5 features, the extractor gives"),
+        (lambda d: {"sigma": np.eye(d + 1)}, "are no mean and covariance"),
+        (lambda d: {"mu": np.float64(3.0)}, "are no mean and covariance"),
+        (lambda d: {"mu": np.full(d, np.nan)}, "not finite"),
+        (lambda d: {"sigma": -np.eye(d)}, "of negative variance"),
+        (lambda d: {"sigma": np.tri(d)}, "not symmetric"),
+        (lambda d: {"sigma": np.eye(d, dtype=np.int64)}, "not real numbers"),
+    ],
+)
+def test_statistics_that_are_none_are_refused(places, tmp_path, capsys, change, part):
+    mu, sigma = moments(tmp_path, places[1])
+    np.savez("ref.npz", **{"mu": mu, "sigma": sigma, **change(len(mu))})
+    command = ["evaluate", "--samples", "made", "--features", "projections.pt", "--fid"]
+    assert main([*command, "--stats", "ref.npz"]) == 2
+    assert part in capsys.readouterr().err
+    assert main([*command, "--stats", "absent.npz"]) == 2
+    assert main([*command[:-1], "--kid", "--stats", "ref.npz"]) == 2
+
+
+def test_a_figure_says_how_few_the_references_are(places, tmp_path):
+    figures = outcome(tmp_path, "--data", "real", "--kid", "--prdc")
+    # 24 samples: 24 of the 40 images stand for the data set.
+    assert figures["kernel_distance"]["name"] == "KD(projections) to 24 references"
+    assert figures["recall"]["name"] == "recall(projections) to 24 references"
+
+
+@pytest.mark.parametrize(("count", "flag"), [(3, "--prdc"), (2, "--prdc"), (1, "--fid")])
+def test_too_few_references_are_told_before_anything_is_computed(
+    places, tmp_path, capsys, count, flag
+):
+    np.save("few.npy", places[1][:count])
+    command = ["evaluate", "--samples", "made", "--features", "projections.pt", "--data", "few.npy"]
+    assert main([*command, flag]) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(f"softtrunc: {count} train images are too few to compare with: ")
+    assert "\n" not in line
+
+
+def test_channels_that_differ_are_not_called_a_size(places, capsys):
+    assert evaluate("--samples", "grey.npy") == 2
+    assert "make both grey or both colour first" in capsys.readouterr().err
+
+
+def test_samples_in_folders_called_like_splits_all_count(places, tmp_path):
+    for number, name in enumerate(("test", "val", "train", "cat")):
+        (tmp_path / "mixed" / name).mkdir(parents=True)
+        for i in range(3):
+            source = tmp_path / "made" / f"{3 * number + i:03d}.png"
+            (tmp_path / "mixed" / name / f"{i}.png").write_bytes(source.read_bytes())
+    assert evaluate("--samples", "mixed", "--fid", "--out", "o.json") == 0
+    assert json.loads((tmp_path / "o.json").read_text())["n"] == 12

@@ -106,11 +106,9 @@ class VERow(NamedTuple):
 VP = {
     "cifar10-ddpmpp-vp-nll-st": VPRow("cifar10", 32, "ddpmpp", False, "nll", 1, "ode"),
     "cifar10-ddpmpp-deep-vp-nll-st": VPRow("cifar10", 32, "ddpmpp-deep", False, "nll", 1, "ode"),
-    "cifar10-ddpmpp512-vp-nll-st": VPRow(
-        "cifar10", 32, "ddpmpp-512", False, (0.01, True), 2, "ode"
-    ),
+    "cifar10-ddpmpp512-vp-nll-st": VPRow("cifar10", 32, "ddpmpp-512", False, (0.01, True), 2, "pc"),
     "cifar10-ddpmpp512-vp-fid-st": VPRow(
-        "cifar10", 32, "ddpmpp-512", False, (100.0, False), 0.9, "ode"
+        "cifar10", 32, "ddpmpp-512", False, (100.0, False), 0.9, "pc"
     ),
     "cifar10-ddpmpp-vp-nll": VPRow("cifar10", 32, "ddpmpp", False, "nll", INF, "ode"),
     "cifar10-ddpmpp-vp-fid": VPRow("cifar10", 32, "ddpmpp", False, "fid", INF, "ode"),
@@ -123,6 +121,8 @@ VP = {
     "imagenet32-ddpmpp-vp-fid": VPRow("imagenet32", 32, "ddpmpp-nodrop", False, "fid", INF, "ode"),
     "celeba64-ddpmpp-vp-nll-st": VPRow("celeba64", 64, "ddpmpp", False, "nll", 1, "pc"),
     "celeba64-ddpmpp-vp-fid-st": VPRow("celeba64", 64, "ddpmpp", False, "fid", 1, "pc"),
+    "celeba64-ddpmpp-vp-nll": VPRow("celeba64", 64, "ddpmpp", False, "nll", INF, "pc"),
+    "celeba64-ddpmpp-vp-fid": VPRow("celeba64", 64, "ddpmpp", False, "fid", INF, "pc"),
     "celeba64-uddpmpp-vp-nll": VPRow("celeba64", 64, "ddpmpp", True, "nll", INF, "pc"),
     "celeba64-uddpmpp-vp-nll-st": VPRow("celeba64", 64, "ddpmpp", True, "nll", 1, "pc"),
     "celeba64-uddpmpp-vp-fid": VPRow("celeba64", 64, "ddpmpp", True, "fid", INF, "pc"),
@@ -270,7 +270,9 @@ def test_the_vp_table(name):
         assert (sampler.rtol, sampler.atol, sampler.t_end) == (1e-5, 1e-5, row.eps)
     else:
         assert isinstance(sampler, PredictorCorrector)
-        assert (sampler.steps, sampler.corrector_steps, sampler.t_end) == (1000, 1, 1e-3)
+        # One call a step: every public file of these rows has no corrector.
+        assert (sampler.steps, sampler.corrector_steps, sampler.t_end) == (1000, 0, 1e-3)
+        assert sampler.predictor == "euler_maruyama"
 
 
 @pytest.mark.parametrize("name", VE)
@@ -363,6 +365,8 @@ TWINS = {
     "cifar10-ddpmpp-vp-nll": "cifar10-ddpmpp-vp-nll-st",
     "cifar10-ddpmpp-deep-vp-nll": "cifar10-ddpmpp-deep-vp-nll-st",
     "imagenet32-ddpmpp-vp-nll": "imagenet32-ddpmpp-vp-nll-st",
+    "celeba64-ddpmpp-vp-nll": "celeba64-ddpmpp-vp-nll-st",
+    "celeba64-ddpmpp-vp-fid": "celeba64-ddpmpp-vp-fid-st",
     "celeba64-uddpmpp-vp-nll": "celeba64-uddpmpp-vp-nll-st",
     "celeba64-uddpmpp-vp-fid": "celeba64-uddpmpp-vp-fid-st",
     "cifar10-ncsnpp-ve": "cifar10-ncsnpp-ve-st",

@@ -29,6 +29,9 @@ def inspect(
     size: Annotated[
         int | None, typer.Option(min=1, help="Side at which sigma_max is estimated.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every pixel of prepared data with their card.")
+    ] = False,
 ) -> None:
     """Count and check every image: sizes, modes, values, duplicates, unreadable files.
 
@@ -38,7 +41,8 @@ def inspect(
     from softtrunc.cli.data_tables import inspection_table
     from softtrunc.jobs.prepare import inspect_data
 
-    found = inspect_data(source, size=size, grid=grid, progress=ConsoleProgress())
+    progress = ConsoleProgress()
+    found = inspect_data(source, size=size, grid=grid, verify=verify, progress=progress)
     stdout().print(inspection_table(found))
     # Every one, for this is the command that finds them.
     for name, reason in found.unreadable:

@@ -30,6 +30,10 @@ Samples = Annotated[
     str | None,
     Option(metavar="PATH", help="Instead of a run: anybody's images, against --data."),
 ]
+Stats = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="An .npz with mu and sigma: what the Frechet distance is to."),
+]
 Out = Annotated[
     Path | None, Option(help="With --samples: the JSON file; beside the samples unless given.")
 ]
@@ -71,6 +75,7 @@ def evaluate(
     samples: Samples = None,
     out: Out = None,
     data: Data = None,
+    stats: Stats = None,
     split: Split = None,
     limit: Limit = None,
     passes: Passes = None,
@@ -105,7 +110,7 @@ def evaluate(
             raise UserError(
                 f"--samples and {what}: images alone have no model: leave one of them out"
             )
-        _evaluate_files(samples, data, figures, split, count, features, mode, out)
+        _evaluate_files(samples, data, stats, figures, split, count, features, mode, out)
         return
     if run is None:
         raise UserError("evaluate: name a run folder, or --samples PATH --data PATH")
@@ -135,6 +140,7 @@ def evaluate(
             checkpoint=step,
             overrides=as_overrides(keys, overrides),
             per_image=per_image,
+            stats=stats,
             progress=ConsoleProgress(),
         )
         _print(f"{found.run}: step {found.step}, {found.weights} weights", found.figures)
@@ -166,6 +172,7 @@ def _times(text: str | None) -> list[float]:
 def _evaluate_files(
     samples: str,
     data: str | None,
+    stats: Path | None,
     figures: Sequence[str],
     split: str | None,
     count: int | None,
@@ -177,11 +184,12 @@ def _evaluate_files(
     from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.measure_files import measure_files
 
-    if data is None:
-        raise UserError("--samples: add --data PATH, the images to compare with")
+    if data is None and stats is None:
+        raise UserError("--samples: add --data PATH, the images to compare with, or --stats FILE")
     found = measure_files(
         samples,
         data,
+        stats=stats,
         figures=figures or ["fid"],
         split=split or "train",
         limit=count,

@@ -52,4 +52,6 @@ def import_(
     progress = ConsoleProgress()
     for name, error in done.errors.items():
         progress.say(f"conditioning {name}: denoising error {error:.4f}")
+    if not done.moments:
+        progress.say("no moments of Adam in the file: training would go on with fresh ones")
     progress.say(f"{out}: step {done.step}, conditioning {done.conditioning}")

@@ -20,6 +20,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare all prepared data with their card before step 1."),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print what would be done and what it costs; do nothing."),
@@ -47,7 +51,7 @@ def train(
     from softtrunc.jobs.train import train as run
 
     progress = ConsoleProgress()
-    outcome = run(resolved, out, resume=resume, progress=progress)
+    outcome = run(resolved, out, resume=resume, verify=verify, progress=progress)
     if outcome.interrupted:
         progress.say(f"stopped at step {outcome.step} with a checkpoint; go on with --resume")
     else:

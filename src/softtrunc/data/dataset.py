@@ -73,6 +73,7 @@ class ImageDataset:
     - `labels`: int64 (N,), or None where there are none.
     - `skipped`: files that could not be read.
     - `converted`: how many images were changed how, beside cropping and resizing.
+    - `unread`: whether the card is of an earlier day: not every pixel was compared with it since.
     """
 
     images: UInt8[np.ndarray, "n c h w"]
@@ -80,6 +81,7 @@ class ImageDataset:
     labels: Int64[np.ndarray, " n"] | None = None
     skipped: tuple[Skipped, ...] = ()
     converted: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unread: bool = False
 
     @classmethod
     def create(

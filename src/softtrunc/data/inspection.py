@@ -26,6 +26,9 @@ from softtrunc.data.source import Kind, Part
 # Distances are computed among so many images, or fewer where these fill so many bytes.
 _SUBSET = 2048
 _SUBSET_BYTES = 256 << 20
+_COUNTED = 1 << 20
+# Numbers in one product of the distances.
+_AT_ONCE = 4 << 20
 
 
 class SigmaMax(NamedTuple):
@@ -127,7 +130,10 @@ class _Looked(NamedTuple):
 def _look(image: Decoded) -> _Looked:
     digest = hashlib.sha256(repr(image.pixels.shape).encode())
     digest.update(np.ascontiguousarray(image.pixels).data)
-    used = np.bincount(image.pixels.reshape(-1), minlength=256) > 0
+    used, flat = np.zeros(256, dtype=bool), image.pixels.reshape(-1)
+    # Bit by bit: to count, NumPy makes 8 bytes of each.
+    for first in range(0, flat.size, _COUNTED):
+        used |= np.bincount(flat[first : first + _COUNTED], minlength=256) > 0
     return _Looked(image.size, image.mode, image.converted, digest.digest()[:16], used)
 
 
@@ -136,12 +142,16 @@ def largest_distance(images: UInt8[np.ndarray, "n c h w"], levels: int = 256) ->
 
     Takes n^2 numbers of memory.
     """
-    x = images.reshape(len(images), -1).astype(np.float64)
-    x /= levels - 1
-    # Distances do not change with the origin, and near it cancel fewer digits.
-    x -= x.mean(axis=0)
-    square = np.einsum("nd,nd->n", x, x)
-    distances = square[:, None] + square[None, :] - 2.0 * (x @ x.T)
+    flat = images.reshape(len(images), -1)
+    products = np.zeros((len(images), len(images)))
+    some = max(1, _AT_ONCE // len(images))
+    for first in range(0, flat.shape[1], some):
+        x = flat[:, first : first + some] / (levels - 1)
+        # Distances do not change with the origin, and near it cancel fewer digits.
+        x -= x.mean(axis=0)
+        products += x @ x.T
+    square = products.diagonal()
+    distances = square[:, None] + square[None, :] - 2.0 * products
     return float(np.sqrt(max(distances.max(), 0.0)))
 
 
@@ -194,6 +204,8 @@ def inspect(
     if size is None:
         (width, height), _ = tally.sizes.most_common(1)[0]
         size = height, width
+    while 16 * 3 * math.prod(size) > _SUBSET_BYTES:  # of large images an estimate at half the size
+        size = max(1, size[0] // 2), max(1, size[1] // 2)
     subset = _subset(parts, Fit(size), 1 if all(map(is_grey, tally.modes)) else 3)
     count, values = tally.by_split.total(), np.flatnonzero(tally.used)
     shown = torch.from_numpy(subset[_spread(len(subset), samples)])

@@ -10,10 +10,10 @@ import numpy as np
 from softtrunc.data.dataset import ImageDataset
 from softtrunc.data.detect import open_source
 from softtrunc.data.images.collect import Advance, Collected, collect
-from softtrunc.data.images.decode import conform
+from softtrunc.data.images.decode import conform, decode
 from softtrunc.data.protocol import How, open_part
 from softtrunc.data.source import ArrayImages
-from softtrunc.data.splits import HELD_OUT, check_split
+from softtrunc.data.splits import EVERY, HELD_OUT, check_split
 
 
 def open_dataset(
@@ -42,7 +42,7 @@ def open_dataset(
             batches of the downsampled ImageNet, STL-10, CelebA with its partition file, LSUN's LMDB
             folders, Parquet files, a data set saved by `datasets`, or a prepared folder. Archives
             as downloaded are read as they are.
-        split: "train" or "test".
+        split: "train" or "test"; or "all" for every image, whatever its folder is called.
         image_size: side, or (height, width), to crop centrally and resize to (Pillow's
             antialiased bicubic); None: all images must have one size.
         channels: 1 or 3; None: colour if any image is.
@@ -57,15 +57,19 @@ def open_dataset(
         ModuleNotFoundError: if reading them needs a package that is not installed.
         ValueError: if they cannot be read, are not what the preset says, or take too much memory.
     """
-    check_split(split, source)
+    check_split(split, source, EVERY)
     how = How.asked(source, image_size, channels, preset)
     opened = open_source(source, held_out)
     part = open_part(opened, split, how)
     if part.data is not None:
         return part.data
     if how.preset is None and isinstance(part.files, ArrayImages):
-        images = conform(part.files.pick(part.names), how.fit, how.channels)
-        found = Collected(images, np.arange(len(images)), [], lossy=False, converted=Counter())
+        picked = part.files.pick(part.names)
+        images = conform(picked, how.fit, how.channels)
+        # They are all alike: what becomes of one becomes of every one.
+        first = decode(picked[0].transpose(1, 2, 0), how.fit, how.channels) if len(picked) else None
+        converted = Counter({first.converted: len(images)} if first and first.converted else {})
+        found = Collected(images, np.arange(len(images)), [], lossy=False, converted=converted)
     else:
         found = collect(
             part.files,

@@ -10,6 +10,7 @@ from softtrunc.data.images.collect import Advance, Collected
 from softtrunc.data.images.fit import Fit, describe_fit, fit_to, pair
 from softtrunc.data.presets import Preset, find_preset
 from softtrunc.data.source import NoSplitError, Part, Source, joined
+from softtrunc.data.splits import EVERY
 
 
 class CountError(ValueError):
@@ -65,7 +66,7 @@ class How:
         Raises:
             CountError: unless any number is taken.
         """
-        if self.preset is None or self.any_count:
+        if self.preset is None or self.any_count or split == EVERY:
             return
         wanted = self.preset.counts.get(split)
         if found != wanted:
@@ -147,6 +148,8 @@ def open_part(source: Source, split: str, how: How) -> Part:
     if preset is not None and preset.test is None and source.kind != "prepared":
         if split != "train":
             raise NoSplitError(f"{source.location}: {preset.title} has no {split} split")
+        part = joined(source)
+    elif split == EVERY:
         part = joined(source)
     else:
         part = source.part(split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 
 # The share that is held out where the data do not come split.
@@ -23,14 +24,28 @@ _FOLDERS = {
 _SIZE = re.compile(r"_\d+x\d+$")
 
 
-def check_split(split: str, source: object) -> None:
-    """Refuse anything but "train" and "test".
+# All images, whatever split their folders stand for.
+EVERY = "all"
+
+
+def check_split(split: str, source: object, *more: str) -> None:
+    """Refuse anything but "train" and "test", and what else is allowed.
 
     Raises:
         ValueError: for another word.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f'{source}: split {split!r} is unknown: write "train" or "test"')
+    allowed = ("train", "test", *more)
+    if split not in allowed:
+        words = " or ".join(f'"{word}"' for word in allowed)
+        raise ValueError(f"{source}: split {split!r} is unknown: write {words}")
+
+
+def name_order(name: str) -> tuple[str, str]:
+    """The key by which names are sorted: the same for all ways to write an accented letter.
+
+    macOS keeps letters and accents apart in names (NFD), other systems together (NFC).
+    """
+    return unicodedata.normalize("NFC", name), name
 
 
 def split_of_folder(folder: str) -> str | None:
@@ -44,7 +59,8 @@ def _without_size(folder: str) -> str:
 
 def _is_held_out(key: str, share: float) -> bool:
     """Decided by the key alone: adding images moves no other image to the other side."""
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    composed, _ = name_order(key)
+    digest = hashlib.sha256(composed.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2.0**64
 
 

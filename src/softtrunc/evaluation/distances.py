@@ -12,7 +12,8 @@ from torch import Tensor
 
 from softtrunc.data import DataCard, ImageDataset
 from softtrunc.evaluation.features import FeatureReader, Reference
-from softtrunc.feedback.errors import UserError, nearest
+from softtrunc.evaluation.known import KnownStatistics
+from softtrunc.feedback.errors import UserError, nearest, user_errors
 from softtrunc.metrics import (
     FeatureStatistics,
     figure_name,
@@ -126,6 +127,7 @@ class Judge(FeatureReader):
         samples: Samples,
         references: Mapping[str, ImageDataset],
         figures: frozenset[SampleFigure],
+        known: KnownStatistics | None = None,
     ) -> Iterator[Figure]:
         """Judge samples; figures come one by one, and on the main process alone.
 
@@ -134,16 +136,25 @@ class Judge(FeatureReader):
             references: what they are compared with, by split: distances to every one of them,
                 precision and recall against the first.
             figures: which ones.
+            known: what the Frechet distance is to instead of the references.
 
         Raises:
-            UserError: if there are too few images for a figure.
+            UserError: if there are too few images for a figure, or `known` is of another number
+                of features.
         """
         self._check_counts(samples, references, figures)
+        if known is not None:
+            with user_errors():
+                known.check(self._extractor.dim)
         main = self._accelerator.is_main_process
         keep = bool(figures & {"kid", "prdc"})
         ours = self._judged(samples, features=keep, probabilities="is" in figures)
         if main and ours.probabilities is not None:
             yield self._score(ours, ours.probabilities)
+        if known is not None:
+            if main and "fid" in figures:
+                yield self._against(ours, known)
+            figures -= {"fid"}
         for split, data in references.items():
             theirs = self.reference(
                 data, samples.count if keep else None, statistics="fid" in figures
@@ -159,13 +170,32 @@ class Judge(FeatureReader):
         figures: frozenset[SampleFigure],
     ) -> None:
         """Refuse before hours are spent what cannot be measured afterwards."""
+        processes, names = self._accelerator.num_processes, ", ".join(sorted(figures))
         least = {"fid": 2, "kid": 2, "is": _SPLITS, "prdc": _NEIGHBOURS + 1}
-        needed = max(self._accelerator.num_processes, *(least[figure] for figure in figures))
+        needed = max(processes, *(least[figure] for figure in figures))
         if samples.count < needed:
-            raise UserError(f"{samples.count} samples: {', '.join(figures)} need {needed} at least")
+            raise UserError(f"{samples.count} samples: {names} need {needed} at least")
+        needed = max(processes, 2, *(least[figure] for figure in figures - {"is"}))
         for split, reference in references.items():
-            if len(reference) < max(needed - _SPLITS, 2, self._accelerator.num_processes):
-                raise UserError(f"{len(reference)} {split} images are too few to compare with")
+            if len(reference) < needed:
+                raise UserError(
+                    f"{len(reference)} {split} images are too few to compare with: {names} need "
+                    f"{needed} at least"
+                )
+
+    def _against(self, ours: _Judged, known: KnownStatistics) -> Figure:
+        """The Frechet distance to statistics from a file."""
+        value = frechet_distance(
+            ours.statistics.mean, ours.statistics.covariance, known.mean, known.covariance
+        )
+        protocol: dict[str, object] = {
+            "reference": known.name,
+            "n_reference": "unknown",
+            "reference_fingerprint": known.sha256,
+            "reference_provenance": "unknown: the file tells neither its images nor its extractor",
+        }
+        name = f"{figure_name('FID', self._extractor, ours.count)} to {known.name}"
+        return ours.figure("frechet_distance_to_file", name, value, protocol)
 
     def _judged(self, samples: Samples, *, features: bool, probabilities: bool) -> _Judged:
         began = time.perf_counter()
@@ -214,7 +244,13 @@ class Judge(FeatureReader):
         figures: frozenset[SampleFigure],
     ) -> Iterator[Figure]:
         """Everything that is measured against one set of images."""
-        words = "" if split == "train" else " to held-out"
+
+        def to(used: int) -> str:
+            """What a name says of the references: how many, unless they are the whole data set."""
+            few = used < card.count or card.name.endswith("-partial")
+            words = "" if split == "train" else " to held-out"
+            return f"{words} to {used:,} references" if few else words
+
         reference: dict[str, object] = {
             "reference": f"{card.name} {split}",
             "n_reference": card.count,
@@ -228,7 +264,7 @@ class Judge(FeatureReader):
                 theirs.statistics.mean,
                 theirs.statistics.covariance,
             )
-            name = figure_name("FID", self._extractor, ours.count) + words
+            name = figure_name("FID", self._extractor, ours.count) + to(card.count)
             yield ours.figure(against("frechet_distance", split), name, value, reference, data)
         if ours.features is None or theirs.features is None:
             return
@@ -249,7 +285,7 @@ class Judge(FeatureReader):
                 "std_over_subsets": kernel.std,
                 "seed": self._seed,
             }
-            name = figure_name("KID", self._extractor, ours.count) + words
+            name = figure_name("KID", self._extractor, ours.count) + to(len(theirs.features))
             key = against("kernel_distance", split)
             yield ours.figure(key, name, kernel.mean, protocol, data)
         if "prdc" in figures:
@@ -264,5 +300,6 @@ class Judge(FeatureReader):
                 "seed": self._seed,
             }
             for key, value in (("precision", found.precision), ("recall", found.recall)):
-                name = f"{key}({self._extractor.name})"
+                few = to(size).removeprefix(" to held-out")
+                name = f"{key}({self._extractor.name}){few}"
                 yield ours.figure(key, name, value, protocol, data, better="higher")

@@ -40,25 +40,28 @@ _FASHION16 = Fashion16Features.name
 _INCEPTION = "inception"
 
 
-def open_extractor(name: str | None, resize: Resize, images: ImageDataset) -> FeatureExtractor:
+def open_extractor(
+    name: str | None, resize: Resize, images: ImageDataset | None
+) -> FeatureExtractor:
     """The feature extractor that an evaluation names.
 
     Args:
         name: "digits-mlp", "fashion16-cnn", "inception" or the path of a TorchScript file; None:
             "inception".
         resize: how images come to its size.
-        images: the training images, on which the digits' own classifier is trained.
+        images: the training images, on which the digits' own classifier is trained; None: they
+            are not at hand.
 
     Raises:
         UserError: if there is none, or it cannot be used.
     """
     name = name or _INCEPTION
     if name == DIGITS:
-        if images.labels is None or images.card.name != "digits":
+        if images is None or images.labels is None or images.card.name != "digits":
             raise UserError(f"evaluation.features={DIGITS} judges the digits only: give a path")
         return DigitsFeatures(images.images, images.labels)
     if name == _FASHION16:
-        if (images.card.height, images.card.width) != (16, 16):
+        if images is None or (images.card.height, images.card.width) != (16, 16):
             raise UserError(f"evaluation.features={name} judges 16x16 images only: give a path")
         return Fashion16Features()
     if name != _INCEPTION and not Path(name).is_file():

@@ -26,8 +26,9 @@ class DensityProtocol:
     - `seed`: of all noise; an image's draws follow from the seed, the pass and its place.
     - `solver_check`: on so many images the ODE is solved again at a thirtieth of the tolerance.
     - `dequantized`: noise filled each level's cell when the model was trained. False: it saw the
-      levels as points spread from end to end of its range, lossless figures are measured there, and
-      the others mean nothing.
+      levels as points spread from end to end of its range; lossless figures are measured there. The
+      others put noise into the cells of the model's range, as the public code does: bounds all the
+      same, but loose ones, for the model never saw what lies between the levels.
     """
 
     eps: float = 1e-5
@@ -92,11 +93,14 @@ class DensityProtocol:
             "none": f"none: probability of the levels, {where}",
             "learned": "learned (variational flow)",
         }
+        said = dequantization[form.dequantization]
+        if form.dequantization != "none" and not self.dequantized:
+            said += "; the model was trained without: a loose bound"
         common: dict[str, object] = {
             "passes": self.passes,
             "levels": levels,
             "value_range": list(self.cells(key, levels, value_range)),
-            "dequantization": dequantization[form.dequantization],
+            "dequantization": said,
             "residual": form.residual,
             "eps": self.smallest_time(key, sde, levels, value_range),
             "seed": self.seed,

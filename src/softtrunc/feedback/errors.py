@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -20,6 +20,24 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def several(problems: Sequence[str], longest: int = 120) -> str:
+    """The first of some problems, as many as fit into a line, and how many more there are."""
+    shown = ""
+    for number, problem in enumerate(problems):
+        longer = f"{shown}; {problem}" if shown else problem
+        if number and len(longer) > longest:
+            return f"{shown} (and {len(problems) - number} more)"
+        shown = longer
+    return shown if len(shown) <= longest + 40 else f"{shown[:longest]} ..."
+
+
+def all_of(where: str, problems: Sequence[str]) -> ValueError:
+    """A refusal that names the first problems in its line, and all of them in a note."""
+    error = ValueError(f"{where}: {several(problems)}")
+    error.add_note("\n".join(problems))
+    return error
 
 
 @contextmanager

@@ -7,9 +7,19 @@ from collections.abc import Mapping
 
 import yaml
 
+# Of a document with every alias written out. No recipe has a hundredth of it.
+_MOST_NODES = 100_000
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `1e-5` as a string and `no` as false."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document; one that a few aliases make huge, or endless, is refused unread."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _count(node, {}, set())
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -24,6 +34,23 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+
+
+def _count(node: yaml.Node, known: dict[int, int], open_: set[int]) -> int:
+    """How many nodes there are with every alias written out."""
+    if id(node) in open_:
+        raise yaml.YAMLError("an alias stands within what it names")
+    if id(node) not in known:
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        count = 1 + sum(_count(part, known, open_ | {id(node)}) for part in parts)
+        if count > _MOST_NODES:
+            raise yaml.YAMLError(f"aliases make it more than {_MOST_NODES:,} values")
+        known[id(node)] = count
+    return known[id(node)]
 
 
 def parse_yaml(text: str) -> object:

@@ -8,9 +8,14 @@ from softtrunc.interop.public_config import (
     read_public_config,
 )
 from softtrunc.interop.public_layout import PublicTensor, public_layout
-from softtrunc.interop.score_sde import ScoreSDECheckpoint, load_score_sde_checkpoint
+from softtrunc.interop.score_sde import (
+    AdamMoments,
+    ScoreSDECheckpoint,
+    load_score_sde_checkpoint,
+)
 
 __all__ = [
+    "AdamMoments",
     "ConditioningChoice",
     "DiffusersOutput",
     "DiffusersUNet",

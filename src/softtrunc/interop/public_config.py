@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softtrunc.feedback.errors import nearest
+from softtrunc.feedback.errors import all_of, nearest
 from softtrunc.networks import ScoreUNetConfig
 from softtrunc.score import Conditioning, Prediction
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
@@ -80,8 +80,8 @@ def read_public_config(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"configuration {path}: no such file")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"configuration {path}: not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"configuration {path}: not valid JSON: {str(error)[:120]}") from error
     if not isinstance(config, dict):
         raise ValueError(
             f"configuration {path}: must be a JSON object with data, model and training"
@@ -103,15 +103,16 @@ def describe_public_config(
         where: how to call the configuration in messages.
 
     Raises:
-        ValueError: keys are missing or unknown (all are named), or a value is not supported.
+        ValueError: keys are missing or unknown (all are in its notes), or a value is not supported.
     """
+    model = config.get("model")
+    if isinstance(model, Mapping) and model.get("name", "ncsnpp") != "ncsnpp":
+        raise ValueError(
+            f"{where}: model.name = {model['name']!r}: only networks of the ncsnpp family (NCSN++, "
+            "DDPM++) can be loaded"
+        )
     _check_keys(config, where)
     reader = _Reader(config, where)
-    if config["model"]["name"] != "ncsnpp":
-        raise ValueError(
-            f"{where}: model.name = {config['model']['name']!r}: only networks of the ncsnpp "
-            "family (NCSN++, DDPM++) can be loaded"
-        )
     if not reader.flag("training.continuous"):
         raise ValueError(
             f"{where}: training.continuous = false: networks over discrete noise levels are not "
@@ -180,7 +181,7 @@ def _check_keys(config: Mapping[str, Any], where: str) -> None:
             unknown = [k for k in unknown if difflib.get_close_matches(k, known, 1, _SLIP)]
         problems += [f"unknown {section}.{key} ({nearest(key, known)})" for key in unknown]
     if problems:
-        raise ValueError(f"{where}: {'; '.join(problems)}")
+        raise all_of(where, problems)
 
 
 @dataclass(frozen=True)

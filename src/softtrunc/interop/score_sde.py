@@ -2,30 +2,31 @@
 
 Such a file holds `model` (the state of the network), `ema` (a list of averaged parameters, those
 that are trained, in the network's order), `optimizer` and `step`. Nothing is loaded unless all of
-it fits.
+it fits and is finite.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softtrunc.feedback.errors import all_of
 from softtrunc.interop.conditioning import choose_conditioning, random_images
 from softtrunc.interop.public_config import (
     ModelDescription,
     describe_public_config,
     read_public_config,
 )
-from softtrunc.interop.public_layout import public_layout
-from softtrunc.networks import ScoreUNet
+from softtrunc.interop.public_layout import PublicTensor, public_layout
+from softtrunc.interop.torch_file import read_torch_file
+from softtrunc.networks import ScoreUNet, ScoreUNetConfig
 from softtrunc.score import Conditioning, ScoreModel
 from softtrunc.sde import SDE
 
@@ -33,6 +34,9 @@ Weights = Literal["ema", "raw"]
 
 # A buffer of the public network: the noise levels of its discrete samplers.
 _SIGMAS = "sigmas"
+
+# Parts of keys that come from parallel training and from torch.compile, in any mix.
+_WRAPPERS = ("module", "_orig_mod")
 
 # The sigmas come from logarithms in float64, the configuration from a human hand, and the least
 # sigma of VE that a model sees, at its t_end, is a ten-thousandth above sigma_min.
@@ -66,14 +70,15 @@ def load_score_sde_checkpoint(
 
     Raises:
         FileNotFoundError: there is no such checkpoint or configuration.
-        ValueError: the configuration is not supported, the file is no such checkpoint, or keys
-            are missing, unknown or wrongly shaped: all of them are named.
+        ValueError: the configuration is not supported, the file is damaged or no such checkpoint,
+            or keys are missing, unknown or wrongly shaped: all of them stand in its notes.
     """
     if conditioning not in (None, "auto", *get_args(Conditioning)):
         allowed = ", ".join((*get_args(Conditioning), "auto"))
         raise ValueError(f"conditioning {conditioning!r} is unknown: write one of {allowed}")
     description = _describe(config)
     checkpoint = ScoreSDECheckpoint.read(path)
+    checkpoint.check(description.network, description.sde, weights)
     network = ScoreUNet(description.network, generator=torch.Generator())
     checkpoint.fill(network, description.sde, weights)
 
@@ -109,22 +114,36 @@ def _describe(config: Mapping[str, Any] | str | Path | ModelDescription) -> Mode
     return describe_public_config(read_public_config(config), where=f"configuration {config}")
 
 
+class AdamMoments(NamedTuple):
+    """What Adam remembers of each parameter, by the names of our network.
+
+    - `steps`: optimiser steps taken. `first`, `second`: running means of gradients and of squares.
+    """
+
+    steps: int
+    first: dict[str, Tensor]
+    second: dict[str, Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class ScoreSDECheckpoint:
     """What a public checkpoint holds of the network.
 
     - `where`: the file, for messages.
-    - `model`: the state of the network by key, without the prefix `module.`.
-    - `ema`: the averaged parameters in the network's order; None if the file has none.
+    - `model`: the state of the network by key, without the prefixes of wrappers (`module.` of
+      parallel training, `_orig_mod.` of compilation).
+    - `ema`: the averaged parameters, in the network's order or by key; None if the file has none.
     - `step`: optimiser steps done.
     - `ema_updates`: updates of the average as the file counts them.
+    - `optimizer`: the state of its optimiser; None if the file has none.
     """
 
     where: str
     model: dict[str, Any]
-    ema: list[Any] | None
+    ema: list[Any] | dict[str, Any] | None
     step: int
     ema_updates: int
+    optimizer: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> ScoreSDECheckpoint:
@@ -132,93 +151,159 @@ class ScoreSDECheckpoint:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a checkpoint of this kind.
+            ValueError: it is damaged, or no checkpoint of this kind.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"checkpoint {path}: no such file")
+        where = f"checkpoint {path}"
         try:
-            # Mapped, not read: two thirds of the file are the optimiser's.
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"checkpoint {path}: not a file of plain tensors that torch.load can read safely: "
-                f"{reason}"
-            ) from error
+            content = read_torch_file(Path(path))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{where}: no such file") from None
+        except ValueError as error:
+            raise ValueError(f"checkpoint {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
             raise ValueError(
-                f"checkpoint {path}: holds no 'model': give a file that the public code saved "
-                "with 'model', 'ema', 'optimizer' and 'step'"
+                f"{where}: holds no 'model': give a file that the public code saved with 'model', "
+                "'ema', 'optimizer' and 'step'"
             )
-        model: dict[str, Any] = {}
-        for key, value in content["model"].items():
-            plain = str(key)
-            while plain.startswith("module."):  # one per wrapper for parallel training
-                plain = plain.removeprefix("module.")
-            if plain in model:
-                raise ValueError(
-                    f"checkpoint {path}: {plain} stands twice, with and without module."
-                )
-            model[plain] = value
-        average = content.get("ema")
-        average = average if isinstance(average, Mapping) else {}
-        shadow = average.get("shadow_params")
+        average, optimizer = content.get("ema"), content.get("optimizer")
+        updates = average.get("num_updates") if isinstance(average, Mapping) else 0
         return cls(
-            where=f"checkpoint {path}",
-            model=model,
-            ema=list(shadow) if isinstance(shadow, Sequence) else None,
+            where=where,
+            model=_unwrapped(content["model"], where),
+            ema=_averaged(average, where),
             step=_count(content.get("step")),
-            ema_updates=_count(average.get("num_updates")),
+            ema_updates=_count(updates),
+            optimizer=optimizer if isinstance(optimizer, Mapping) else None,
         )
 
-    @torch.no_grad()
-    def fill(self, network: ScoreUNet, sde: SDE, weights: Weights) -> None:
-        """Write the weights into a network; it stays untouched unless all of them fit.
+    def check(self, config: ScoreUNetConfig, sde: SDE, weights: Weights) -> None:
+        """Refuse what does not fit a network, before the network is built.
 
         The state of the network is checked whichever weights are asked for: what is not trained
         (the Fourier frequencies) comes from there. The SDE is for the file's own noise levels.
 
         Raises:
-            ValueError: naming every key that is missing, unknown or wrongly shaped.
+            ValueError: naming the first keys that are missing, unknown or wrongly shaped, or hold
+                values that are not finite, and all of them in its notes.
         """
         if weights not in get_args(Weights):
             raise ValueError(f"weights {weights!r}: write 'ema' or 'raw'")
-        layout = public_layout(network)
+        with torch.device("meta"):
+            layout = public_layout(ScoreUNet(config))
         expected = {entry.key: entry.view for entry in layout}
         problems = [f"missing {key}" for key in expected if key not in self.model]
         problems += [f"unknown {key}" for key in self.model if key not in {*expected, _SIGMAS}]
-        problems += [
-            f"{key} {complaint}"
-            for key, view in expected.items()
-            if key in self.model and (complaint := _misfit(self.model[key], view))
-        ]
+        problems += _misfits(self.model, expected)
         if _SIGMAS in self.model:
             problems += _check_sigmas(self.model[_SIGMAS], sde)
+        if weights == "ema":
+            trained = [entry for entry in layout if entry.trained]
+            problems += self._check_average({*expected, _SIGMAS}, trained)
+        if problems:
+            raise all_of(f"{self.where}: does not fit the network", problems)
+
+    def _check_average(self, known: set[str], trained: Sequence[PublicTensor]) -> list[str]:
+        if self.ema is None:
+            return ["no averaged weights: 'ema' with 'shadow_params' is missing"]
+        problems = []
+        if isinstance(self.ema, list) and len(self.ema) != len(trained):
+            problems.append(
+                f"ema.shadow_params holds {len(self.ema)} tensors instead of {len(trained)}"
+            )
+        average = self._average(trained)
+        problems += [f"missing {e.key} in ema" for e in trained if e.key not in average]
+        problems += [f"unknown {key} in ema" for key in average if key not in known]
+        return problems + _misfits(average, {e.key: e.view for e in trained}, "ema: ")
+
+    def _average(self, trained: Sequence[PublicTensor]) -> dict[str, Any]:
+        """The averaged weights by key."""
+        if isinstance(self.ema, list):
+            return {e.key: value for e, value in zip(trained, self.ema, strict=False)}
+        return self.ema or {}
+
+    @torch.no_grad()
+    def fill(self, network: ScoreUNet, sde: SDE, weights: Weights) -> None:
+        """Write the weights into a network; it stays untouched unless all of them fit.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(network.config, sde, weights)
+        layout = public_layout(network)
         values = self.model
         if weights == "ema":
             trained = [entry for entry in layout if entry.trained]
-            if self.ema is None:
-                problems.append("no averaged weights: 'ema' with 'shadow_params' is missing")
-            else:
-                if len(self.ema) != len(trained):
-                    problems.append(
-                        f"ema.shadow_params holds {len(self.ema)} tensors instead of {len(trained)}"
-                    )
-                problems += [f"missing {entry.key} in ema" for entry in trained[len(self.ema) :]]
-                pairs = list(zip(trained, self.ema, strict=False))
-                problems += [
-                    f"ema.shadow_params[{index}] ({entry.key}) {complaint}"
-                    for index, (entry, value) in enumerate(pairs)
-                    if (complaint := _misfit(value, entry.view))
-                ]
-                values = values | {entry.key: value for entry, value in pairs}
-        if problems:
-            raise ValueError(f"{self.where}: does not fit the network: {'; '.join(problems)}")
+            values = values | self._average(trained)
         for entry in layout:
             entry.view.copy_(values[entry.key])
+
+    @torch.no_grad()
+    def moments(self, network: ScoreUNet) -> AdamMoments | None:
+        """What Adam remembers; None if the file does not tell.
+
+        Raises:
+            ValueError: if it tells, but not of this network, or of values that are not finite.
+        """
+        slots = self._slots(public_layout(network))
+        if slots is None:
+            return None
+        found: list[dict[str, Tensor]] = []
+        for moment in ("exp_avg", "exp_avg_sq"):
+            # A second network is filled like the first one: its parameters are then the moments.
+            scratch = copy.deepcopy(network)
+            views = {e.key: e.view for e in public_layout(scratch) if e.trained}
+            values: dict[str, Any] = {k: slots[k].get(moment) for k in views if k in slots}
+            problems = [f"missing {key}" for key in views if key not in values]
+            problems += _misfits(values, views)
+            if problems:
+                raise all_of(f"{self.where}: optimizer: {moment}", problems)
+            for key, view in views.items():
+                view.copy_(values[key])
+            trained = ((n, p) for n, p in scratch.named_parameters() if p.requires_grad)
+            found.append({name: parameter.detach() for name, parameter in trained})
+        if any(bool((value < 0).any()) for value in found[1].values()):
+            raise ValueError(f"{self.where}: optimizer: exp_avg_sq: holds negative numbers")
+        steps = max(_count(slot.get("step")) for slot in slots.values())
+        return AdamMoments(steps, found[0], found[1])
+
+    def _slots(self, layout: Sequence[PublicTensor]) -> dict[str, Mapping[str, Any]] | None:
+        """The optimiser's memory by key; it numbers the parameters, frozen ones included or not."""
+        state = (self.optimizer or {}).get("state")
+        groups = (self.optimizer or {}).get("param_groups")
+        if not isinstance(state, Mapping) or not state or not isinstance(groups, list):
+            return None
+        told = (group.get("params") for group in groups if isinstance(group, Mapping))
+        order = [number for numbers in told if isinstance(numbers, list) for number in numbers]
+        trained = [entry for entry in layout if entry.trained]
+        entries = next((e for e in (layout, trained) if len(e) == len(order)), None)
+        if entries is None:
+            raise ValueError(
+                f"{self.where}: optimizer: of {len(order)} parameters instead of {len(trained)}"
+            )
+        pairs = zip(entries, order, strict=True)
+        return {e.key: s for e, n in pairs if isinstance(s := state.get(n), Mapping)}
+
+
+def _unwrapped(state: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Values by key, without what wrappers put into the keys."""
+    found: dict[str, Any] = {}
+    for key, value in state.items():
+        plain = ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
+        if plain in found:
+            raise ValueError(f"{where}: {plain} stands twice, with and without a wrapper's prefix")
+        found[plain] = value
+    return found
+
+
+def _averaged(average: object, where: str) -> list[Any] | dict[str, Any] | None:
+    """The averaged weights, in whichever of the usual forms they are kept."""
+    if isinstance(average, Mapping) and "shadow_params" in average:
+        average = average["shadow_params"]
+    if isinstance(average, list | tuple):
+        return list(average)
+    if isinstance(average, Mapping) and average:
+        return _unwrapped(average, where)
+    return None
 
 
 def _count(value: object) -> int:
@@ -228,14 +313,26 @@ def _count(value: object) -> int:
     return int(value) if isinstance(value, int | float) and value >= 0 else 0
 
 
+def _misfits(
+    values: Mapping[str, Any], expected: Mapping[str, Tensor], where: str = ""
+) -> list[str]:
+    """What is wrong with the tensors that are there."""
+    found = ((key, _misfit(values[key], view)) for key, view in expected.items() if key in values)
+    return [f"{where}{key} {complaint}" for key, complaint in found if complaint is not None]
+
+
 def _misfit(value: object, view: Tensor) -> str | None:
     """What is wrong with a tensor of the file, if anything."""
     if not isinstance(value, Tensor):
         return f"is a {type(value).__name__}, not a tensor"
     if value.shape != view.shape:
         return f"has shape {tuple(value.shape)} instead of {tuple(view.shape)}"
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        return "is no plain tensor"
     if not value.is_floating_point():
         return f"has type {value.dtype} instead of floating point"
+    if wrong := int((~value.isfinite()).sum()):
+        return f"holds {wrong:,} values that are not finite"
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from softtrunc.report import SummaryTable, read_run, summary_rows, write_report
 from softtrunc.runs.folder import Run
 from softtrunc.training import list_checkpoints, step_of
 
-_ANATOMY = {"images": 128, "samples": 500, "bins": 20, "times": 5}
+# Enough to see the curves.
+_take_apart = partial(anatomy, images=128, samples=500, bins=20, times=5)
 # Of demos that earlier versions wrote; they may be replaced.
 _EARLIER = ("digits-vp-nll", "digits-vp-nll-st", "digits-vp-fid")
 
@@ -73,7 +75,7 @@ def run_demo(
     if not outcome.finished:
         return None
     pair = [out / name for name in ("hard", "soft")]
-    anatomy(pair, progress=progress, **_ANATOMY)
+    _take_apart(pair, progress=progress)
     title = "Soft Truncation against hard truncation: the demo"
     with user_errors():
         table = summary_rows([read_run(run) for run in by_folder])

@@ -13,6 +13,7 @@ import torch
 from softtrunc.data import DataCard, ImageDataset, to_model_range
 from softtrunc.feedback.errors import UserError, nearest, user_errors
 from softtrunc.interop import (
+    AdamMoments,
     ConditioningChoice,
     ScoreSDECheckpoint,
     choose_conditioning,
@@ -23,7 +24,13 @@ from softtrunc.interop.conditioning import random_images
 from softtrunc.interop.recipe import image_shape
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.recipes import schema
-from softtrunc.recipes.build import build_data, build_model, build_training
+from softtrunc.recipes.build import (
+    build_data,
+    build_model,
+    build_network_config,
+    build_sde,
+    build_training,
+)
 from softtrunc.recipes.load import load_recipe, override_recipe, parse_recipe
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, Run
 from softtrunc.score import Conditioning, ScoreModel
@@ -31,6 +38,10 @@ from softtrunc.sde import SDES
 from softtrunc.training import TrainState, Weights, save_checkpoint
 
 _KINDS = {known: kind for kind, known in SDES.items()}
+# What the public code gives to its Runge-Kutta solver, of samples and of likelihoods.
+_PUBLIC_TOLERANCE = 1e-5
+# How images came to the Inception network: by itself for these, by clean-fid for all others.
+_RESIZE = {"cifar10": "legacy", "imagenet32": "legacy"}
 # Images on which candidate conditionings are compared.
 _PROBES = 64
 
@@ -42,11 +53,13 @@ class Imported:
     - `step`: optimiser steps that the checkpoint has behind it.
     - `conditioning`: what the network is told of the noise.
     - `errors`: denoising error by conditioning, where it was chosen; else empty.
+    - `moments`: whether Adam's moments were in the file; training goes on with fresh ones without.
     """
 
     step: int
     conditioning: Conditioning
     errors: dict[Conditioning, float]
+    moments: bool
 
 
 def import_checkpoint(
@@ -89,10 +102,15 @@ def import_checkpoint(
         resolved = _conditioned(resolved, conditioning)
     data = None if resolved.data.source is None else build_data(resolved, "train")
     card = _card(resolved, data)
-    model = build_model(resolved, channels=card.channels, image_size=(card.height, card.width))
-    body = cast(ScoreUNet, model.network)
+    channels, size = card.channels, (card.height, card.width)
+    network = build_network_config(resolved, channels=channels, image_size=size)
     with user_errors():
         checkpoint = ScoreSDECheckpoint.read(path)
+        # Before the network takes the memory that the configuration asks for.
+        checkpoint.check(network, build_sde(resolved), weights)
+    model = build_model(resolved, channels=channels, image_size=size)
+    body = cast(ScoreUNet, model.network)
+    with user_errors():
         checkpoint.fill(body, model.sde, weights)
     errors: dict[Conditioning, float] = {}
     if conditioning == "auto":
@@ -100,14 +118,28 @@ def import_checkpoint(
         model.conditioning, errors = choice.conditioning, choice.errors
     resolved = _conditioned(resolved, model.conditioning)
     state = TrainState.create(model, build_training(resolved))
-    if weights == "ema":  # the average has them; the model itself goes on from the last ones
-        with user_errors():
+    with user_errors():
+        if weights == "ema":  # the average has them; the model itself goes on from the last ones
             checkpoint.fill(body, model.sde, "raw")
+        moments = checkpoint.moments(body)
+    if moments is not None:
+        _remember(state, body, moments)
     state.step = checkpoint.step
     state.ema.updates = checkpoint.ema_updates
     save_checkpoint(run.checkpoints, state)
     run.start(resolved, card)
-    return Imported(state.step, model.conditioning, errors)
+    return Imported(state.step, model.conditioning, errors, moments is not None)
+
+
+def _remember(state: TrainState, network: ScoreUNet, moments: AdamMoments) -> None:
+    """Adam goes on with what it knew of every parameter."""
+    for name, parameter in network.named_parameters():
+        if name in moments.first:
+            state.optimizer.state[parameter] = {
+                "step": torch.tensor(float(moments.steps)),
+                "exp_avg": moments.first[name],
+                "exp_avg_sq": moments.second[name],
+            }
 
 
 def _resolve(
@@ -211,10 +243,11 @@ def recipe_of_public_config(
         },
         "sde": {"kind": kind, **asdict(description.sde)},
         "truncation": _truncation(config, kind),
-        "objective": _objective(config),
+        "objective": _objective(config, kind),
         "network": _network(network) | {"conditioning": description.conditioning},
         "training": _training(config),
         "sampling": _sampling(config),
+        "evaluation": _evaluation(config),
     }
     spoken = _spoken(sections)
     if spoken["training"].get("grad_clip", 1.0) < 0:  # the public way of saying "none"
@@ -250,14 +283,17 @@ def _truncation(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {"k": k, "eps": training.get("truncation_time")}
 
 
-def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
+def _objective(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     training = config["training"]
     importance = training.get("importance_sampling", False)
     likelihood = importance or training.get("likelihood_weighting", False)
     mixed = training.get("mixed", False)
+    # Uniform in an RVE's own time, nearly every draw would see sigma at its maximum: the public
+    # code draws 1/t uniformly there.
+    even = "log_snr" if kind == "rve" else "uniform"
     return {
         "weighting": "mixed" if mixed else "likelihood" if likelihood else "variance",
-        "times": "importance" if importance or mixed else "uniform",
+        "times": "importance" if importance or mixed else even,
         "stratified": False,
         # The public code draws uniform times and leaves their range out of the weight.
         "average": mixed or not importance,
@@ -287,10 +323,14 @@ def _training(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
     sampling = config.get("sampling", {})
+    common = {
+        "t_end": sampling.get("truncation_time"),
+        "denoise_final": sampling.get("noise_removal"),
+    }
     if sampling.get("method") == "ode":
-        return {"sampler": "ode"}
+        return {"sampler": "ode", **common, **_tolerances(sampling)}
     if sampling.get("method") != "pc":
-        return {"sampler": schema.DPMSolverSampling().sampler}
+        return {"sampler": schema.DPMSolverSampling().sampler, **common}
     langevin = sampling.get("corrector") == "langevin"
     predictor = sampling.get("predictor")
     known = ("reverse_diffusion", "euler_maruyama")
@@ -300,5 +340,20 @@ def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
         "snr": sampling.get("snr"),
         "corrector_steps": sampling.get("n_steps_each") if langevin else 0,
         "predictor": predictor if predictor in known else "ancestral" if predictor else None,
-        "denoise_final": sampling.get("noise_removal"),
+        **common,
+    }
+
+
+def _tolerances(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the ODE: the configuration's own, or those that the public code has built in."""
+    return {key: section.get(key, _PUBLIC_TOLERANCE) for key in ("rtol", "atol")}
+
+
+def _evaluation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Bits/dim and distances as the public code measures them."""
+    return {
+        "eps": config["training"].get("truncation_time"),
+        "solver": "rk45",
+        **_tolerances(config.get("eval", {})),
+        "resize": _RESIZE.get(str(config["data"].get("dataset")).lower(), "clean"),
     }

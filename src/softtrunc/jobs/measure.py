@@ -16,7 +16,7 @@ from softtrunc.data.pictures import save_grid
 from softtrunc.density import check_levels
 from softtrunc.evaluation.bits import BitsMeasurement
 from softtrunc.evaluation.distances import Judge, SampleFigure, Samples, check_sample_figures
-from softtrunc.evaluation.features import open_extractor
+from softtrunc.evaluation.features import DIGITS, open_extractor
 from softtrunc.evaluation.figure import FORMS
 from softtrunc.evaluation.image_results import (
     ImageResults,
@@ -25,27 +25,33 @@ from softtrunc.evaluation.image_results import (
     parts_folder,
     write_table,
 )
+from softtrunc.evaluation.known import KnownStatistics
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.dequantizer import obtain_dequantizer
 from softtrunc.jobs.evaluation_file import EvaluationFile
+from softtrunc.jobs.measure_files import find_references
 from softtrunc.jobs.measured import (
     density_protocol,
     dequantizer_settings,
-    has_meaning,
+    knows_cells,
     reference_splits,
     samples_protocol,
 )
 from softtrunc.metrics import FeatureExtractor
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.load import override_recipe
-from softtrunc.recipes.schema import Recipe
 from softtrunc.records import Evaluation, Figure
 from softtrunc.runs.draw import draw_batches
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, package_versions
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
+_LOOSE = (
+    "trained without dequantisation: bits/dim with uniform or learned noise are bounds all the "
+    "same, but loose ones, for the model never saw what lies between the levels; "
+    "--dequantization none measures the levels themselves"
+)
 _LOOKED_AT = 1000
 """Images whose levels are counted."""
 
@@ -62,6 +68,7 @@ def measure(
     checkpoint: int | None = None,
     overrides: Sequence[str] = (),
     per_image: Path | None = None,
+    stats: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a run and write its `evaluation.json`, figure by figure.
@@ -83,6 +90,7 @@ def measure(
         checkpoint: the step of the checkpoint; None: the newest one.
         overrides: `a.b=c` changes of the recipe's sampling, evaluation and data.source.
         per_image: a `.csv` or `.parquet` file for the bits per dimension of every image.
+        stats: an .npz with `mu` and `sigma`, to which the Frechet distance is.
         progress: where bars and lines go.
 
     Returns:
@@ -105,21 +113,31 @@ def measure(
     split = split or "test"
     # Whatever can be refused is refused before hours are spent on figures.
     at = _at_each_eps(opened, eps, per_image) if density else []
+    if at and not knows_cells(opened.recipe):
+        progress.say(_LOOSE)
+    known, images = find_references(stats, opened.recipe.data.source)
     needed = {"train", *([split] if density else ()), *(references if wanted else ())}
-    data = _open_images(opened, sorted(needed), progress)
+    if known is not None and not density and wanted <= {"fid", "is"} and spec.features != DIGITS:
+        needed = set()
+    elif known is not None and images is None:
+        raise UserError(
+            f"--data {opened.recipe.data.source}: holds statistics and no images: measure --fid "
+            "with it, as --stats, and give the images as --data"
+        )
+    data = _open_images(opened, sorted(needed), progress) if needed else {}
     for one in at:
         check_images(one, data[split])
     extractor = None
     if wanted:
         with opened.accelerator.main_process_first():
-            extractor = open_extractor(spec.features, spec.resize, data["train"])
+            extractor = open_extractor(spec.features, spec.resize, data.get("train"))
     file = EvaluationFile(opened, weights)
     if at:
         for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
             file.add(figure)
     if extractor is not None:
-        compared = {name: data[name] for name in references}
-        for figure in _measure_samples(opened, extractor, compared, wanted, progress):
+        compared = {name: data[name] for name in references if name in data}
+        for figure in _measure_samples(opened, extractor, compared, wanted, known, progress):
             file.add(figure)
     opened.accelerator.wait_for_everyone()
     return file.evaluation
@@ -127,7 +145,6 @@ def measure(
 
 def _at_each_eps(opened: OpenRun, eps: Sequence[float], per_image: Path | None) -> list[OpenRun]:
     """The run with each value of `evaluation.eps`, after a look at what else was asked for."""
-    check_meaningful(opened.recipe)
     if per_image is not None:
         check_table_path(per_image)
         if len(eps) > 1:
@@ -150,21 +167,6 @@ def _open_images(
             f"{opened.card.fingerprint[:12]}; given {given[:12]}): name them with --data"
         )
     return data
-
-
-def check_meaningful(recipe: Recipe) -> None:
-    """Refuse bits per dimension that would mean nothing.
-
-    Raises:
-        UserError: saying why, and what to do.
-    """
-    if not has_meaning(recipe):
-        raise UserError(
-            f"recipe {recipe.name}: data.dequantize is false: the model never saw the "
-            "cells of the grey levels and its bits/dim mean nothing; train with "
-            "--set data.dequantize=true, measure the probability of the levels "
-            "themselves with --dequantization none, or measure --fid alone"
-        )
 
 
 def check_images(opened: OpenRun, data: ImageDataset) -> None:
@@ -320,6 +322,7 @@ def _measure_samples(
     extractor: FeatureExtractor,
     references: Mapping[str, ImageDataset],
     figures: frozenset[SampleFigure],
+    known: KnownStatistics | None,
     progress: Progress,
 ) -> Iterator[Figure]:
     """Draw samples and judge them; figures come one by one, on the main process alone."""
@@ -340,4 +343,4 @@ def _measure_samples(
         seed=spec.seed,
         progress=progress,
     )
-    yield from judge.measure(samples, references, figures)
+    yield from judge.measure(samples, references, figures, known)

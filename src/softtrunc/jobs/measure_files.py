@@ -15,6 +15,12 @@ from torch import Tensor
 from softtrunc.data import ImageDataset, open_dataset
 from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures
 from softtrunc.evaluation.features import Resize, open_extractor
+from softtrunc.evaluation.known import (
+    KnownStatistics,
+    holds_images,
+    holds_statistics,
+    read_statistics,
+)
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import write_text
 from softtrunc.feedback.progress import Progress, Silent
@@ -31,8 +37,9 @@ class JudgedFiles(NamedTuple):
 
 def measure_files(
     samples: str,
-    data: str,
+    data: str | None,
     *,
+    stats: Path | None = None,
     figures: Sequence[str] = ("fid",),
     split: str = "train",
     limit: int | None = None,
@@ -47,7 +54,9 @@ def measure_files(
 
     Args:
         samples: where they are.
-        data: what they are compared with, likewise, or a prepared data set.
+        data: what they are compared with, likewise, or a prepared data set; or an .npz with `mu`
+            and `sigma`, which may hold images too. None: `stats` alone.
+        stats: an .npz with `mu` and `sigma`, to which the Frechet distance is.
         figures: of "fid", "is", "kid", "prdc".
         split: of `data`; where data come without splits, "train" is all of them.
         limit: only the first so many samples.
@@ -64,13 +73,18 @@ def measure_files(
     progress = progress or Silent()
     wanted, mode = check_sample_figures(figures), _resize(resize)
     with user_errors("--samples"):
-        ours = open_dataset(samples, "train", held_out=0.0)
-    with user_errors("--data"):
-        theirs = open_dataset(data, split, held_out=0.0)
-    _check_alike(ours, theirs)
+        ours = open_dataset(samples, "all")
+    known, images = find_references(stats, data)
+    theirs = None
+    if images is not None and not (known is not None and wanted <= {"fid", "is"}):
+        with user_errors("--data"):
+            theirs = open_dataset(images, split, held_out=0.0)
+        _check_alike(ours, theirs)
+    elif wanted & {"kid", "prdc"}:
+        raise UserError(f"--data {data}: holds statistics and no images: kid and prdc need images")
     accelerator = Accelerator()
     with accelerator.main_process_first():
-        extractor = open_extractor(features, mode, theirs)
+        extractor = open_extractor(features, mode, theirs or ours)
 
     def read(numbers: range) -> Iterator[Tensor]:
         for part in torch.arange(numbers.start, numbers.stop).split(batch_size):
@@ -89,7 +103,8 @@ def measure_files(
     out = out or source.with_name(f"{source.name}-evaluation.json")
     found: list[Figure] = []
     judge = Judge(extractor, accelerator, batch_size=batch_size, seed=seed, progress=progress)
-    for figure in judge.measure(judged, {split: theirs}, wanted):
+    references = {} if theirs is None else {split: theirs}
+    for figure in judge.measure(judged, references, wanted, known):
         found.append(figure)
         content = {
             "samples": samples,
@@ -105,6 +120,25 @@ def measure_files(
     return JudgedFiles(judged.count, tuple(found))
 
 
+def find_references(
+    stats: Path | None, data: str | None
+) -> tuple[KnownStatistics | None, str | None]:
+    """Statistics that --stats or --data give, and where images are; None: there are none.
+
+    Raises:
+        UserError: if a file of statistics cannot be used.
+    """
+    beside = data is not None and Path(data).suffix.lower() == ".npz"
+    with user_errors("--data"):
+        beside = beside and holds_statistics(Path(str(data)))
+        images = None if beside and not holds_images(Path(str(data))) else data
+        known = read_statistics(Path(str(data))) if beside and stats is None else None
+    if stats is not None:
+        with user_errors("--stats"):
+            known = read_statistics(stats)
+    return known, images
+
+
 def _resize(name: str) -> Resize:
     known: tuple[Resize, ...] = ("legacy", "clean")
     for mode in known:
@@ -115,9 +149,12 @@ def _resize(name: str) -> Resize:
 
 def _check_alike(ours: ImageDataset, theirs: ImageDataset) -> None:
     """Refuse images of another shape: resizing one side alone decides the distance."""
-    a, b = (f"{d.card.channels} x {d.card.height} x {d.card.width}" for d in (ours, theirs))
-    if a != b:
-        raise UserError(
-            f"--samples are {a}, --data are {b}: bring both to one size first, the reference by "
-            "the protocol of its data set"
-        )
+    a, b = ((d.card.channels, d.card.height, d.card.width) for d in (ours, theirs))
+    if a[1:] != b[1:]:
+        what = "bring both to one size first, the reference by the protocol of its data set"
+    elif a != b:
+        what = "make both grey or both colour first (data prepare --channels 1, or 3)"
+    else:
+        return
+    one, other = (f"{channels} x {height} x {width}" for channels, height, width in (a, b))
+    raise UserError(f"--samples are {one}, --data are {other}: {what}")

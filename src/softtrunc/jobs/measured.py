@@ -14,11 +14,11 @@ from softtrunc.records import Figure, read_evaluation
 from softtrunc.runs.folder import Run, flatten
 
 
-def has_meaning(recipe: Recipe) -> bool:
-    """Whether the recipe's bits per dimension mean something.
+def knows_cells(recipe: Recipe) -> bool:
+    """Whether the model was trained on what the recipe's bits per dimension are of.
 
-    Those of a model trained without dequantisation do where they are all lossless: it never saw the
-    cells of the grey levels.
+    Trained without dequantisation it saw the grey levels, and nothing of the cells between them:
+    its lossless figures are tight, all others are bounds, but loose ones, measured when asked for.
     """
     lossless = (FORMS[key].dequantization == "none" for key in recipe.evaluation.figures)
     return recipe.data.dequantize or all(lossless)
@@ -72,7 +72,7 @@ def measured_figures(run: Run, recipe: Recipe) -> list[Figure]:
 
 def missing_figures(run: Run, recipe: Recipe) -> set[str]:
     """Keys of the figures that the recipe's evaluation would write, and that are not there."""
-    wanted: set[str] = set(recipe.evaluation.figures) if has_meaning(recipe) else set()
+    wanted: set[str] = set(recipe.evaluation.figures) if knows_cells(recipe) else set()
     if recipe.evaluation.features is not None:
         wanted |= {against("frechet_distance", split) for split in reference_splits(recipe)}
     return wanted - {figure.key for figure in measured_figures(run, recipe)}

@@ -34,19 +34,39 @@ def presets() -> list[tuple[Preset, str]]:
 
 
 def inspect_data(
-    source: str, *, size: int | None = None, grid: Path | None = None, progress: Progress
+    source: str,
+    *,
+    size: int | None = None,
+    grid: Path | None = None,
+    verify: bool = False,
+    progress: Progress,
 ) -> Inspection:
     """Look through data; with `grid`, also write a picture of some of them.
 
     Raises:
-        UserError: if they cannot be read.
+        UserError: if they cannot be read, or with `verify` are not what their card describes.
     """
+    if verify:
+        with user_errors():
+            _verify(Path(source), progress)
     with counting(progress, f"inspect {source}") as count, user_errors(), missing_packages():
         found = inspect(source, image_size=size, progress=count)
     if grid is not None:
         with user_errors("--grid"):
             save_grid(torch.from_numpy(found.samples), grid)
     return found
+
+
+def _verify(folder: Path, progress: Progress) -> None:
+    """Compare every pixel of prepared data with their cards."""
+    splits = [split for split in ("train", "test") if (folder / f"{split}.json").is_file()]
+    if not splits:
+        raise ValueError(
+            f"--verify: {folder} is no prepared folder: others are read anew each time"
+        )
+    for split in splits:
+        data = open_prepared(folder, split, verify=True)
+        progress.say(f"{split}: all {len(data):,} images are those of the card")
 
 
 def prepare_data(

@@ -17,7 +17,7 @@ import yaml
 from softtrunc.feedback.errors import RunFailedError, UserError, nearest, user_errors
 from softtrunc.feedback.files import check_place, write_bytes, write_text
 from softtrunc.feedback.progress import Progress
-from softtrunc.jobs.measured import has_meaning, is_measured, measured_figures
+from softtrunc.jobs.measured import is_measured, knows_cells, measured_figures
 from softtrunc.jobs.side_by_side import train_and_measure
 from softtrunc.recipes.build import build_objective, build_sampler, build_training
 from softtrunc.recipes.load import load_recipe, parse_flow
@@ -154,7 +154,7 @@ def _check_recipe(recipe: Recipe, label: str) -> None:
         build_objective(recipe).draw(recipe.training.batch_size)
         build_sampler(recipe.sampling)
         build_training(recipe)
-    if not has_meaning(recipe) and recipe.evaluation.features is None:
+    if not knows_cells(recipe) and recipe.evaluation.features is None:
         raise UserError(
             f"{label}: nothing to compare: without data.dequantize bits/dim are lossless ones, "
             "and no extractor is named: add --set evaluation.figures=[nelbo_lossless], or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from jaxtyping import UInt8
 from torch import Tensor
 
-from softtrunc.data import stretch_levels, to_uint8
+from softtrunc.data import ImageDataset, stretch_levels, to_uint8
 from softtrunc.data.pictures import save_grid
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
 from softtrunc.feedback.progress import Progress, Silent
@@ -60,6 +61,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainOutcome:
@@ -72,6 +74,8 @@ def train(
         recipe: what to do.
         out: the run folder; new or empty unless `resume`.
         resume: go on from the newest checkpoint.
+        verify: compare every pixel of prepared data with their card before the first step; else
+            that is done meanwhile, before the first checkpoint is written.
         progress: where bars and lines go.
         accelerator: devices and processes; None: by the recipe's precision.
 
@@ -91,11 +95,54 @@ def train(
     if progress is None or not accelerator.is_main_process:
         progress = Silent()
     training = _Training(recipe, Run(out), resume, accelerator, progress)
+    if verify:
+        training.check.wait()
     accelerator.wait_for_everyone()  # every process has looked before the first one writes
     training.begin()
     training.go(progress)
     step, seconds = training.state.step, training.clock.seconds
     return TrainOutcome(step, seconds, interrupted=step < spec.steps)
+
+
+class _Check:
+    """Every pixel of prepared data, compared with their card while training has begun.
+
+    Args:
+        data: the images. `here`: whether this is the process that compares.
+    """
+
+    def __init__(self, data: ImageDataset, *, here: bool) -> None:
+        self._data = data
+        self._error: ValueError | None = None
+        # A daemon: nobody waits for it who has a reason to end.
+        self._thread = threading.Thread(target=self._compare, daemon=True, name="softtrunc-verify")
+        if here and data.unread:
+            self._thread.start()
+
+    def _compare(self) -> None:
+        try:
+            self._data.verify()
+        except ValueError as error:
+            self._error = error
+
+    def look(self) -> None:
+        """Refuse data that are known by now to have changed.
+
+        Raises:
+            UserError: if they have.
+        """
+        if self._error is not None:
+            raise UserError(f"{self._error}; nothing learned of them was saved") from self._error
+
+    def wait(self) -> None:
+        """Refuse data that have changed, once all of them were read.
+
+        Raises:
+            UserError: if they have.
+        """
+        if self._thread.is_alive():
+            self._thread.join()
+        self.look()
 
 
 class _Training:
@@ -113,6 +160,7 @@ class _Training:
         if going_on:
             run.check_same(recipe, self.data.card)
         card = self.data.card
+        self.check = _Check(self.data, here=self.main)
         self.config = build_training(recipe)
         self.objective = build_objective(recipe)
         self.sampler = build_sampler(recipe.sampling)
@@ -132,6 +180,8 @@ class _Training:
             summed=recipe.objective.reduction == "sum",
             clock=self.clock,
         )
+        for what, count in self.data.converted.items():
+            progress.say(f"{count:,} images: {what}")
         for left_out in self.data.skipped[:_MOST_NAMED]:
             progress.say(f"left out {left_out.name}: {left_out.reason}")
         if (more := len(self.data.skipped) - _MOST_NAMED) > 0:
@@ -188,10 +238,13 @@ class _Training:
                 wanted = self._all_stop(step, stop.signal is not None)
                 saving = step % spec.checkpoint_every == 0 or step == spec.steps or wanted
                 if saving or step % spec.log_every == 0:
+                    self.check.look()
                     note = self._log()
                 bar.advance(1, note)
                 self.clock.pause()
                 if saving:
+                    # A signal is answered at once: who goes on looks at the data again.
+                    self.check.look() if wanted else self.check.wait()
                     self._save()
                 if self.main and spec.sample_every is not None and step % spec.sample_every == 0:
                     self._sample()

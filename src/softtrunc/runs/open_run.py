@@ -19,6 +19,7 @@ from softtrunc.samplers import Chimera
 from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.training import (
     Weights,
+    check_weights,
     find_checkpoint,
     list_checkpoints,
     load_weights,
@@ -97,9 +98,14 @@ def open_run(
                 "and data.source may change"
             )
     card = run.data_card()
-    model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
+    size = card.height, card.width
     with user_errors():
-        info = load_weights(find_checkpoint(run.checkpoints, checkpoint), model, weights)
+        found = find_checkpoint(run.checkpoints, checkpoint)
+        with torch.device("meta"):  # before it takes the memory that the recipe asks for
+            sketch = build_model(recipe, channels=card.channels, image_size=size)
+        check_weights(found, sketch, weights)
+        model = build_model(recipe, channels=card.channels, image_size=size)
+        info = load_weights(found, model, weights)
     accelerator = Accelerator()
     model = model.to(accelerator.device).eval()
     return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator)

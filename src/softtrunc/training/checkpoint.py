@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from softtrunc.feedback.files import replace_folder
-from softtrunc.pretrained import load_exactly
+from softtrunc.pretrained import check_finite, check_shapes, load_exactly, read_shapes
 from softtrunc.training.state import TrainState
 
 Weights = Literal["ema", "raw"]
@@ -216,12 +217,27 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def _fit_into(module: nn.Module, path: Path) -> None:
-    tensors = _read(path)
+@contextmanager
+def _as_checkpoint_error() -> Iterator[None]:
     try:
-        load_exactly(module, tensors, str(path))
+        yield
     except ValueError as error:
-        raise CheckpointError(str(error)) from error
+        told = CheckpointError(str(error))
+        told.__notes__ = getattr(error, "__notes__", [])
+        raise told from error
+
+
+def check_weights(path: Path, sketch: nn.Module, weights: Weights = "ema") -> None:
+    """Compare the shapes in a checkpoint with a model, which may be on "meta": built of nothing.
+
+    What is missing or damaged is told when it is read.
+
+    Raises:
+        CheckpointError: if they do not fit.
+    """
+    file = path / WEIGHTS_FILES[weights]
+    with suppress(SafetensorError, OSError), _as_checkpoint_error():
+        check_shapes(sketch, read_shapes(file), str(file))
 
 
 def load_weights(path: Path, model: nn.Module, weights: Weights = "ema") -> CheckpointInfo:
@@ -232,7 +248,8 @@ def load_weights(path: Path, model: nn.Module, weights: Weights = "ema") -> Chec
     """
     name = WEIGHTS_FILES[weights]
     info = _verify(path, (name,))
-    _fit_into(model, path / name)
+    with _as_checkpoint_error():
+        load_exactly(model, _read(path / name), str(path / name))
     return info
 
 
@@ -245,7 +262,11 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
     info = _verify(path)
     averaged = _read(path / WEIGHTS_FILES["ema"])
     moments = _read(path / _OPTIMIZER_FILE)
-    _fit_into(state.model, path / WEIGHTS_FILES["raw"])
+    with _as_checkpoint_error():
+        check_finite(averaged, str(path / WEIGHTS_FILES["ema"]))
+        check_finite(moments, str(path / _OPTIMIZER_FILE))
+        raw = path / WEIGHTS_FILES["raw"]
+        load_exactly(state.model, _read(raw), str(raw))
     state.ema.load({n: averaged[n] for n in state.ema.shadow}, updates=info.ema_updates)
     state.memory = moments.pop(_MEMORY, None)
     _load_optimizer_tensors(state, moments)

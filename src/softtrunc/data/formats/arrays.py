@@ -6,7 +6,6 @@ import dataclasses
 import io
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -14,6 +13,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from softtrunc.data.formats.bounds import refuse_bomb
 from softtrunc.data.formats.folder import files_source
 from softtrunc.data.source import ArrayImages, Part, Source, plain_name
 
@@ -46,8 +46,12 @@ def _read_header(stream: IO[bytes] | io.BufferedIOBase, size: int, where: str) -
         if version not in read:
             raise ValueError(f"version {version} of the format")
         shape, _, dtype = read[version](stream)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, OSError) as error:
-        raise ValueError(f"{where}: not a NumPy array that can be read: {error}") from error
+        if any(side < 0 for side in shape):
+            raise ValueError(f"a shape of {shape}")
+    # The header is a Python literal: one gone wrong ends in nearly any error of its parser.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{where}: not a NumPy array that can be read: {reason}") from error
     if dtype.hasobject:
         raise ValueError(
             f"{where}: holds pickled Python objects, which can run code when read: refused; save a "
@@ -97,13 +101,15 @@ class Npz:
         self.path = path
         self._content = content
         self.headers: dict[str, _Header] = {}
+        size = path.stat().st_size if content is None else len(content)
         with self._open() as archive:
             for info in archive.infolist():
                 if info.filename.endswith(".npy"):
                     where = f"{path}: {info.filename}"
+                    refuse_bomb(where, min(info.compress_size, size), info.file_size)
                     try:
                         member = archive.open(info)
-                    except (RuntimeError, zipfile.BadZipFile) as error:
+                    except (RuntimeError, zipfile.BadZipFile, OSError) as error:
                         raise ValueError(f"{where}: cannot be unpacked: {error}") from error
                     with member:
                         header = _read_header(member, info.file_size, where)
@@ -114,7 +120,7 @@ class Npz:
             return zipfile.ZipFile(
                 self.path if self._content is None else io.BytesIO(self._content)
             )
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
             raise ValueError(f"{self.path}: not a readable .npz: {error}") from error
 
     def read(self, key: str) -> np.ndarray:
@@ -122,8 +128,10 @@ class Npz:
         try:
             with self._open() as archive, archive.open(f"{key}.npy") as member:
                 array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
-        except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError) as error:
-            raise ValueError(f"{self.path}: {key}: cannot be read: {error}") from error
+        # Packers and NumPy's parser have errors of all kinds for what is damaged.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise ValueError(f"{self.path}: {key}: cannot be read: {reason}") from error
         return array
 
 
@@ -133,10 +141,12 @@ def _first(keys: tuple[str, ...], present: Mapping[str, object]) -> str | None:
 
 def _of_npz(npz: Npz, key: str, label_key: str | None) -> ArrayImages:
     images = _to_nchw(npz.read(key), f"{npz.path}: {key}")
-    labels = None if label_key is None else npz.read(label_key).reshape(-1)
-    if labels is not None and len(labels) != len(images):
-        raise ValueError(f"{npz.path}: {len(images)} images in {key}, {len(labels)} in {label_key}")
-    return ArrayImages(npz.path, images, labels)
+    labels = None if label_key is None else npz.read(label_key)
+    if labels is not None and labels.size != len(images):
+        raise ValueError(f"{npz.path}: {len(images)} images in {key}, {labels.size} in {label_key}")
+    if labels is not None and labels.dtype.kind not in "iub":
+        raise ValueError(f"{npz.path}: {label_key}: {labels.dtype} labels, not whole numbers")
+    return ArrayImages(npz.path, images, None if labels is None else labels.reshape(-1))
 
 
 def _whole_npz(npz: Npz) -> ArrayImages:
@@ -145,6 +155,11 @@ def _whole_npz(npz: Npz) -> ArrayImages:
     arrays = [k for k, h in npz.headers.items() if len(h.shape) in (3, 4)]
     if key is None and len(arrays) == 1:
         key = arrays[0]
+    if key is None and {"mu", "sigma"} <= npz.headers.keys():
+        raise ValueError(
+            f"{npz.path}: holds statistics of features (mu, sigma) and no images: evaluate --stats "
+            "takes them"
+        )
     if key is None:
         raise ValueError(
             f"{npz.path}: arrays {', '.join(sorted(npz.headers)) or '(none)'}: no telling which "

@@ -12,20 +12,35 @@ import tarfile
 import zipfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from softtrunc.data.dataset import Skipped
-from softtrunc.data.images.decode import MAX_FILE_BYTES, is_image_name
-from softtrunc.data.source import Encoded, ImageFiles
-from softtrunc.data.splits import split_of_folder
+try:
+    from lzma import LZMAError
+except ImportError:  # Python may be built without it
+    LZMAError = EOFError  # type: ignore[misc,assignment]
 
-# An archive of images that unpacks to more than this many times its size is no such thing.
+from softtrunc.data.dataset import Skipped
+from softtrunc.data.formats.bounds import refuse_bomb
+from softtrunc.data.images.decode import MAX_FILE_BYTES, is_image_name, is_image_start
+from softtrunc.data.source import Encoded, ImageFiles
+from softtrunc.data.splits import name_order, split_of_folder
+
+# An archive of images that unpacks to more than this many times its size is no such thing. All of
+# it is never in memory at once.
 _MAX_RATIO = 1000
 
+# RuntimeError: encrypted; also NotImplementedError: unknown compression.
+_BROKEN_MEMBER = (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, OSError, LZMAError)
+_BROKEN_TAR = (tarfile.TarError, EOFError, OSError, zlib.error, LZMAError)
+
+# Bytes of a file by which an image is known.
+_START = 16
+
 _LINK = "a link or device, not a file"
+_UNNAMED = "an image, but its name has no ending: add one, e.g. .png"
 _LEADS_OUT = "its name leads out of the archive: refused"
 
 
@@ -51,20 +66,22 @@ class FolderFiles(ImageFiles):
             inside = Path(folder).relative_to(location)
             names += [(inside / name).as_posix() for name in files if is_image_name(name)]
             bare += [(inside / name).as_posix() for name in files if _is_bare(name)]
-        self.names = sorted(names or bare)
+        self.names = sorted(names or bare, key=name_order)
         self.bare = not names
-        self.skipped = skipped
+        unnamed = () if self.bare else (n for n in bare if is_image_start(_start(location / n)))
+        self.skipped = [*skipped, *(Skipped(name, _UNNAMED) for name in sorted(unnamed))]
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Paths: threads read them."""
-        for name in sorted(names):
+        for name in sorted(names, key=name_order):
             path = Path(self.location, name)
             try:
-                size = path.stat().st_size
-            except OSError as error:
+                status = path.stat()
+            except OSError as error:  # a link to nothing, or to itself
                 yield Encoded(name, None, error.strerror or "cannot be read")
                 continue
-            if not path.is_file():
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode):
                 yield Encoded(name, None, "not a regular file")
             elif size > MAX_FILE_BYTES:
                 yield Encoded(name, None, _too_large(size))
@@ -79,19 +96,29 @@ class ArchiveFiles(ImageFiles):
         location: the archive.
         sizes: number of bytes of every file by its name in the archive.
         refused: what is not to be read, by name, and why.
+        starts: of files without an ending, how they begin.
     """
 
     def __init__(
-        self, location: Path, sizes: Mapping[str, int], refused: Mapping[str, str]
+        self,
+        location: Path,
+        sizes: Mapping[str, int],
+        refused: Mapping[str, str],
+        starts: Mapping[str, bytes],
     ) -> None:
         self.location = location
         self._new_name = _without_common_folder(list(sizes))
         self._old_name = {new: old for old, new in self._new_name.items()}
         self._sizes = {self._new_name[old]: size for old, size in sizes.items()}
-        self.members = sorted(self._sizes)
+        self.members = sorted(self._sizes, key=name_order)
         images = [name for name in self.members if _is_member_image(name)]
-        self.names = images or [name for name in self.members if _is_bare(name)]
+        bare = [name for name in self.members if _is_bare(name)]
+        self.names = images or bare
         self.skipped = [Skipped(n, why) for n, why in refused.items() if _is_member_image(n)]
+        if images:
+            starts = {self._new_name[old]: start for old, start in starts.items()}
+            unnamed = [n for n in bare if is_image_start(starts.get(n, b""))]
+            self.skipped += [Skipped(name, _UNNAMED) for name in unnamed]
 
     def size(self, member: str) -> int:
         """Number of bytes of one of `members`."""
@@ -111,18 +138,20 @@ class _ZipFiles(ArchiveFiles):
                 infos = archive.infolist()
         except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
             raise ValueError(f"{location}: not a readable zip: {error}") from error
-        _refuse_bomb(location, sum(info.file_size for info in infos))
+        packed = location.stat().st_size
+        refuse_bomb(location, packed, sum(info.file_size for info in infos), _MAX_RATIO)
         sizes: dict[str, int] = {}
         refused: dict[str, str] = {}
+        files = [info for info in infos if not info.filename.endswith(("/", "\\"))]
         # Of several with one name the last counts, as where it is read.
-        for name, info in {info.filename: info for info in infos if not info.is_dir()}.items():
+        for name, info in {info.filename: info for info in files}.items():
             if stat.S_ISLNK(info.external_attr >> 16):
                 refused[name] = _LINK
             elif _leads_out(name):
                 refused[name] = _LEADS_OUT
             else:
                 sizes[name] = info.file_size
-        super().__init__(location, sizes, refused)
+        super().__init__(location, sizes, refused, _zip_starts(location, filter(_is_bare, sizes)))
 
     @contextmanager
     def stream(self, member: str) -> Iterator[IO[bytes]]:
@@ -133,25 +162,19 @@ class _ZipFiles(ArchiveFiles):
                 archive.open(self._old_name[member]) as stream,
             ):
                 yield stream
-        except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except _BROKEN_MEMBER as error:
             raise ValueError(f"{self.location}: {member}: cannot be unpacked: {error}") from error
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the names."""
         with zipfile.ZipFile(self.location) as archive:
-            for name in sorted(names):
+            for name in sorted(names, key=name_order):
                 if self._sizes[name] > MAX_FILE_BYTES:
                     yield Encoded(name, None, _too_large(self._sizes[name]))
                     continue
                 try:
                     content = archive.read(self._old_name[name])
-                except (
-                    RuntimeError,  # encrypted; also NotImplementedError: unknown compression
-                    zipfile.BadZipFile,
-                    zlib.error,
-                    EOFError,
-                    OSError,
-                ) as error:
+                except _BROKEN_MEMBER as error:
                     yield Encoded(name, None, f"cannot be unpacked: {error}")
                 else:
                     yield Encoded(name, content)
@@ -163,20 +186,23 @@ class _TarFiles(ArchiveFiles):
     def __init__(self, location: Path) -> None:
         sizes: dict[str, int] = {}
         refused: dict[str, str] = {}
-        unpacked = 0
+        starts: dict[str, bytes] = {}
+        unpacked, packed = 0, location.stat().st_size
         with _opened_tar(location) as archive:
             for member in archive:
                 # Before the next header is looked for, for that unpacks what lies between.
                 unpacked += member.size
-                _refuse_bomb(location, unpacked)
+                refuse_bomb(location, packed, unpacked, _MAX_RATIO)
                 if _leads_out(member.name):
                     refused[member.name] = _LEADS_OUT
                 elif member.isreg():
                     sizes.setdefault(member.name, member.size)
+                    if _is_bare(member.name) and (stream := archive.extractfile(member)):
+                        starts.setdefault(member.name, stream.read(_START))
                 elif not member.isdir():
                     refused[member.name] = _LINK
             _refuse_cut(archive)
-        super().__init__(location, sizes, refused)
+        super().__init__(location, sizes, refused, starts)
 
     def _found(
         self, archive: tarfile.TarFile, names: Collection[str]
@@ -212,18 +238,14 @@ class _TarFiles(ArchiveFiles):
 @contextmanager
 def _opened_tar(location: Path | str) -> Iterator[tarfile.TarFile]:
     """A tar open for reading; any way in which it can be broken becomes a ValueError."""
-    broken = (tarfile.TarError, EOFError, OSError, zlib.error)
     try:
         archive = tarfile.open(location)  # noqa: SIM115  (closed below)
-    except broken as error:
+    except _BROKEN_TAR as error:
         raise ValueError(f"{location}: not a readable tar: {error}") from error
     with archive:
         try:
             yield archive
-        except Exception as error:
-            # lzma, which Python may lack, has an error that is no subclass of the others.
-            if not isinstance(error, broken) and type(error).__name__ != "LZMAError":
-                raise
+        except _BROKEN_TAR as error:
             raise ValueError(f"{location}: broken or cut short: {error}: fetch it again") from error
 
 
@@ -236,31 +258,48 @@ def _refuse_cut(archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"no end of archive after {len(archive.getmembers())} members")
 
 
+def _zip_starts(location: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """How these members begin, as far as they can be unpacked."""
+    starts: dict[str, bytes] = {}
+    with zipfile.ZipFile(location) as archive:
+        for name in names:
+            with suppress(*_BROKEN_MEMBER), archive.open(name) as stream:
+                starts[name] = stream.read(_START)
+    return starts
+
+
+def _start(path: Path) -> bytes:
+    """How a file begins; nothing if it is none that can be read."""
+    if not path.is_file():  # no pipe, which would be waited for
+        return b""
+    with suppress(OSError), path.open("rb") as stream:
+        return stream.read(_START)
+    return b""
+
+
 def _is_member_image(name: str) -> bool:
+    name = _posix(name)
     return "__MACOSX" not in name.split("/") and is_image_name(name)
+
+
+def _posix(name: str) -> str:
+    """A name with slashes: some programs for Windows write backslashes, which zip forbids."""
+    return name.replace("\\", "/")
 
 
 def _leads_out(name: str) -> bool:
     """Whether unpacking this would write outside of the folder that it is unpacked into."""
+    name = _posix(name)
     return name.startswith("/") or posixpath.normpath(name).split("/")[0] == ".."
 
 
 def _is_bare(name: str) -> bool:
     """Whether a name has no ending (and is not hidden): an image's is then in its content."""
-    return "." not in posixpath.basename(name)
+    return "." not in posixpath.basename(_posix(name))
 
 
 def _too_large(size: int) -> str:
     return f"{size:,} bytes are too many for an image file"
-
-
-def _refuse_bomb(location: Path, unpacked: int) -> None:
-    packed = location.stat().st_size
-    if unpacked > _MAX_RATIO * packed:
-        raise ValueError(
-            f"{location}: unpacks to {unpacked:,} bytes, over {_MAX_RATIO} times its size: refused "
-            "as a decompression bomb"
-        )
 
 
 def _without_common_folder(members: Sequence[str]) -> dict[str, str]:
@@ -268,7 +307,7 @@ def _without_common_folder(members: Sequence[str]) -> dict[str, str]:
 
     So an archive of a folder and that folder itself give the same names, hence the same split.
     """
-    tidy = {name: posixpath.normpath(name).lstrip("/") for name in members}
+    tidy = {name: posixpath.normpath(_posix(name)).lstrip("/") for name in members}
     tops = {name.split("/")[0] if "/" in name else None for name in tidy.values()}
     if len(tops) == 1 and (top := tops.pop()) is not None and split_of_folder(top) is None:
         return {name: value[len(top) + 1 :] for name, value in tidy.items()}

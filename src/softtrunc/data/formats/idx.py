@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from softtrunc.data.formats.bounds import refuse_bomb
 from softtrunc.data.source import ArrayImages, Part, Source, plain_name
 
 _UINT8 = 0x08
@@ -22,7 +23,7 @@ _MAX_DEFLATE_RATIO = 1032
 _NAME = re.compile(r"(?P<family>.*?)(?P<split>train|t10k|test)-images[-.]idx3-ubyte(?P<gz>\.gz)?$")
 
 
-def _read(stream: io.BufferedIOBase, largest: int, path: Path) -> np.ndarray:
+def _read(stream: io.BufferedIOBase, size: int, path: Path) -> np.ndarray:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or not 1 <= magic[3] <= 4:
         raise ValueError(f"{path}: not an IDX file (it starts with {magic.hex() or 'nothing'})")
@@ -34,8 +35,9 @@ def _read(stream: io.BufferedIOBase, largest: int, path: Path) -> np.ndarray:
         raise ValueError(f"{path}: cut short within its header")
     shape = tuple(int(side) for side in np.frombuffer(sides, dtype=">u4"))
     expected = math.prod(shape)
-    if expected > largest:
+    if expected > size * (_MAX_DEFLATE_RATIO if path.suffix == ".gz" else 1):
         raise ValueError(f"{path}: its header promises {shape}, more than the file can hold")
+    refuse_bomb(path, size, expected)
     content = stream.read(expected + 1)
     if len(content) != expected:
         what = "more" if len(content) > expected else f"only {len(content):,}"
@@ -62,7 +64,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "*shape"]:
             return _read(plain, size, path)
     try:
         with gzip.open(path) as unpacked:
-            return _read(unpacked, size * _MAX_DEFLATE_RATIO, path)
+            return _read(unpacked, size, path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: broken gzip: {error}: fetch it again") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import Int64
 
+from softtrunc.data.formats.bounds import refuse_bomb
 from softtrunc.data.formats.files import ArchiveFiles
 
 _Place = tuple[Path | ArchiveFiles, str]
@@ -25,9 +26,17 @@ def _few_files(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             some = list(itertools.islice(entries, _FEW + 1))
-        return sorted(e.name for e in some if e.is_file()) if len(some) <= _FEW else []
+        return sorted(e.name for e in some if _is(e.is_file)) if len(some) <= _FEW else []
     except OSError:  # a folder that may not be read is named where images are looked for
         return []
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """What an entry of a folder answers; no where it cannot be told, as of a link to itself."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 class Members:
@@ -47,7 +56,7 @@ class Members:
         """The regular files of a folder, or those of its first sub-folder that has the name."""
         places: dict[str, _Place] = {}
         with os.scandir(folder) as entries:
-            below = sorted(entry.path for entry in entries if entry.is_dir())
+            below = sorted(entry.path for entry in entries if _is(entry.is_dir))
         for place in (folder, *map(Path, below)):
             for name in _few_files(place):
                 places.setdefault(name, (place, name))
@@ -93,8 +102,16 @@ class Members:
         return place.size(member)
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[str, bytes, str]]:
-        """Files one after the other: name, content, and what to call it in messages."""
+        """Files one after the other: name, content, and what to call it in messages.
+
+        Raises:
+            ValueError: if one unpacks to far more than images do.
+        """
         for name in names:
+            place, _ = self._places[name]
+            if isinstance(place, ArchiveFiles):
+                packed = Path(place.location).stat().st_size
+                refuse_bomb(f"{self.location}: {name}", packed, self.size(name))
             with self.open(name) as stream:
                 yield name, stream.read(), f"{self.location}: {name}"
 

@@ -14,12 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from softtrunc.data.formats.bounds import refuse_bomb
 from softtrunc.data.formats.optional import import_for
 from softtrunc.data.formats.tables import image_column, known_labels, tables_source
+from softtrunc.data.images.decode import MAX_FILE_BYTES
 from softtrunc.data.source import Encoded, ImageFiles, Source, plain_name, rows_by_file
 
 # train-00000-of-00004.parquet, or train.parquet.
 _NAME = re.compile(r"(?P<split>[A-Za-z_]+?)([-.].*)?\.parquet$")
+# Read at a time, at most.
+_ROWS = 256
+_BATCH_BYTES = 64 << 20
 _LABELS = ("label", "labels", "fine_label", "fine_labels")
 
 
@@ -66,6 +71,7 @@ class _Tables(ImageFiles):
         labels: list[np.ndarray | None] = []
         for path in paths:
             with _opened(path) as table:
+                _refuse_bomb(path, table.metadata)
                 self._column = _image_column(path, table.schema_arrow)
                 names += [f"{path.name}/{row:08d}" for row in range(table.metadata.num_rows)]
                 labels.append(_labels(table))
@@ -79,12 +85,44 @@ class _Tables(ImageFiles):
         for file, rows in rows_by_file(names).items():
             wanted = set(rows)
             with _opened(self._paths[file]) as table:
-                batches = table.iter_batches(batch_size=256, columns=[self._column])
-                values = (value for batch in batches for value in batch.column(0).to_pylist())
-                for row, value in enumerate(values):
-                    if row in wanted:
-                        content = value["bytes"] if isinstance(value, dict) else value
-                        yield Encoded(f"{file}/{row:08d}", content or None, "no image in this row")
+                row, at_once = 0, _rows_at_once(table.metadata)
+                for batch in table.iter_batches(batch_size=at_once, columns=[self._column]):
+                    for value in batch.column(0):
+                        if row in wanted:
+                            yield _encoded(f"{file}/{row:08d}", value.as_py())
+                        row += 1
+
+
+def _encoded(name: str, value: Any) -> Encoded:
+    content = value["bytes"] if isinstance(value, dict) else value
+    if content and len(content) > MAX_FILE_BYTES:
+        return Encoded(name, None, f"{len(content):,} bytes are too many for an image file")
+    return Encoded(name, content or None, "no image in this row")
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """How many rows to unpack together: any of them may be as large as all that is stored.
+
+    Rows that repeat a value are stored as its number.
+    """
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    largest = max((group.total_byte_size for group in groups), default=0)
+    return max(1, min(_ROWS, _BATCH_BYTES // max(1, largest)))
+
+
+def _refuse_bomb(path: Path, metadata: Any) -> None:
+    """Look at what the file promises; a thousand rows may be written in a few bytes."""
+    size = path.stat().st_size
+    if metadata.num_rows > size:
+        raise ValueError(
+            f"{path}: promises {metadata.num_rows:,} rows in {size:,} bytes, more than one a byte: "
+            "refused as a decompression bomb"
+        )
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.row_group(group).num_columns):
+            column = metadata.row_group(group).column(number)
+            packed = min(column.total_compressed_size, size)
+            refuse_bomb(path, packed, column.total_uncompressed_size)
 
 
 @contextmanager
@@ -92,13 +130,14 @@ def _opened(path: Path) -> Iterator[Any]:
     """A Parquet file open for reading; any way in which it can be broken becomes a ValueError."""
     pyarrow = import_for("Parquet files", "pyarrow", "parquet")
     parquet = import_for("Parquet files", "pyarrow.parquet", "parquet")
+    broken = (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError, MemoryError)
     try:
         file = parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except broken as error:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
     try:
         yield file
-    except (pyarrow.ArrowException, OSError) as error:
+    except broken as error:
         raise ValueError(f"{path}: broken or cut short: {error}") from error
     finally:
         file.close()

@@ -21,6 +21,9 @@ Advance = Callable[[int, int], None]
 
 T = TypeVar("T")
 
+# Of encoded images that wait for being decoded.
+_MOST_BYTES = 64 << 20
+
 
 class Collected(NamedTuple):
     """Images uint8 (N, C, H, W) and what could not be read.
@@ -70,18 +73,30 @@ def decode_each(
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers, thread_name_prefix="softtrunc-decode") as pool:
-        yield from in_order((pool.submit(work, item) for item in encoded), 4 * workers)
+        submitted = ((pool.submit(work, item), _bytes(item)) for item in encoded)
+        yield from in_order(submitted, 4 * workers)
 
 
-def in_order(futures: Iterable[Future[T]], most: int) -> Iterator[T]:
-    """Results in the order of their futures, of which `most` are under way at a time."""
-    ahead: deque[Future[T]] = deque()
-    for future in futures:
-        ahead.append(future)
-        if len(ahead) > most:
-            yield ahead.popleft().result()
+def _bytes(item: Encoded) -> int:
+    return len(item.content) if isinstance(item.content, bytes) else 0
+
+
+def in_order(futures: Iterable[tuple[Future[T], int]], most: int) -> Iterator[T]:
+    """Results in the order of their futures, of which `most` are under way at a time.
+
+    Each comes with the bytes that it holds: fewer are under way where these are many.
+    """
+    ahead: deque[tuple[Future[T], int]] = deque()
+    held = 0
+    for entry in futures:
+        ahead.append(entry)
+        held += entry[1]
+        while len(ahead) > most or (held > _MOST_BYTES and ahead):
+            future, size = ahead.popleft()
+            held -= size
+            yield future.result()
     while ahead:
-        yield ahead.popleft().result()
+        yield ahead.popleft()[0].result()
 
 
 def several_sizes(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +19,19 @@ from softtrunc.data.images.fit import Fit, pixels_of
 # the one at which Pillow itself begins to warn.
 MAX_FILE_BYTES = 256 << 20
 _MAX_PIXELS = 80_000_000
+_MANY_PIXELS = 8_000_000
+_LARGE = threading.Lock()
 
 # Opening these starts another program, or needs a handler that Pillow does not bring.
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 
+# Where the headers of JPEG 2000 and AVIF are looked for.
+_HEAD = 64 << 10
+
 # Raw modes with 5 or 6 bits a channel; any other ";16" means 16 bits a channel.
 _PACKED_16 = {"BGR;16", "RGB;16"}
+
+ENLARGED = "enlarged: smaller than the size asked for"
 
 _LOSSY_FORMATS = {"JPEG", "MPO"}
 _GREY_MODES = {"1", "L", "LA", "La"}
@@ -67,12 +76,41 @@ def is_image_name(name: str) -> bool:
     return not path.name.startswith(".") and kind in Image.OPEN and kind not in _REFUSED_FORMATS
 
 
-def _refuse_deep(image: Image.Image) -> None:
-    """Refuse more than 8 bits a channel: Pillow would drop or clip half of them in silence."""
+def is_image_start(start: bytes) -> bool:
+    """Whether a file that begins like this is one of the usual images, whatever it is called."""
+    Image.preinit()
+    # Of PPM the start is two letters, which texts have too.
+    known = (
+        Image.OPEN[kind][1] for kind in _COMMON_FORMATS if kind in Image.OPEN and kind != "PPM"
+    )
+    return any(accept is not None and accept(start) is True for accept in known)
+
+
+def _depth(image: Image.Image, source: Path | bytes) -> int:
+    """Bits a channel in the file, as far as Pillow does not tell by the mode."""
     tiles = getattr(image, "tile", [])
-    raw_modes = [t.args if isinstance(t.args, str) else (t.args or [""])[0] for t in tiles]
-    deep = any(";16" in str(raw) and raw not in _PACKED_16 for raw in raw_modes)
-    if deep or image.mode.startswith(("I", "F")):
+    args = [t.args if isinstance(t.args, tuple) else (t.args,) for t in tiles]
+    if any(";16" in str(a[0]) and a[0] not in _PACKED_16 for a in args if a):
+        return 16
+    if image.format == "PPM":  # the highest value follows the mode
+        return max((int(a[1]).bit_length() for a in args if len(a) > 1), default=8)
+    if image.format in ("JPEG2000", "AVIF"):
+        if isinstance(source, Path):
+            with source.open("rb") as stream:
+                head = stream.read(_HEAD)
+        else:
+            head = source[:_HEAD]
+        codestream, av1 = head.find(b"\xff\x4f\xff\x51"), head.find(b"av1C")
+        if image.format == "JPEG2000" and 0 <= codestream < len(head) - 42:
+            return (head[codestream + 42] & 0x7F) + 1  # of the first component
+        if image.format == "AVIF" and 0 <= av1 < len(head) - 6 and head[av1 + 6] & 0x40:
+            return 10  # or 12
+    return 8
+
+
+def _refuse_deep(image: Image.Image, source: Path | bytes) -> None:
+    """Refuse more than 8 bits a channel: Pillow would drop or clip half of them in silence."""
+    if _depth(image, source) > 8 or image.mode.startswith(("I", "F")):
         raise ValueError(
             f"mode {image.mode} with more than 8 bits a channel: convert it to 8 bits first"
         )
@@ -126,15 +164,21 @@ def decode(source: Path | bytes | np.ndarray, fit: Fit | None, channels: int | N
                 "decompression bomb"
             )
         original, mode, lossy = image.size, image.mode, image.format in _LOSSY_FORMATS
-        _refuse_deep(image)
+        _refuse_deep(image, source)
         animated = getattr(image, "is_animated", False)
-        image.load()
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        upright = ImageOps.exif_transpose(image)
-        plain, converted = _to_8_bit(upright, channels)
-        more = {"turned upright (EXIF)": turned, "first frame of several": animated}
+        # Large images one at a time: each core's own would fill the memory.
+        with _LARGE if image.width * image.height > _MANY_PIXELS else nullcontext():
+            image.load()
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            upright = ImageOps.exif_transpose(image) if turned else image
+            plain, converted = _to_8_bit(upright, channels)
+            pixels = pixels_of(plain) if fit is None else fit(plain)
+        more = {
+            "turned upright (EXIF)": turned,
+            "first frame of several": animated,
+            ENLARGED: fit is not None and fit.enlarges(plain.size),
+        }
         converted = "; ".join(filter(None, [converted, *(what for what in more if more[what])]))
-        pixels = pixels_of(plain) if fit is None else fit(plain)
     return Decoded(pixels, original, mode, lossy, converted)
 
 
@@ -148,6 +192,8 @@ def _from_pixels(
         return Decoded(pixels, (width, height), mode)
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if depth == 1 else pixels))
     plain, converted = _to_8_bit(image, channels)
+    if fit is not None and fit.enlarges(plain.size):
+        converted = "; ".join(filter(None, [converted, ENLARGED]))
     pixels = pixels_of(plain) if fit is None else fit(plain)
     return Decoded(pixels, (width, height), mode, converted=converted)
 

@@ -66,6 +66,11 @@ class Fit:
         exact: np.ndarray = np.rint(np.stack(bands, axis=-1)).clip(0.0, 255.0)
         return exact.astype(np.uint8)
 
+    def enlarges(self, size: tuple[int, int]) -> bool:
+        """Whether an image of this (width, height) has fewer pixels than are made of it."""
+        height, width = self.size
+        return self.crop is None and (size[0] < width or size[1] < height)
+
     def _cropped(self, image: Image.Image) -> Image.Image:
         """Cut before resizing and at whole pixels, so that the filter sees nothing of the rest."""
         height, width = self.size

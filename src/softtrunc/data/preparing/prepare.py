@@ -226,7 +226,7 @@ class _Preparation:
         done, committed = len(part.names) - len(wanted), time.monotonic()
         with self._raw.open("r+b") as stream, workers_for(len(wanted), workers) as fill:
             futures = (
-                fill(self._raw, chunk, self._how.fit, self._how.channels)
+                (fill(self._raw, chunk, self._how.fit, self._how.channels), 0)
                 for chunk in chunks(part.files.read(wanted), row_of)
             )
             for filled in in_order(futures, 2 * workers):

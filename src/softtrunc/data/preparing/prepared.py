@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,10 @@ from softtrunc.data.splits import check_split
 from softtrunc.feedback.files import whole_file, write_bytes
 
 _FORMAT = 1
+
+# How many blocks of so many bytes are looked at whenever prepared data are opened.
+_BLOCKS = 64
+_BLOCK = 4096
 
 
 def prepared_source(folder: Path) -> Source | None:
@@ -45,7 +52,9 @@ def write_split(folder: Path, data: ImageDataset, extra: Mapping[str, Any]) -> N
     content = {
         "format": _FORMAT,
         "card": dataclasses.asdict(data.card),
+        "sample": _sample(data.images, data.card.levels),
         "labels": data.labels is not None,
+        "labels_sha256": None if data.labels is None else _sha256(data.labels),
         "converted": dict(sorted(data.converted.items())),
         **extra,
         "skipped": [list(s) for s in data.skipped],
@@ -54,18 +63,35 @@ def write_split(folder: Path, data: ImageDataset, extra: Mapping[str, Any]) -> N
     write_bytes(folder / f"{split}.json", text.encode("utf-8", errors="replace"))
 
 
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _sample(images: np.ndarray, levels: int) -> str:
+    """SHA-256 over shape, levels and blocks evenly spaced over all pixels: read in no time."""
+    digest = hashlib.sha256(f"{images.shape} {levels}".encode())
+    flat = images.reshape(-1)
+    for start in np.linspace(0, max(0, flat.size - _BLOCK), _BLOCKS).astype(np.int64):
+        digest.update(np.ascontiguousarray(flat[start : start + _BLOCK]).data)
+    return digest.hexdigest()
+
+
 def _read_card(path: Path) -> tuple[DataCard, Mapping[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"not a card of format {_FORMAT}")
         return DataCard.from_dict(content["card"]), content
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: broken: {error}: prepare the data again") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(f"{path}: broken: {reason}: prepare the data again") from error
 
 
 def open_prepared(folder: Path, split: str, *, verify: bool = False) -> ImageDataset:
     """Open a split that `prepare` wrote. Pixels stay on disk, mapped into memory.
+
+    Blocks of the pixels are compared with the card. Every pixel is where the array was written
+    after its card: by an edit or by a copy. A copy's card is then touched, to be trusted next time.
 
     Args:
         folder: the prepared folder.
@@ -74,7 +100,7 @@ def open_prepared(folder: Path, split: str, *, verify: bool = False) -> ImageDat
 
     Raises:
         FileNotFoundError: if that split is not there.
-        ValueError: if card and array do not agree, or with `verify` the fingerprint does not.
+        ValueError: if card and array do not agree: the data were edited, or cut short.
     """
     check_split(split, folder)
     path = folder / f"{split}.json"
@@ -89,14 +115,35 @@ def open_prepared(folder: Path, split: str, *, verify: bool = False) -> ImageDat
             "prepare the data again"
         )
     labels = np.asarray(_map(folder / f"{split}-labels.npy")) if content.get("labels") else None
-    if labels is not None and (labels.dtype != np.int64 or labels.shape != shape[:1]):
+    if labels is not None and (
+        labels.dtype != np.int64
+        or labels.shape != shape[:1]
+        or content.get("labels_sha256") not in (None, _sha256(labels))
+    ):
         raise ValueError(f"{folder}: {split}-labels.npy does not match the images")
-    skipped = tuple(Skipped(str(name), str(why)) for name, why in content.get("skipped", ()))
-    converted = {str(what): int(count) for what, count in content.get("converted", {}).items()}
-    data = ImageDataset(images, card, labels, skipped, converted)
-    if verify:
+    newer = (folder / f"{split}.npy").stat().st_mtime_ns > path.stat().st_mtime_ns
+    skipped, converted = _told(content, path)
+    data = ImageDataset(images, card, labels, skipped, converted, unread=not (verify or newer))
+    if content.get("sample") not in (None, _sample(images, card.levels)):
+        raise ValueError(
+            f"{folder}: {split}.npy is not what its card describes: it was edited after it was "
+            "prepared: prepare the data again"
+        )
+    if verify or newer:
         data.verify()
+        with suppress(OSError):  # where nothing may be written, the next time takes as long
+            os.utime(path)
     return data
+
+
+def _told(content: Mapping[str, Any], path: Path) -> tuple[tuple[Skipped, ...], dict[str, int]]:
+    """What was left out and what was changed, as the card tells."""
+    try:
+        skipped = tuple(Skipped(str(name), str(why)) for name, why in content.get("skipped", ()))
+        converted = {str(k): int(count) for k, count in content.get("converted", {}).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: broken: {error}: prepare the data again") from error
+    return skipped, converted
 
 
 def _map(path: Path) -> np.ndarray:
@@ -104,6 +151,8 @@ def _map(path: Path) -> np.ndarray:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: missing: prepare the data again") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: broken or cut short: {error}: prepare it again") from error
+    # Its header is a Python literal: one gone wrong ends in nearly any error of its parser.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(f"{path}: broken or cut short: {reason}: prepare it again") from error
     return array
