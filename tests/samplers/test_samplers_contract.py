@@ -238,7 +238,7 @@ def test_few_steps_end_where_noise_is_as_small_as_their_error(sde, stochastic, e
 
         def score(x, t, times=times):
             times.append(float(t[0]))
-            return -x
+            return torch.zeros_like(x)
 
         DPMSolver(steps, 2, stochastic).sample(mixture(sde), (1, 2), seeds=[0], score_fn=score)
         end = point_at(sde, times[-1])

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 from typer.exceptions import TyperException
@@ -67,30 +73,66 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (on the process's own arguments unless given); the exit code.
 
-    0: done. 1: the work failed. 2: a mistake in what was asked, told in one line. 130: Ctrl-C.
+    0: done. 1: the work failed. 2: a mistake in what was asked. Both are told in one line. 130 and
+    143: stopped by Ctrl-C or SIGTERM. 141: nobody reads the output any more.
     """
+    _forgive_encodings()
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        code = int(app(arguments, standalone_mode=False) or 0)
+        sys.stdout.flush()
+        return code
     except TyperException as error:
         message = error.format_message()
         if message.startswith("Usage:"):  # a group without a verb: its help
             print(message, file=sys.stderr)
             return 2
-        return _refuse(message)
+        return _tell(message, 2)
     except (KeyboardInterrupt, typer.Abort):
         print("softtrunc: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        _silence()
+        return 141
     except Exception as error:
-        from softtrunc.feedback.errors import RunFailedError, UserError
-
-        if isinstance(error, UserError):
-            return _refuse(str(error))
-        if isinstance(error, RunFailedError):
-            _refuse(str(error))
-            return 1
-        raise
+        return _failed(error)
 
 
-def _refuse(message: str) -> int:
+def _failed(error: Exception) -> int:
+    """Tell what ended the work, and whose fault it is."""
+    from softtrunc.feedback.errors import RunFailedError, UserError
+
+    if isinstance(error, UserError):
+        return _tell(str(error), 2)
+    if isinstance(error, RunFailedError | FloatingPointError):
+        return _tell(str(error), 1)
+    if isinstance(error, OSError):  # a full disk, a folder that vanished, a file out of reach
+        place = f"{error.filename}: " if error.filename else ""
+        _silence()
+        return _tell(f"{place}{error.strerror or error}: nothing half-written is left", 1)
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="softtrunc-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.writelines(traceback.format_exception(error))
+    what = f"{type(error).__name__}: {error}"
+    return _tell(f"unforeseen {what[:150]}: please report it with {file.name}", 1)
+
+
+def _tell(message: str, code: int) -> int:
     print(f"softtrunc: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return code
+
+
+def _forgive_encodings() -> None:
+    """Characters that the terminal or the file cannot hold are written as escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever called
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _silence() -> None:
+    """Whatever is still in the buffer of stdout goes nowhere: its reader or its disk is gone."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,12 +26,13 @@ def demo(
     """
     from softtrunc.cli.console import ConsoleProgress, stdout
     from softtrunc.cli.table import comparison_table
+    from softtrunc.feedback.signals import stopped_code
     from softtrunc.jobs.demo import run_demo
 
     progress = ConsoleProgress()
     outcome = run_demo(out, full=full, steps=steps, progress=progress)
     if outcome is None:
         progress.say(f"stopped; the same command goes on from the checkpoints in {out}")
-        return
+        raise typer.Exit(stopped_code())
     stdout().print(comparison_table(outcome))
     typer.echo(f"report: {outcome.page}")

@@ -62,6 +62,7 @@ def sample(
     """
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.feedback.errors import UserError
+    from softtrunc.feedback.signals import stopped_code
     from softtrunc.jobs.trajectory import draw_trajectory
     from softtrunc.runs.draw import draw_to
 
@@ -100,7 +101,7 @@ def sample(
     )
     if outcome.interrupted:
         progress.say(f"stopped at {outcome.done} of {count or 64} images; the same command goes on")
-        raise typer.Exit(130)
+        raise typer.Exit(stopped_code())
     progress.say(f"{outcome.done} images in {outcome.out}")
 
 

@@ -50,6 +50,7 @@ def study(
     from softtrunc.cli.console import ConsoleProgress, stdout
     from softtrunc.cli.table import study_tables
     from softtrunc.feedback.errors import RunFailedError
+    from softtrunc.feedback.signals import stopped_code
     from softtrunc.jobs.study import plan_study, run_study
 
     changes = as_overrides({"data.source": data, "training.steps": steps}, overrides)
@@ -65,7 +66,7 @@ def study(
     )
     if found is None:
         progress.say("stopped before the first run was measured; the same command does the rest")
-        return
+        raise typer.Exit(stopped_code())
     for table in study_tables(found):
         stdout().print(table)
         typer.echo("")
@@ -75,7 +76,8 @@ def study(
     if found.picture is not None:
         typer.echo(f"plot: {found.picture}")
     typer.echo(f"report: {found.page}")
-    if not found.finished:
-        progress.say("stopped; the same command does the rest")
     if found.failures:
         raise RunFailedError("; ".join(found.failures.values()))
+    if not found.finished:
+        progress.say("stopped; the same command does the rest")
+        raise typer.Exit(stopped_code())

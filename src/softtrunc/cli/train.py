@@ -35,7 +35,8 @@ def train(
 ) -> None:
     """Train a recipe into a run folder.
 
-    Ctrl-C or SIGTERM saves a checkpoint and stops; --resume goes on, bit for bit.
+    Ctrl-C or SIGTERM saves a checkpoint and stops, with exit code 130 or 143; --resume goes on, bit
+    for bit.
     """
     from softtrunc.recipes import load_recipe
 
@@ -48,11 +49,12 @@ def train(
         return
 
     from softtrunc.cli.console import ConsoleProgress
+    from softtrunc.feedback.signals import stopped_code
     from softtrunc.jobs.train import train as run
 
     progress = ConsoleProgress()
     outcome = run(resolved, out, resume=resume, verify=verify, progress=progress)
     if outcome.interrupted:
         progress.say(f"stopped at step {outcome.step} with a checkpoint; go on with --resume")
-    else:
-        progress.say(f"{out}: {outcome.step} steps in {outcome.seconds:.0f} s of training")
+        raise typer.Exit(stopped_code())
+    progress.say(f"{out}: {outcome.step} steps in {outcome.seconds:.0f} s of training")

@@ -38,6 +38,8 @@ DIGITS = DigitsFeatures.name
 
 _FASHION16 = Fashion16Features.name
 _INCEPTION = "inception"
+PACKAGED = (DIGITS, _FASHION16, _INCEPTION)
+"""Extractors that are known by name; anything else is the path of a TorchScript file."""
 
 
 def open_extractor(
@@ -65,7 +67,7 @@ def open_extractor(
             raise UserError(f"evaluation.features={name} judges 16x16 images only: give a path")
         return Fashion16Features()
     if name != _INCEPTION and not Path(name).is_file():
-        hint = nearest(name, [DIGITS, _FASHION16, _INCEPTION])
+        hint = nearest(name, PACKAGED)
         raise UserError(f"evaluation.features={name}: no such file; {hint}")
     with user_errors("evaluation.features"):
         path = inception_file() if name == _INCEPTION else Path(name)

@@ -35,7 +35,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when the block ends well.
 
     Missing folders are made. After an error nothing is left but what was there before.
+
+    Raises:
+        FileExistsError: if `path` is something that no file may replace.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path}: is a folder, a device or a pipe, no file to replace")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -7,6 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_last: int | None = None
+
+
+def stopped_code() -> int:
+    """The exit code of a process that a signal ended early: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + (_last or signal.SIGINT)
+
 
 class StopRequest:
     """Whether a signal asked for a stop, and which."""
@@ -18,7 +25,8 @@ class StopRequest:
         """The signal handler."""
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C means now
-        self.signal = number
+        global _last
+        self.signal = _last = number
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.anatomy_samples import Chimeras, regeneration
 from softtrunc.jobs.measure import check_images
+from softtrunc.jobs.measured import check_extractor
 from softtrunc.jobs.parts import Parts
 from softtrunc.objective import SoftTruncationLoss
 from softtrunc.recipes.build import build_data, build_objective
@@ -99,6 +100,8 @@ def anatomy(
         raise UserError("anatomy works in one process: call it without `accelerate launch`")
     for other in opened[1:]:
         check_pair(opened[0], other)
+    if len(runs) == 2:  # whose samples are judged
+        check_extractor(opened[0].run.recipe(), overrides, str(runs[0]))
     recipe = opened[0].recipe
     data = {name: build_data(recipe, name, progress) for name in ("train", split)}
     _check_data(opened, data, split)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import check_place, replace_folder
 from softtrunc.interop import DiffusersUNet
@@ -54,8 +56,9 @@ def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
 
 def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> None:
     picture = _newest_grid(opened)
-    if picture is not None:
-        shutil.copyfile(picture, folder / _PICTURE)
+    if picture is not None:  # drawn anew: what lies under its name may hold more than an image
+        with Image.open(picture, formats=("PNG",)) as image:
+            image.convert(image.mode).save(folder / _PICTURE)
     evaluation = _evaluation(opened, weights)
     if evaluation is not None:
         text = json.dumps(evaluation, indent=1, allow_nan=False)
@@ -81,16 +84,22 @@ def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> No
 
 
 def _newest_grid(opened: OpenRun) -> Path | None:
-    """The grid that evaluation drew, else the last one of training; both show averaged weights."""
-    final = opened.run.samples / "final.png"
-    if final.is_file():
-        return final
-    steps = sorted(opened.run.samples.glob("step-*.png"))
-    return steps[-1] if steps else None
+    """The grid that evaluation drew, else the last one of training; both show averaged weights.
+
+    A link is left out: it may lead out of the run.
+    """
+    inside, samples = opened.run.path.resolve(), opened.run.samples
+    for grid in (samples / "final.png", *sorted(samples.glob("step-*.png"), reverse=True)):
+        own = grid.is_file() and not grid.is_symlink() and grid.resolve().is_relative_to(inside)
+        if own:
+            return grid
+    return None
 
 
 def _evaluation(opened: OpenRun, weights: Weights) -> Mapping[str, Any] | None:
     """The run's `evaluation.json`, if it speaks of these weights."""
+    if opened.run.evaluation_file.is_symlink():
+        return None
     try:
         content = json.loads(opened.run.evaluation_file.read_text(encoding="utf-8"))
         same = content["step"] == opened.step and content["weights"] == weights

@@ -32,6 +32,7 @@ from softtrunc.jobs.dequantizer import obtain_dequantizer
 from softtrunc.jobs.evaluation_file import EvaluationFile
 from softtrunc.jobs.measure_files import find_references
 from softtrunc.jobs.measured import (
+    check_extractor,
     density_protocol,
     dequantizer_settings,
     knows_cells,
@@ -109,6 +110,8 @@ def measure(
         if not samples:
             progress.say("no distance of samples: give --fid to measure one")
     wanted = check_sample_figures(samples)
+    if wanted:
+        check_extractor(opened.run.recipe(), overrides, str(path))
     references = (split,) if split is not None else reference_splits(opened.recipe)
     split = split or "test"
     # Whatever can be refused is refused before hours are spent on figures.

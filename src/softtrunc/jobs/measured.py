@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from softtrunc.evaluation.distances import against
-from softtrunc.evaluation.features import DIGITS, extractor_identity
+from softtrunc.evaluation.features import DIGITS, PACKAGED, extractor_identity
 from softtrunc.evaluation.figure import FORMS
 from softtrunc.evaluation.protocol import DensityProtocol
+from softtrunc.feedback.errors import UserError
 from softtrunc.recipes.build import build_sde
+from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
 from softtrunc.records import Figure, read_evaluation
 from softtrunc.runs.folder import Run, flatten
@@ -22,6 +25,29 @@ def knows_cells(recipe: Recipe) -> bool:
     """
     lossless = (FORMS[key].dequantization == "none" for key in recipe.evaluation.figures)
     return recipe.data.dequantize or all(lossless)
+
+
+def check_extractor(recipe: Recipe, overrides: Sequence[str], where: str) -> None:
+    """Refuse an extractor that a file chose: TorchScript is code, and whoever runs it names it.
+
+    Args:
+        recipe: as the file says it, before the overrides.
+        overrides: `a.b=c` changes from the command line.
+        where: what the file is called.
+
+    Raises:
+        UserError: if its path comes from the file alone.
+    """
+    named = recipe.evaluation.features
+    if named is None or named in PACKAGED:
+        return
+    bare = recipe.evaluation.model_copy(update={"features": None})
+    told = override_recipe(recipe.model_copy(update={"evaluation": bare}), overrides, "--set")
+    if told.evaluation.features is None:
+        raise UserError(
+            f"{where}: its recipe names the TorchScript file {named!r}, which is code: give "
+            f"--features {named} (--set evaluation.features=PATH) to run it"
+        )
 
 
 def reference_splits(recipe: Recipe) -> tuple[str, ...]:

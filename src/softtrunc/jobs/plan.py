@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -135,9 +136,21 @@ def describe(recipe: Recipe, *, tflops: float | None = None) -> str:
         "memory": f"about {_size(cost.state_bytes)} for weights, gradients, optimiser and average, "
         f"{_size(cost.activation_bytes)} for activations of {cost.micro} images (estimates for one "
         "device)",
+        "disk": _disk(recipe, cost.parameters),
     }
     lines = [f"{name:<{max(map(len, rows))}}  {text}" for name, text in rows.items()]
     return "\n".join([dump_recipe(recipe).rstrip(), "", *lines])
+
+
+def _disk(recipe: Recipe, parameters: int) -> str:
+    """What the run folder takes: weights, average and two moments in every checkpoint."""
+    spec = recipe.training
+    one = 4 * 4 * parameters
+    written = math.ceil(spec.steps / spec.checkpoint_every)
+    kept = min(written, spec.keep_checkpoints or written)
+    # While a checkpoint is written the oldest is still there.
+    most = min(written, kept + 1)
+    return f"about {_size(most * one)} for {kept} checkpoints of {_size(one)}, one more meanwhile"
 
 
 def _images(recipe: Recipe) -> _Images:

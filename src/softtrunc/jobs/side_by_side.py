@@ -112,7 +112,7 @@ def _work(
         for recipe in () if interrupted else recipes:
             _measure_missing(out, recipe, progress)
         messages.put(_Finished(out.name, interrupted))
-    except (UserError, RunFailedError) as error:
+    except (UserError, RunFailedError, FloatingPointError, OSError) as error:
         messages.put(_Failed(out.name, str(error), isinstance(error, UserError)))
     except KeyboardInterrupt:
         messages.put(_Finished(out.name, interrupted=True))

@@ -17,7 +17,12 @@ import yaml
 from softtrunc.feedback.errors import RunFailedError, UserError, nearest, user_errors
 from softtrunc.feedback.files import check_place, write_bytes, write_text
 from softtrunc.feedback.progress import Progress
-from softtrunc.jobs.measured import is_measured, knows_cells, measured_figures
+from softtrunc.jobs.measured import (
+    check_extractor,
+    is_measured,
+    knows_cells,
+    measured_figures,
+)
 from softtrunc.jobs.side_by_side import train_and_measure
 from softtrunc.recipes.build import build_objective, build_sampler, build_training
 from softtrunc.recipes.load import load_recipe, parse_flow
@@ -130,6 +135,7 @@ def plan_study(
             seed: load_recipe(name, [*changes, f"training.seed={seed}"]) for seed in range(seeds)
         }
         label = _label(axes, chosen) or by_seed[0].name
+        check_extractor(load_recipe(name), changes, name)
         _check_recipe(by_seed[0], label)
         compared = None
         if against is not None and chosen[against[0]] != against[1]:

@@ -82,7 +82,8 @@ def train(
     Raises:
         UserError: if the folder is taken, the recipe or data differ from those of the run, a
             checkpoint is damaged, or the recipe cannot be built.
-        RunFailedError: if a loss is not finite; the last checkpoint stays.
+        RunFailedError: if a loss, the weights or samples are not finite, or the disk is full; the
+            last checkpoint stays.
     """
     spec = recipe.training
     if spec.tracker is not None and find_spec(spec.tracker) is None:
@@ -98,8 +99,16 @@ def train(
     if verify:
         training.check.wait()
     accelerator.wait_for_everyone()  # every process has looked before the first one writes
-    training.begin()
-    training.go(progress)
+    try:
+        training.begin()
+        training.go(progress)
+    except FloatingPointError as error:  # of the samples
+        raise RunFailedError(f"{error}; {training.kept()}") from error
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise RunFailedError(
+            f"{place}{error.strerror or error}: {training.kept()}; make room, then --resume"
+        ) from error
     step, seconds = training.state.step, training.clock.seconds
     return TrainOutcome(step, seconds, interrupted=step < spec.steps)
 
@@ -230,6 +239,8 @@ class _Training:
             accelerator=self.accelerator,
         )
         label = f"train {self.run.path.name}"
+        if self._owes_grid():  # a kill came between a checkpoint and its grid
+            self._sample()
         self.clock.resume()
         with stop_on_signal() as stop, progress.task(label, spec.steps, done=state.step) as bar:
             for record in records:
@@ -246,7 +257,7 @@ class _Training:
                     # A signal is answered at once: who goes on looks at the data again.
                     self.check.look() if wanted else self.check.wait()
                     self._save()
-                if self.main and spec.sample_every is not None and step % spec.sample_every == 0:
+                if self._owes_grid():
                     self._sample()
                 self.clock.resume()
                 if wanted:
@@ -254,6 +265,13 @@ class _Training:
         self.accelerator.wait_for_everyone()
         if spec.tracker is not None:
             self.accelerator.end_training()
+
+    def _owes_grid(self) -> bool:
+        """Whether a grid of the present step is wanted and not there."""
+        every, step = self.recipe.training.sample_every, self.state.step
+        if not self.main or every is None or step == 0 or step % every:
+            return False
+        return not (self.run.samples / f"step-{step:08d}.png").exists()
 
     def _all_stop(self, step: int, wanted: bool) -> bool:
         """Whether any process is to stop; they ask each other, to stop at the same step."""
@@ -269,7 +287,7 @@ class _Training:
         try:
             row = self.monitor.row()
         except NonFiniteLossError as error:
-            raise RunFailedError(f"{error}; {self._kept()}") from error
+            raise RunFailedError(f"{error}; {self.kept()}") from error
         if row is None:
             return ""
         if self.main:
@@ -282,13 +300,13 @@ class _Training:
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
             raise RunFailedError(
                 f"step {self.state.step}: the weights are not finite: lower "
-                f"training.learning_rate; {self._kept()}"
+                f"training.learning_rate; {self.kept()}"
             )
         if self.main:
             keep = self.recipe.training.keep_checkpoints
             save_checkpoint(self.run.checkpoints, self.state, seconds=self.clock.seconds, keep=keep)
 
-    def _kept(self) -> str:
+    def kept(self) -> str:
         """What is left of a run that failed."""
         saved = list_checkpoints(self.run.checkpoints)
         return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -81,6 +81,8 @@ class Call:
     reports: int = 0
     model: ScoreFunction | None = None
     """Whose score that is, where no hook stands in for it."""
+    asked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Of every network call its times, and whether all of its answer was finite."""
 
     def score(self, x: Tensor, t: float | Tensor, rows: Tensor | None = None) -> Tensor:
         """The score at one time for all, or `(B,)` times, in the precision of `x`.
@@ -92,7 +94,29 @@ class Call:
         if not isinstance(t, Tensor):
             t = torch.full((x.shape[0],), t, device=x.device, dtype=dtype)
         part = None if rows is None or self.model is None else rows_of(self.model, rows)
-        return (self.score_fn if part is None else part.score)(x, t.to(dtype)).to(x.dtype)
+        found = (self.score_fn if part is None else part.score)(x, t.to(dtype)).to(x.dtype)
+        self.asked.append((t, torch.isfinite(found).all()))
+        return found
+
+    def finished(self, x: Tensor) -> Samples:
+        """The samples, none of which may hold a value that is not finite.
+
+        Raises:
+            FloatingPointError: how many do, and at which call and time it began.
+        """
+        good = torch.isfinite(x).flatten(1).all(1)
+        if bool(good.all()):
+            return Samples(x, self.nfe)
+        calls = enumerate(self.asked, start=1)
+        where = "the network's answers are finite, the state is not"
+        for number, (t, finite) in calls:
+            if not bool(finite):
+                where = f"first at t = {float(t.max()):.3g}, network call {number} of {self.nfe}"
+                break
+        raise FloatingPointError(
+            f"{int((~good).sum())} of {len(x)} samples are not finite ({where}): look at the "
+            "weights; where the network runs in fp16, try bf16; else a larger t_end or more steps"
+        )
 
     def denoise(self, x: Tensor, at: Point) -> Tensor:
         """`E[x_0 | x_t = x]`."""
@@ -184,6 +208,7 @@ class Sampler(abc.ABC):
         Raises:
             ValueError: if shape, seeds, x_init or an option of the sampler is out of what is
                 allowed.
+            FloatingPointError: if a sample is not finite.
         """
         if constraint is not None and not isinstance(self, FixedStepSampler):
             raise ValueError(
@@ -206,7 +231,7 @@ class Sampler(abc.ABC):
         call.model = model if score_fn is None else None
         with evaluation_mode(model):
             x = self._solve(call, x)
-        return Samples(x, call.nfe)
+        return call.finished(x)
 
     @abc.abstractmethod
     def _solve(self, call: Call, x: Tensor) -> Tensor:

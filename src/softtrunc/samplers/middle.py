@@ -51,6 +51,7 @@ def sample_from(
 
     Raises:
         ValueError: if `t` or `x` is out of what is allowed, or the sampler is of another kind.
+        FloatingPointError: if a sample is not finite.
     """
     check_state(x.shape, x.dtype)
     if not 0.0 < t <= model.sde.t_max:
@@ -66,7 +67,7 @@ def sample_from(
                 f"{type(sampler).__name__} cannot start in the middle: use ProbabilityFlow or a "
                 "fixed-step sampler"
             )
-    return Samples(x, call.nfe)
+    return call.finished(x)
 
 
 def _flow(flow: ProbabilityFlow, call: Call, x: Tensor, t: float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -41,12 +43,16 @@ class CheckpointError(ValueError):
 
 
 class CheckpointInfo(NamedTuple):
-    """What `state.json` says: finished steps, average updates, training seconds, file hashes."""
+    """What `state.json` says: finished steps, average updates, training seconds, file hashes.
+
+    `moments` counts the optimiser's tensors, 0 in a run that was imported; None: not recorded.
+    """
 
     step: int
     ema_updates: int
     seconds: float
     files: dict[str, str]
+    moments: int | None = None
 
 
 def _sha256(path: Path) -> str:
@@ -101,15 +107,34 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     }
 
 
-def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Give each parameter its moments: all of them, or none in a run that was imported.
+
+    Raises:
+        CheckpointError: if some are missing, unknown or of another shape; nothing has changed then.
+    """
     parameters = dict(state.model.named_parameters())
-    state.optimizer.state.clear()
+    found: dict[str, dict[str, Tensor]] = {}
     for entry, value in tensors.items():
         name, _, key = entry.rpartition(":")
-        parameter = parameters[name]
+        fits = name in parameters and value.shape in (parameters[name].shape, torch.Size())
+        if not fits or not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"{where}: {entry} belongs to no parameter, has another shape or is not finite: "
+                "delete this checkpoint and use an earlier one"
+            )
         # Step counters stay where they were saved from; moments follow their parameter.
-        on = value if value.ndim == 0 else value.to(parameter.device)
-        state.optimizer.state[parameter][key] = on
+        on = value if value.ndim == 0 else value.to(parameters[name].device)
+        found.setdefault(name, {})[key] = on
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    if found and (set(trained) != set(found) or len({frozenset(v) for v in found.values()}) > 1):
+        raise CheckpointError(
+            f"{where}: the optimiser's moments of some parameters are missing: delete this "
+            "checkpoint and use an earlier one"
+        )
+    state.optimizer.state.clear()
+    for name, slots in found.items():
+        state.optimizer.state[parameters[name]] = slots
 
 
 def save_checkpoint(
@@ -138,23 +163,34 @@ def save_checkpoint(
         WEIGHTS_FILES["ema"]: {**model, **state.ema.shadow},
         _OPTIMIZER_FILE: _optimizer_tensors(state),
     }
-    for name, tensors in contents.items():
-        contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
-        save_file(contiguous, partial / name)
+    try:
+        for name, tensors in contents.items():
+            contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
+            save_file(contiguous, partial / name)
+        _write_info(partial, state, seconds, len(contents[_OPTIMIZER_FILE]))
+        replace_folder(partial, final)
+    except SafetensorError as error:
+        raise OSError(f"{final}: not written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if keep is not None:
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def _write_info(folder: Path, state: TrainState, seconds: float, moments: int) -> None:
+    """Write `state.json`, which vouches for the files beside it."""
     info: dict[str, object] = {
         "format": _FORMAT,
         "step": state.step,
         "ema_updates": state.ema.updates,
         "seconds": seconds,
-        "files": {name: _sha256(partial / name) for name in _FILES},
+        "moments": moments,
+        "files": {name: _sha256(folder / name) for name in _FILES},
     }
     info["sha256"] = _state_digest(info)
-    (partial / "state.json").write_text(json.dumps(info, indent=1) + "\n")
-    replace_folder(partial, final)
-    if keep is not None:
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-    return final
+    (folder / "state.json").write_text(json.dumps(info, indent=1) + "\n")
 
 
 def read_checkpoint_info(path: Path) -> CheckpointInfo:
@@ -168,13 +204,20 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
         version = content["format"]
         digest = content.pop("sha256") if version == _FORMAT else None
         info = CheckpointInfo(
-            content["step"], content["ema_updates"], content["seconds"], content["files"]
+            content["step"],
+            content["ema_updates"],
+            content["seconds"],
+            content["files"],
+            content.get("moments"),
+        )
+        consistent = (
+            info.step == step_of(path) and info.ema_updates >= 0 and 0.0 <= info.seconds < math.inf
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged_state(path) from error
     if version != _FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {version}, this version reads {_FORMAT}")
-    if digest != _state_digest(content) or set(info.files) != set(_FILES):
+    if digest != _state_digest(content) or set(info.files) != set(_FILES) or not consistent:
         raise _damaged_state(path)
     return info
 
@@ -262,6 +305,11 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
     info = _verify(path)
     averaged = _read(path / WEIGHTS_FILES["ema"])
     moments = _read(path / _OPTIMIZER_FILE)
+    if info.moments is not None and info.moments != len(moments):
+        raise CheckpointError(
+            f"{path / _OPTIMIZER_FILE}: holds {len(moments)} tensors, not the {info.moments} that "
+            "were saved: delete this checkpoint and use an earlier one"
+        )
     with _as_checkpoint_error():
         check_finite(averaged, str(path / WEIGHTS_FILES["ema"]))
         check_finite(moments, str(path / _OPTIMIZER_FILE))
@@ -269,6 +317,6 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
         load_exactly(state.model, _read(raw), str(raw))
     state.ema.load({n: averaged[n] for n in state.ema.shadow}, updates=info.ema_updates)
     state.memory = moments.pop(_MEMORY, None)
-    _load_optimizer_tensors(state, moments)
+    _load_optimizer_tensors(state, moments, path / _OPTIMIZER_FILE)
     state.step = info.step
     return info

@@ -1,0 +1,253 @@
+"""What goes wrong is told in one line with the right exit code, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from softtrunc import VPSDE, cli
+from softtrunc.cli import main
+from softtrunc.feedback import files
+from softtrunc.samplers import DPMSolver, EulerMaruyama, Heun, PredictorCorrector, sample_from
+from softtrunc.training import checkpoint as checkpoints
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def command(*options, recipe="digits-vp-nll-st"):
+    options = (*options, "network.options={base_channels: 8}", "training.batch_size=16")
+    options = (*options, "training.samples=4", "training.warmup_steps=0", "sampling.steps=3")
+    return ["train", recipe, *(word for option in options for word in ("--set", option))]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    steps = ("training.steps=4", "training.checkpoint_every=2", "training.sample_every=2")
+    assert main([*command(*steps), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def told(capsys):
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("softtrunc: ")
+    assert len(lines[-1]) < 400
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+class Spoiled:
+    """A score that is finite above a time only, and for some examples only."""
+
+    sde = VPSDE()
+
+    def score(self, x, t):
+        found = -x
+        found[1:][t[1:] < 0.5] = torch.nan
+        return found
+
+
+@pytest.mark.parametrize(
+    "sampler", [DPMSolver(8), Heun(8), EulerMaruyama(8), PredictorCorrector(8, corrector_steps=0)]
+)
+def test_samples_that_are_not_finite_are_never_returned(sampler):
+    with pytest.raises(FloatingPointError, match=r"2 of 3 samples .*first at t = 0\.[0-4]"):
+        sampler.sample(Spoiled(), (3, 4), seeds=[0, 1, 2])
+    with pytest.raises(FloatingPointError, match="2 of 3 samples"):
+        sample_from(sampler, Spoiled(), torch.zeros(3, 4), 0.7, seeds=[0, 1, 2])
+
+
+def test_a_state_that_overflows_is_told_apart():
+    class Finite:
+        sde = VPSDE()
+
+        def score(self, x, t):
+            return torch.full_like(x, 3e38)
+
+    with pytest.raises(FloatingPointError, match=r"answers are finite, the state is not|first at"):
+        DPMSolver(4).sample(Finite(), (1, 4), seeds=[0])
+
+
+@pytest.mark.parametrize("verb", ["sample", "evaluate"])
+def test_no_image_and_no_figure_of_values_that_are_not_finite(run, capsys, verb):
+    options = ["--set", "sampling.t_end=1e-50"]
+    if verb == "evaluate":
+        options += ["--fid", "-n", "40"]
+    assert main([verb, str(run), *options]) == 1
+    assert "not finite" in told(capsys)
+    assert not (run / "samples" / "drawn").exists()
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_full_disk_while_training(tmp_path, capsys, monkeypatch):
+    steps = ("training.steps=4", "training.checkpoint_every=2")
+    saved = checkpoints.save_file
+
+    def full(tensors, path, *rest):
+        if "00000004" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        saved(tensors, path, *rest)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    assert main([*command(*steps), "--out", str(tmp_path / "run")]) == 1
+    line = told(capsys)
+    assert "No space left" in line
+    assert "step-00000002" in line
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.undo()
+    assert main([*command(*steps), "--out", str(tmp_path / "run"), "--resume"]) == 0
+
+
+@pytest.mark.parametrize("verb", ["sample", "export", "evaluate"])
+def test_a_full_disk_elsewhere(run, tmp_path, capsys, monkeypatch, verb):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(files, "sync", full)
+    options = {"sample": ["-n", "2"], "export": ["--out", str(tmp_path / "out")]}
+    options["evaluate"] = ["--bpd", "--limit", "2"]
+    assert main([verb, str(run), *options[verb]]) in (1, 2)
+    assert "No space left" in told(capsys)
+    assert not (tmp_path / "out").exists()
+    assert not list(run.rglob("*.json.*partial"))
+
+
+def test_a_grid_that_a_kill_prevented_is_drawn(run, monkeypatch):
+    grid = run / "samples" / "step-00000004.png"
+    before = grid.read_bytes()
+    grid.unlink()
+    steps = ("training.steps=4", "training.checkpoint_every=2", "training.sample_every=2")
+    assert main([*command(*steps), "--out", str(run), "--resume"]) == 0
+    assert grid.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["emptied", "partly", "shape", "infinite", "step"])
+def test_a_checkpoint_that_does_not_hold_together_is_refused(run, capsys, damage):
+    folder = run / "checkpoints" / "step-00000004"
+    file = folder / "optimizer.safetensors"
+    moments = load_file(file)
+    first = next(iter(name for name, value in moments.items() if value.ndim))
+    if damage == "emptied":
+        moments = {}
+    elif damage == "partly":
+        moments["network.nobody:exp_avg"] = moments.pop(first)
+    elif damage == "shape":
+        moments[first] = torch.zeros(3, 5, 7)
+    elif damage == "infinite":
+        moments[first] = moments[first].fill_(torch.inf)
+    save_file(moments, file)
+    info = json.loads((folder / "state.json").read_text())
+    info.pop("sha256")
+    info["files"] = {name: checkpoints._sha256(folder / name) for name in info["files"]}
+    info["step"] += damage == "step"
+    info["sha256"] = checkpoints._state_digest(info)
+    (folder / "state.json").write_text(json.dumps(info))
+    assert main([*command("training.steps=6"), "--out", str(run), "--resume"]) == 2
+    assert "step-00000004" in told(capsys)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_is_no_success(tmp_path, number):
+    steps = ("training.steps=1000000", "training.log_every=1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "softtrunc", *command(*steps), "--out", str(tmp_path / "run")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert "go on with --resume" in err
+
+
+def test_an_extractor_that_a_file_names_is_not_run(run, tmp_path, capsys):
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("features: digits-mlp", "features: strange.pt"))
+    assert main(["evaluate", str(run), "--fid"]) == 2
+    assert "is code: give --features" in told(capsys)
+    assert main(["evaluate", str(run), "--fid", "--features", "digits-mlp", "-n", "40"]) == 0
+    capsys.readouterr()
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: digits-vp-nll-st\nevaluation: {features: strange.pt}\n")
+    assert main(["study", str(own), "--vary", "truncation.k=1,2", "--dry-run"]) == 2
+    assert "is code" in told(capsys)
+
+
+def test_an_export_holds_nothing_from_outside_the_run(run, tmp_path, capsys):
+    secret = tmp_path / "secret.png"
+    Image.new("L", (4, 4)).save(secret)
+    (run / "samples" / "final.png").symlink_to(secret)
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    with Image.open(tmp_path / "out" / "samples.png") as image:
+        assert image.size != (4, 4)
+    grid = run / "samples" / "step-00000004.png"
+    grid.write_bytes(grid.read_bytes() + b"password")
+    assert main(["export", str(run), "--out", str(tmp_path / "again")]) == 0
+    assert b"password" not in (tmp_path / "again" / "samples.png").read_bytes()
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "fifo"])
+def test_devices_and_pipes_are_no_place_to_write(run, tmp_path, capsys, device):
+    if device == "fifo":
+        device = str(tmp_path / "fifo")
+        os.mkfifo(device)
+    assert main(["report", str(run), "--out", device]) in (1, 2)
+    assert "device or a pipe" in told(capsys)
+    assert Path(device).exists()
+    assert not Path(device).is_file()
+
+
+def test_what_nobody_foresaw_is_one_line_and_a_file(capsys, monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise KeyError("what?\nnobody knows")
+
+    monkeypatch.setattr(cli, "app", broken)
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    assert main(["train"]) == 1
+    line = told(capsys)
+    assert "unforeseen KeyError" in line
+    (file,) = tmp_path.glob("softtrunc-*.txt")
+    assert str(file) in line
+    assert "Traceback" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "words"),
+    [
+        ("{} recipes list | head -1; exit ${{PIPESTATUS[0]}}", 141, ""),
+        ("{} recipes list > /dev/full", 1, "No space left"),
+        ("{} recipes show digits-ve >&-", 0, ""),
+        ("PYTHONIOENCODING=ascii {} evaluate --help", 0, ""),
+        ("PYTHONIOENCODING=cp1252 {} recipes list", 0, ""),
+    ],
+)
+def test_whatever_stdout_is(shell, code, words):
+    if "/dev/full" in shell and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    line = shell.format(f"{sys.executable} -m softtrunc")
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=False)
+    told = done.stderr.decode(errors="replace")
+    assert "Traceback" not in told
+    assert words in told
+    assert done.returncode in (code, 0 if code == 141 else code)  # a short list may fit the pipe
