@@ -73,7 +73,7 @@ def test_flipped_bits(hostile: Proof, kind):
         "tar.xz": lambda: write_tar(FILES, "w:xz"),
     }
     draw, plain, name = random.Random(kind), write[kind](), f"a.{kind}"
-    for number in range(times(16)):
+    for number in range(times(12)):
         damaged = bytearray(plain)
         at = draw.randrange(len(plain)) if number % 2 else len(plain) - 1 - draw.randrange(600)
         damaged[at] ^= 1 << draw.randrange(8)
@@ -182,7 +182,7 @@ def test_tables(hostile: Proof):
     stream = io.BytesIO()
     parquet.write_table(pa.table({"image": pa.array(good, kind), "label": range(20)}), stream)
     plain, draw = stream.getvalue(), random.Random(7)
-    for number in range(times(30)):
+    for number in range(times(20)):
         damaged = bytearray(plain)
         at = draw.randrange(len(plain)) if number % 2 else len(plain) - 1 - draw.randrange(900)
         damaged[at] ^= 1 << draw.randrange(8)

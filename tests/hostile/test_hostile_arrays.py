@@ -39,7 +39,7 @@ def same(path: str, images: np.ndarray = IMAGES) -> None:
 
 def test_flipped_bits_of_a_header(hostile: Proof):
     draw, plain = random.Random(0), npy()
-    for _ in range(times(100)):
+    for _ in range(times(60)):
         bit = draw.randrange(128 * 8)
         content = bytearray(plain)
         content[bit // 8] ^= 1 << bit % 8
@@ -51,7 +51,7 @@ def test_flipped_bits_of_a_header(hostile: Proof):
 @pytest.mark.parametrize("packed", [True, False])
 def test_flipped_bits_of_an_npz(hostile: Proof, packed):
     draw, plain = random.Random(1), npz(packed, x_train=IMAGES, y_train=np.arange(24))
-    for number in range(times(30)):
+    for number in range(times(20)):
         ends = [draw.randrange(200), len(plain) - 1 - draw.randrange(300)]
         at = draw.randrange(len(plain)) if number % 2 else draw.choice(ends)
         content = bytearray(plain)

@@ -67,7 +67,7 @@ def test_flipped_bits(hostile: Proof, right, content):
     torch.save(content, stream)
     plain = stream.getvalue()
     # Half of them anywhere, half where the structure is: the pickle and the directory at the end.
-    for number in range(times(40)):
+    for number in range(times(32)):
         at = (
             draw.randrange(len(plain))
             if number % 2
@@ -84,7 +84,7 @@ def test_cut_padded_and_overwritten(hostile: Proof, right, content):
     stream = io.BytesIO()
     torch.save(content, stream)
     plain = stream.getvalue()
-    for number in range(times(20)):
+    for number in range(times(12)):
         kind, at = number % 3, draw.randrange(1, len(plain))
         damaged = {
             0: plain[:at],
@@ -209,7 +209,7 @@ def test_configurations(hostile: Proof, right):
     places = [
         (section, key) for section in ("data", "model", "training") for key in VE_KEYS[section]
     ]
-    for _ in range(times(40)):
+    for _ in range(times(32)):
         config = configuration(SMALL)
         section, key = draw.choice(places)
         if draw.random() < 0.15:
