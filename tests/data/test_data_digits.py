@@ -131,6 +131,6 @@ def test_open_dataset_knows_digits_and_their_shape():
     with pytest.raises(ValueError, match='"train" or "test"'):
         open_dataset("digits", "validation")
     with pytest.raises(
-        FileNotFoundError, match='write "digits", "fashion16", hf://OWNER/NAME, or the path'
+        FileNotFoundError, match='write "digits", "fashion16", hf://OWNER/NAME, or a path'
     ):
         open_dataset("digit", "test")

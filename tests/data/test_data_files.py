@@ -408,7 +408,7 @@ def test_archives_cut_short_are_refused(folder, tmp_path, kind):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"not a kind of file .*\.npy or \.npz"):
+    with pytest.raises(ValueError, match=r"not a kind of file .*\.npy, \.npz"):
         open_dataset(str(tmp_path / "notes.txt"), "train")
 
 

@@ -336,9 +336,8 @@ REFUSED = {
     "a file that is no data set": Case(
         no_data_set,
         '{path}: not a kind of file that is read, or broken: write "digits", "fashion16", '
-        "hf://OWNER/NAME, or the path of a folder, zip or tar of images, a .npy or .npz of uint8 "
-        "images, MNIST-like IDX files, CIFAR, downsampled ImageNet, STL-10, CelebA or LSUN as "
-        "released, Parquet files, or a prepared folder",
+        "hf://OWNER/NAME, or a path: images in a folder, zip or tar, .npy, .npz, IDX, Parquet, "
+        "prepared data, or a data set as released (docs/data.md)",
     ),
 }
 

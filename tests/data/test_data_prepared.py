@@ -145,7 +145,7 @@ def test_one_pixel_edited_is_noticed_at_the_next_opening(large, tmp_path):
 
 def test_an_edit_that_hides_its_time_is_noticed_where_blocks_are_looked_at(large, tmp_path):
     out = copy_with_an_edit(large, tmp_path / "seen", place=-1, keep_time=True)
-    with pytest.raises(ValueError, match="edited after it was prepared"):
+    with pytest.raises(ValueError, match="was edited after it was prepared"):
         open_prepared(out, "train")
     out = copy_with_an_edit(large, tmp_path / "unseen", place=-6000, keep_time=True)
     data = open_prepared(out, "train")  # 64 blocks are not all
@@ -173,7 +173,7 @@ def test_edited_labels_and_levels_are_noticed(large, tmp_path):
     np.save(out / "train-labels.npy", labels)
     text = (out / "train.json").read_text()
     (out / "train.json").write_text(text.replace('"levels": 256', '"levels": 255'))
-    with pytest.raises(ValueError, match="edited after it was prepared"):
+    with pytest.raises(ValueError, match="was edited after it was prepared"):
         open_prepared(out, "train")
 
 

@@ -29,9 +29,8 @@ from softtrunc.data.source import JoinedFiles, Source
 from softtrunc.data.splits import HELD_OUT
 
 _ALLOWED = (
-    'write "digits", "fashion16", hf://OWNER/NAME, or the path of a folder, zip or tar of images, '
-    "a .npy or .npz of uint8 images, MNIST-like IDX files, CIFAR, downsampled ImageNet, STL-10, "
-    "CelebA or LSUN as released, Parquet files, or a prepared folder"
+    'write "digits", "fashion16", hf://OWNER/NAME, or a path: images in a folder, zip or tar, '
+    ".npy, .npz, IDX, Parquet, prepared data, or a data set as released (docs/data.md)"
 )
 
 

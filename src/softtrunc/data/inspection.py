@@ -21,7 +21,7 @@ from softtrunc.data.images.collect import Advance, collect, decode_each, nothing
 from softtrunc.data.images.decode import Decoded, is_grey
 from softtrunc.data.images.fit import Fit, pair
 from softtrunc.data.images.pixels import stretch_levels
-from softtrunc.data.source import Kind, Part
+from softtrunc.data.source import Kind, NoSplitError, Part
 
 # Distances are computed among so many images, or fewer where these fill so many bytes.
 _SUBSET = 2048
@@ -183,7 +183,7 @@ def inspect(
     size, opened = pair(image_size), open_source(source)
     parts: dict[str, Part] = {}
     for split in opened.splits:
-        with suppress(FileNotFoundError):  # a set with one split only is no mistake here
+        with suppress(NoSplitError):  # a set with one split only is no mistake here
             parts[split] = opened.part(split)
     total, done = sum(len(part.names) for part in parts.values()), 0
     tally = _Tally()

@@ -87,5 +87,5 @@ def read_statistics(path: Path) -> KnownStatistics:
         raise ValueError(f"{path}: sigma is no covariance: not symmetric, or of negative variance")
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    mu, sigma = (torch.from_numpy(each.astype(np.float64)) for each in (mean, covariance))
-    return KnownStatistics(mu, sigma, path.name, digest)
+    first, second = (torch.from_numpy(each.astype(np.float64)) for each in (mean, covariance))
+    return KnownStatistics(first, second, path.name, digest)

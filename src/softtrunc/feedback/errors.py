@@ -6,9 +6,20 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+_LONGEST = 280
+
 
 class UserError(Exception):
-    """Something to be put right by whoever gave the command: what, where, what to write instead."""
+    """Something to be put right by whoever gave the command: what, where, what to write instead.
+
+    It is one line: of a long one, as a file's own words may make it, the middle is left out.
+    """
+
+    def __init__(self, text: str) -> None:
+        text = " ".join(text.split())
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST - 85]} ... {text[-80:]}"
+        super().__init__(text)
 
 
 class RunFailedError(Exception):

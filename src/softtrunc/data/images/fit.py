@@ -87,6 +87,8 @@ class Fit:
             scale = min(image.width / width, image.height / height)
             crop_width = max(1, min(image.width, round(width * scale)))
             crop_height = max(1, min(image.height, round(height * scale)))
+        if (crop_width, crop_height) == image.size:
+            return image  # a copy of a large one would double its memory
         left, top = (image.width - crop_width) // 2, (image.height - crop_height) // 2
         return image.crop((left, top, left + crop_width, top + crop_height))
 

@@ -52,7 +52,7 @@ def write_split(folder: Path, data: ImageDataset, extra: Mapping[str, Any]) -> N
     content = {
         "format": _FORMAT,
         "card": dataclasses.asdict(data.card),
-        "sample": _sample(data.images, data.card.levels),
+        "sample": _sample(data.images, data.card),
         "labels": data.labels is not None,
         "labels_sha256": None if data.labels is None else _sha256(data.labels),
         "converted": dict(sorted(data.converted.items())),
@@ -67,9 +67,9 @@ def _sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
-def _sample(images: np.ndarray, levels: int) -> str:
-    """SHA-256 over shape, levels and blocks evenly spaced over all pixels: read in no time."""
-    digest = hashlib.sha256(f"{images.shape} {levels}".encode())
+def _sample(images: np.ndarray, card: DataCard) -> str:
+    """SHA-256 over what the card says and blocks evenly spaced over all pixels: read in no time."""
+    digest = hashlib.sha256(f"{images.shape} {card.levels} {card.fingerprint}".encode())
     flat = images.reshape(-1)
     for start in np.linspace(0, max(0, flat.size - _BLOCK), _BLOCKS).astype(np.int64):
         digest.update(np.ascontiguousarray(flat[start : start + _BLOCK]).data)
@@ -124,10 +124,10 @@ def open_prepared(folder: Path, split: str, *, verify: bool = False) -> ImageDat
     newer = (folder / f"{split}.npy").stat().st_mtime_ns > path.stat().st_mtime_ns
     skipped, converted = _told(content, path)
     data = ImageDataset(images, card, labels, skipped, converted, unread=not (verify or newer))
-    if content.get("sample") not in (None, _sample(images, card.levels)):
+    if content.get("sample") not in (None, _sample(images, card)):
         raise ValueError(
-            f"{folder}: {split}.npy is not what its card describes: it was edited after it was "
-            "prepared: prepare the data again"
+            f"{folder}: {split}.npy is not what its card describes: one of them was edited after "
+            "it was prepared: prepare the data again"
         )
     if verify or newer:
         data.verify()
