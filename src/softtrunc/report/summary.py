@@ -139,11 +139,12 @@ def protocol_differences(runs: Sequence[RunRecord], key: str, name: str | None) 
 
 
 def format_truncation(run: RunRecord, *, show_eps: bool = False) -> str:
-    """ "hard" or "soft, k = 1", with eps if asked."""
+    """ "hard", "soft, k = 1" or "soft, k = 1 expected", with eps if asked."""
     law = run.truncation
     if law is None:
         return "—"
-    parts = ["hard" if law.hard else f"soft, k = {law.k:g}"]
+    expected = " expected" if run.setting("objective", "expected") is True else ""
+    parts = ["hard" if law.hard else f"soft, k = {law.k:g}{expected}"]
     if show_eps:
         parts.append(f"eps = {format_setting(law.eps)}")
     if not law.hard and law.tau_max != 1.0:
