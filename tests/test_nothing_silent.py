@@ -163,7 +163,7 @@ def test_a_checkpoint_that_does_not_hold_together_is_refused(run, capsys, damage
     assert "step-00000004" in told(capsys)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1])
 def test_a_stopped_training_is_no_success(tmp_path, number):
     steps = ("training.steps=1000000", "training.log_every=1")
     process = subprocess.Popen(
@@ -179,6 +179,15 @@ def test_a_stopped_training_is_no_success(tmp_path, number):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert "go on with --resume" in err
+
+
+def test_tasks_that_do_not_know_of_each_other(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert main([*command(), "--steps", "1", "--out", str(tmp_path / "run")]) == 2
+    assert "accelerate launch" in told(capsys)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    assert main([*command(), "--steps", "1", "--out", str(tmp_path / "run")]) == 0
 
 
 def test_an_extractor_that_a_file_names_is_not_run(run, tmp_path, capsys):

@@ -32,6 +32,7 @@ def test_a_study_goes_on_after_a_kill_and_reports(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=200)
     assert first.exists(), err
+    assert process.returncode == 143, err
     process = start(*command, cwd=tmp_path)
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err

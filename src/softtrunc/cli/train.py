@@ -16,6 +16,9 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/RECIPE unless given.")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
@@ -35,12 +38,14 @@ def train(
 ) -> None:
     """Train a recipe into a run folder.
 
-    Ctrl-C or SIGTERM saves a checkpoint and stops, with exit code 130 or 143; --resume goes on, bit
-    for bit.
+    Ctrl-C, SIGTERM or SIGUSR1 saves a checkpoint and stops, with exit code 130, 143 or 138;
+    --resume goes on, bit for bit.
     """
     from softtrunc.recipes import load_recipe
 
-    resolved = load_recipe(recipe, as_overrides({"data.source": data}, overrides))
+    resolved = load_recipe(
+        recipe, as_overrides({"data.source": data, "training.steps": steps}, overrides)
+    )
     out = out or Path("runs") / resolved.name
     if dry_run:
         from softtrunc.jobs.plan import describe

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as requests to stop, read between steps."""
+"""SIGINT, SIGTERM and SIGUSR1 as requests to stop, read between steps."""
 
 from __future__ import annotations
 
@@ -31,9 +31,13 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Within the block SIGINT and SIGTERM ask for a stop instead of ending the process."""
+    """Within the block SIGINT, SIGTERM and SIGUSR1 ask for a stop instead of ending the process.
+
+    Slurm sends SIGUSR1 some time before the end where a job asks for it (`--signal=USR1@120`).
+    """
     request = StopRequest()
-    saved = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}
+    saved = {number: signal.signal(number, request) for number in numbers}
     try:
         yield request
     finally:

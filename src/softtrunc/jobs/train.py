@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -67,7 +68,7 @@ def train(
 ) -> TrainOutcome:
     """Train `recipe` into the run folder `out`.
 
-    SIGINT and SIGTERM end the run after the present step with a checkpoint. Under several
+    SIGINT, SIGTERM and SIGUSR1 end the run after the present step with a checkpoint. Under several
     processes all must call it; the first one writes.
 
     Args:
@@ -93,6 +94,12 @@ def train(
     accelerator = accelerator or Accelerator(
         mixed_precision=spec.precision, log_with=spec.tracker, project_dir=out
     )
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > accelerator.num_processes == 1:
+        raise UserError(
+            f"srun started {tasks} tasks that do not know of each other, and all would write "
+            f"{out}: start one a node, with `accelerate launch -m softtrunc train ...` in it"
+        )
     if progress is None or not accelerator.is_main_process:
         progress = Silent()
     training = _Training(recipe, Run(out), resume, accelerator, progress)
