@@ -1,5 +1,6 @@
 # make demo  - train two small models, sample, measure, write runs/demo/report.html
 # make test  - lint, types, tests
+# make wheel - a wheel in dist/; make smoke tries it without the repository
 # Each makes .venv itself, from the pinned versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,7 +13,7 @@ ifneq ($(wildcard ../shared/golden),)
 export SOFTTRUNC_SHARED ?= $(abspath ../shared)
 endif
 
-.PHONY: demo test lint types unit bench docs clean
+.PHONY: demo test lint types unit wheel smoke bench docs clean
 
 demo: .venv/installed
 	$(BIN)/softtrunc demo
@@ -28,6 +29,15 @@ types: .venv/installed-test
 
 unit: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+wheel: .venv/installed
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+
+# The wheel without the repository: what a user has after `pip install`.
+smoke: wheel
+	rm -rf build/smoke && mkdir -p build/smoke/empty
+	$(PIP) --no-deps --target build/smoke/package dist/softtrunc-*.whl
+	cd build/smoke/empty && PYTHONPATH=../package ../../../$(BIN)/python ../../../examples/smoke.py
 
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks
