@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import typer
 from typer.exceptions import TyperException
@@ -20,8 +26,11 @@ from softtrunc.cli.report import report
 from softtrunc.cli.sample import sample
 from softtrunc.cli.study import study
 from softtrunc.cli.train import train
+from softtrunc.feedback.text import printable
 
 __all__ = ["main"]
+
+_LONGEST = 280
 
 app = typer.Typer(
     name="softtrunc",
@@ -69,28 +78,96 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 1: the work failed. 2: a mistake in what was asked, told in one line. 130: Ctrl-C.
     """
+    _any_encoding()
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()  # what cannot be written is to be told, not found out at exit
+    except OSError as error:
+        if not code and not isinstance(error, BrokenPipeError):
+            _tell(f"standard output: {error.strerror or error}")
+        code = code or 1
+        _forget_output()
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         return int(app(arguments, standalone_mode=False) or 0)
     except TyperException as error:
         message = error.format_message()
         if message.startswith("Usage:"):  # a group without a verb: its help
             print(message, file=sys.stderr)
-            return 2
-        return _refuse(message)
+        else:
+            _tell(message)
+        return 2
     except (KeyboardInterrupt, typer.Abort):
-        print("softtrunc: interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough
+        return 1
     except Exception as error:
-        from softtrunc.feedback.errors import RunFailedError, UserError
-
-        if isinstance(error, UserError):
-            return _refuse(str(error))
-        if isinstance(error, RunFailedError):
-            _refuse(str(error))
-            return 1
-        raise
+        return _tell_failure(error)
 
 
-def _refuse(message: str) -> int:
-    print(f"softtrunc: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+def _tell_failure(error: Exception) -> int:
+    """One line for what ended a command; the exit code."""
+    from softtrunc.feedback.errors import RunFailedError, UserError
+    from softtrunc.feedback.files import is_refusal
+
+    if isinstance(error, UserError):
+        _tell(str(error))
+        return 2
+    if isinstance(error, OSError) and is_refusal(error):
+        _tell(f"{error.filename}: {error.strerror}")
+        return 2
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{error.filename}: "
+        _tell(f"{where}{error.strerror}")
+        return 1
+    # A FloatingPointError is what solvers say of a model whose values are not finite.
+    if isinstance(error, RunFailedError | FloatingPointError):
+        _tell(str(error))
+        return 1
+    text = str(error).strip().partition("\n")[0] or "no more is known"
+    _tell(f"unforeseen {type(error).__name__}: {text[:100]} (traceback: {_saved(error)})")
+    return 1
+
+
+def _saved(error: Exception) -> str:
+    """Where the traceback of an error lies."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="softtrunc-", suffix=".txt", delete=False, errors="backslashreplace"
+        ) as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError as refused:
+        return f"cannot be saved: {refused.strerror}"
+    return file.name
+
+
+def _tell(message: str) -> None:
+    """One line on standard error, short enough to be read."""
+    text = printable(" ".join(message.split()))
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 85]} ... {text[-80:]}"
+    with suppress(OSError):
+        print(f"softtrunc: {text}", file=sys.stderr)
+
+
+def _any_encoding() -> None:
+    """Let both outputs take any text: a closed one swallows it, a narrow encoding escapes it."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            # It lives as long as the process. On the free descriptor it keeps files off it.
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _forget_output() -> None:
+    """Send what is left to be written nowhere: the interpreter's last flush would fail again."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

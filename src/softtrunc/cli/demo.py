@@ -23,7 +23,7 @@ def demo(
     Takes a few minutes on two CPU cores and writes a page with the pictures. Stopped by Ctrl-C,
     it goes on where it was when called again.
     """
-    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.cli.table import comparison_table
     from softtrunc.jobs.demo import run_demo
 
@@ -33,4 +33,4 @@ def demo(
         progress.say(f"stopped; the same command goes on from the checkpoints in {out}")
         return
     stdout().print(comparison_table(outcome))
-    typer.echo(f"report: {outcome.page}")
+    echo(f"report: {outcome.page}")

@@ -38,12 +38,13 @@ def train(
     resolved = load_recipe(recipe, as_overrides({"data.source": data}, overrides))
     out = out or Path("runs") / resolved.name
     if dry_run:
+        from softtrunc.cli.console import echo
         from softtrunc.jobs.plan import describe
 
-        typer.echo(describe(resolved, tflops=tflops))
+        echo(describe(resolved, tflops=tflops))
         return
 
-    from softtrunc.cli.console import ConsoleProgress
+    from softtrunc.cli.console import ConsoleProgress, echo
     from softtrunc.jobs.train import train as run
 
     progress = ConsoleProgress()

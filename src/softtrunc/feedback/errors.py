@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+_LONGEST = 280
 
 
 class UserError(Exception):
-    """Something to be put right by whoever gave the command: what, where, what to write instead."""
+    """Something to be put right by whoever gave the command: what, where, what to write instead.
+
+    It is one line: of a long one, as a file's own words may make it, the middle is left out.
+    """
+
+    def __init__(self, text: str) -> None:
+        text = " ".join(text.split())
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST - 85]} ... {text[-80:]}"
+        super().__init__(text)
 
 
 class RunFailedError(Exception):
@@ -20,6 +31,24 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def several(problems: Sequence[str], longest: int = 120) -> str:
+    """The first of some problems, as many as fit into a line, and how many more there are."""
+    shown = ""
+    for number, problem in enumerate(problems):
+        longer = f"{shown}; {problem}" if shown else problem
+        if number and len(longer) > longest:
+            return f"{shown} (and {len(problems) - number} more)"
+        shown = longer
+    return shown if len(shown) <= longest + 40 else f"{shown[:longest]} ..."
+
+
+def all_of(where: str, problems: Sequence[str]) -> ValueError:
+    """A refusal that names the first problems in its line, and all of them in a note."""
+    error = ValueError(f"{where}: {several(problems)}")
+    error.add_note("\n".join(problems))
+    return error
 
 
 @contextmanager

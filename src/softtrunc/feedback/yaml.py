@@ -7,9 +7,21 @@ from collections.abc import Mapping
 
 import yaml
 
+# Of a document with every alias written out. No recipe has a hundredth of it.
+_MOST_NODES = 100_000
+# Lists and mappings within each other. What walks over a recipe later does so by recursion.
+_DEEPEST = 50
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `1e-5` as a string and `no` as false."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document; one that a few aliases make huge, or endless, is refused unread."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _count(node, {}, set())
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -26,6 +38,27 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _count(node: yaml.Node, known: dict[int, int], open_: set[int]) -> int:
+    """How many nodes there are with every alias written out."""
+    if id(node) in open_:
+        raise yaml.YAMLError("an alias stands within what it names")
+    if id(node) not in known:
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        count = 1 + sum(_count(part, known, open_ | {id(node)}) for part in parts)
+        if count > _MOST_NODES:
+            raise yaml.YAMLError(f"aliases make it more than {_MOST_NODES:,} values")
+        known[id(node)] = count
+    return known[id(node)]
+
+
+# PyYAML makes values of words with no more care than this: 2001-99-99, 0b_, !!timestamp x.
+_BY_CONSTRUCTORS = (ValueError, ArithmeticError, AttributeError, LookupError, TypeError)
+
+
 def parse_yaml(text: str) -> object:
     """The value that a YAML document says.
 
@@ -33,9 +66,23 @@ def parse_yaml(text: str) -> object:
         ValueError: in one line, if it is not YAML.
     """
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        value: object = yaml.load(text, _Loader)
+        deep = _depth(value) > _DEEPEST
+    except RecursionError:
+        deep = True
+    except (yaml.YAMLError, *_BY_CONSTRUCTORS) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
+    if deep:
+        raise ValueError(f"not valid YAML: nested more than {_DEEPEST} deep")
+    return value
+
+
+def _depth(value: object) -> int:
+    if isinstance(value, Mapping):
+        return 1 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list | tuple):
+        return 1 + max(map(_depth, value), default=0)
+    return 0
 
 
 def dump_yaml(value: object) -> str:
