@@ -215,6 +215,10 @@ class SDE(abc.ABC):
         return expand_to(alpha, x) * x + expand_to(sigma, x) * noise
 
 
+# alpha(1) = exp(-(beta_min + beta_max) / 4) is to be a float32.
+_LARGEST_BETAS = 320.0
+
+
 @dataclass(frozen=True)
 class _LinearBeta(SDE):
     """What VP and sub-VP share: `beta(t) = beta_min + (beta_max - beta_min) t`."""
@@ -227,6 +231,12 @@ class _LinearBeta(SDE):
             raise ValueError(
                 f"{type(self).__name__}: beta_min={self.beta_min}, beta_max={self.beta_max}: "
                 "need 0 < beta_min <= beta_max, e.g. 0.1 and 20"
+            )
+        if self.beta_min + self.beta_max > _LARGEST_BETAS:
+            raise ValueError(
+                f"{type(self).__name__}: beta_min={self.beta_min}, beta_max={self.beta_max}: their "
+                f"sum is over {_LARGEST_BETAS}: at t = 1 nothing of the data is left that float32 "
+                "could tell; write e.g. 0.1 and 20"
             )
 
     prior_std = 1.0  # almost nothing of the data is left at T

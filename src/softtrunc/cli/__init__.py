@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -26,8 +26,12 @@ from softtrunc.cli.report import report
 from softtrunc.cli.sample import sample
 from softtrunc.cli.study import study
 from softtrunc.cli.train import train
+from softtrunc.feedback.text import printable
 
 __all__ = ["main"]
+
+_BROKEN_PIPE = 141
+_LONGEST = 280
 
 app = typer.Typer(
     name="softtrunc",
@@ -76,63 +80,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: the work failed. 2: a mistake in what was asked. Both are told in one line. 130 and
     143: stopped by Ctrl-C or SIGTERM. 141: nobody reads the output any more.
     """
-    _forgive_encodings()
+    _any_encoding()
+    code = _run(arguments)
     try:
-        code = int(app(arguments, standalone_mode=False) or 0)
-        sys.stdout.flush()
-        return code
+        sys.stdout.flush()  # what cannot be written is to be told, not found out at exit
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            code = code or _BROKEN_PIPE
+        elif not code:
+            _tell(f"standard output: {error.strerror or error}")
+            code = 1
+        _forget_output()
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
     except TyperException as error:
         message = error.format_message()
         if message.startswith("Usage:"):  # a group without a verb: its help
             print(message, file=sys.stderr)
-            return 2
-        return _tell(message, 2)
+        else:
+            _tell(message)
+        return 2
     except (KeyboardInterrupt, typer.Abort):
-        print("softtrunc: interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
-    except BrokenPipeError:
-        _silence()
-        return 141
+    except BrokenPipeError:  # whoever read the output has seen enough
+        return _BROKEN_PIPE
     except Exception as error:
-        return _failed(error)
+        return _tell_failure(error)
 
 
-def _failed(error: Exception) -> int:
-    """Tell what ended the work, and whose fault it is."""
+def _tell_failure(error: Exception) -> int:
+    """One line for what ended a command; the exit code."""
     from softtrunc.feedback.errors import RunFailedError, UserError
+    from softtrunc.feedback.files import is_refusal
 
     if isinstance(error, UserError):
-        return _tell(str(error), 2)
+        _tell(str(error))
+        return 2
+    if isinstance(error, OSError) and is_refusal(error):
+        _tell(f"{error.filename}: {error.strerror}")
+        return 2
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{error.filename}: "
+        _tell(f"{where}{error.strerror}")
+        return 1
+    # A FloatingPointError is what solvers say of a model whose values are not finite.
     if isinstance(error, RunFailedError | FloatingPointError):
-        return _tell(str(error), 1)
-    if isinstance(error, OSError):  # a full disk, a folder that vanished, a file out of reach
-        place = f"{error.filename}: " if error.filename else ""
-        _silence()
-        return _tell(f"{place}{error.strerror or error}: nothing half-written is left", 1)
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="softtrunc-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
-        file.writelines(traceback.format_exception(error))
-    what = f"{type(error).__name__}: {error}"
-    return _tell(f"unforeseen {what[:150]}: please report it with {file.name}", 1)
+        _tell(str(error))
+        return 1
+    text = str(error).strip().partition("\n")[0] or "no more is known"
+    _tell(f"unforeseen {type(error).__name__}: {text[:100]} (traceback: {_saved(error)})")
+    return 1
 
 
-def _tell(message: str, code: int) -> int:
-    print(f"softtrunc: {' '.join(message.split())}", file=sys.stderr)
-    return code
+def _saved(error: Exception) -> str:
+    """Where the traceback of an error lies."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="softtrunc-", suffix=".txt", delete=False, errors="backslashreplace"
+        ) as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError as refused:
+        return f"cannot be saved: {refused.strerror}"
+    return file.name
 
 
-def _forgive_encodings() -> None:
-    """Characters that the terminal or the file cannot hold are written as escapes."""
+def _tell(message: str) -> None:
+    """One line on standard error, short enough to be read."""
+    text = printable(" ".join(message.split()))
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 85]} ... {text[-80:]}"
+    with suppress(OSError):
+        print(f"softtrunc: {text}", file=sys.stderr)
+
+
+def _any_encoding() -> None:
+    """Let both outputs take any text: a closed one swallows it, a narrow encoding escapes it."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever called
+        if stream is None or stream.closed:
+            # It lives as long as the process. On the free descriptor it keeps files off it.
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _silence() -> None:
-    """Whatever is still in the buffer of stdout goes nowhere: its reader or its disk is gone."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _forget_output() -> None:
+    """Send what is left to be written nowhere: the interpreter's last flush would fail again."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

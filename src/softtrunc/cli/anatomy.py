@@ -19,12 +19,14 @@ def anatomy(
         int, typer.Option("-n", "--images", min=2, help="Held-out images for the bound.")
     ] = 256,
     samples: Annotated[
-        int, typer.Option(min=2, help="Samples for each distance of two runs' chimeras.")
+        int, typer.Option(min=2, max=10**6, help="Samples for each distance of two runs' chimeras.")
     ] = 1000,
-    bins: Annotated[int, typer.Option(min=1, help="Bins of log-SNR.")] = 24,
-    draws: Annotated[int, typer.Option(min=1, help="Times per image in each bin.")] = 2,
+    bins: Annotated[int, typer.Option(min=1, max=1000, help="Bins of log-SNR.")] = 24,
+    draws: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Times per image in each bin.")
+    ] = 2,
     times: Annotated[
-        int, typer.Option(min=1, help="Times at which one run takes over from the other.")
+        int, typer.Option(min=1, max=1000, help="Times at which one run takes over from the other.")
     ] = 6,
     split: Annotated[str, typer.Option(help="Images for the bound: test or train.")] = "test",
     data: Data = None,
@@ -38,7 +40,7 @@ def anatomy(
     other below it. Stopped, the same command goes on.
     """
     from softtrunc.cli.anatomy_tables import anatomy_tables
-    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.jobs.anatomy import anatomy as measure
 
     out = out or runs[0] / "anatomy"
@@ -58,4 +60,4 @@ def anatomy(
     console = stdout(80)
     for table in anatomy_tables(found):
         console.print(table)
-    typer.echo(f"page: {out / 'anatomy.html'}")
+    echo(f"page: {out / 'anatomy.html'}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,12 +19,33 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 from softtrunc.feedback.progress import Task
+from softtrunc.feedback.text import printable
 
 _SECONDS_BETWEEN_LINES = 10.0
 # What is over sooner needs no line.
 _SECONDS_WORTH_A_LINE = 2.0
+
+
+class _Verbatim(Console):
+    """A console on which text from files and names is shown as it is: never markup or control."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Segments with their text escaped."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def echo(text: str, *, nl: bool = True) -> None:
+    """Text on standard output, control characters escaped."""
+    sys.stdout.write(printable(text) + ("\n" if nl else ""))
 
 
 def stdout(width: int = 120) -> Console:
@@ -32,7 +54,7 @@ def stdout(width: int = 120) -> Console:
     Of several processes that share the work only the first one speaks.
     """
     quiet = os.environ.get("RANK", "0") != "0"
-    return Console(width=None if sys.stdout.isatty() else width, highlight=False, quiet=quiet)
+    return _Verbatim(width=None if sys.stdout.isatty() else width, quiet=quiet)
 
 
 class _Bar:
@@ -67,14 +89,14 @@ class _Lines:
         left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
         times = f"{elapsed:.0f} s, {left:.0f} s left"
         line = f"{self._label}: {self._done}/{self._total}  {times}  {note}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        print(printable(line.rstrip()), file=sys.stderr, flush=True)
 
 
 class ConsoleProgress:
     """Progress on standard error, so that standard output holds results alone."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = _Verbatim(stderr=True)
         self._display: Progress | None = None
         self._open = 0
 
@@ -89,12 +111,12 @@ class ConsoleProgress:
             return
         if self._display is None:
             self._display = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=self._console,
             )
             self._display.start()
@@ -111,4 +133,4 @@ class ConsoleProgress:
 
     def say(self, line: str) -> None:
         """One line."""
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(line, soft_wrap=True)

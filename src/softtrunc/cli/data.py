@@ -27,7 +27,7 @@ def inspect(
     source: Source,
     grid: Annotated[Path | None, typer.Option(help="Also write some images as one PNG.")] = None,
     size: Annotated[
-        int | None, typer.Option(min=1, help="Side at which sigma_max is estimated.")
+        int | None, typer.Option(min=1, max=100_000, help="Side at which sigma_max is estimated.")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare every pixel of prepared data with their card.")
@@ -37,7 +37,7 @@ def inspect(
 
     Also estimates sigma_max of the variance-exploding SDEs. Changes nothing.
     """
-    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.cli.data_tables import inspection_table
     from softtrunc.jobs.prepare import inspect_data
 
@@ -46,9 +46,9 @@ def inspect(
     stdout().print(inspection_table(found))
     # Every one, for this is the command that finds them.
     for name, reason in found.unreadable:
-        typer.echo(f"unreadable: {name}: {reason}")
+        echo(f"unreadable: {name}: {reason}")
     if grid is not None:
-        typer.echo(str(grid))
+        echo(str(grid))
 
 
 @data.command("prepare")
@@ -59,7 +59,8 @@ def prepare(
         str | None, typer.Option(help="Protocol of a known data set: see softtrunc data presets.")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=1, help="Side to crop and resize to, without a preset.")
+        int | None,
+        typer.Option(min=1, max=100_000, help="Side to crop and resize to, without a preset."),
     ] = None,
     channels: Annotated[
         int | None, typer.Option(min=1, max=3, help="1 (grey) or 3 (RGB), without a preset.")
@@ -72,14 +73,14 @@ def prepare(
         typer.Option("--allow-count", help="Take other numbers of images than the preset's."),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; one for each core unless given.")
+        int | None, typer.Option(min=1, max=1024, help="Processes; one for each core unless given.")
     ] = None,
 ) -> None:
     """Decode images once into memory-mapped uint8 arrays, with a card that says what they are.
 
     A command that was stopped or killed goes on where it was. Then train with --data DIR.
     """
-    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.cli.data_tables import card_table
     from softtrunc.jobs.prepare import prepare_data
 
@@ -95,7 +96,7 @@ def prepare(
         progress=ConsoleProgress(),
     )
     stdout().print(card_table(cards))
-    typer.echo(str(out))
+    echo(str(out))
 
 
 @data.command("presets")

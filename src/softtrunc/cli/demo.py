@@ -24,7 +24,7 @@ def demo(
     k = 0.8, its weight in expectation. Takes a few minutes on two CPU cores and writes a page with
     the pictures. Stopped by Ctrl-C, it goes on where it was when called again.
     """
-    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.cli.table import comparison_table
     from softtrunc.feedback.signals import stopped_code
     from softtrunc.jobs.demo import run_demo
@@ -35,4 +35,4 @@ def demo(
         progress.say(f"stopped; the same command goes on from the checkpoints in {out}")
         raise typer.Exit(stopped_code())
     stdout().print(comparison_table(outcome))
-    typer.echo(f"report: {outcome.page}")
+    echo(f"report: {outcome.page}")

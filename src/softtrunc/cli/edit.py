@@ -29,9 +29,11 @@ edit = typer.Typer(
 Images = Annotated[
     list[Path] | None, typer.Argument(help="Image files; held-out images of the run's data if none")
 ]
-Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many held-out images.")]
-Variants = Annotated[int, typer.Option(min=1, help="Results for each image.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the first result.")]
+Count = Annotated[
+    int, typer.Option("-n", "--count", min=1, max=10**6, help="How many held-out images.")
+]
+Variants = Annotated[int, typer.Option(min=1, max=1000, help="Results for each image.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Of the first result.")]
 
 
 def _open(
@@ -84,9 +86,12 @@ def interpolate(
     run: RunFolder,
     images: Images = None,
     seed: Annotated[
-        list[int] | None, typer.Option(min=0, help="A seed in place of an image; give it twice.")
+        list[int] | None,
+        typer.Option(min=0, max=2**62, help="A seed in place of an image; give it twice."),
     ] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Pictures from one end to the next.")] = 9,
+    frames: Annotated[
+        int, typer.Option(min=2, max=1000, help="Pictures from one end to the next.")
+    ] = 9,
     out: Annotated[Path, typer.Option(help="A .gif, or a .png with one row.")] = Path(
         "interpolation.png"
     ),

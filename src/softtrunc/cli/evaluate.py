@@ -42,7 +42,9 @@ Split = Annotated[
     Option(help="train or test; else bits/dim of held-out images, samples against training ones."),
 ]
 Limit = Annotated[int | None, Option(min=1, help="Only so many images for bits/dim.")]
-Passes = Annotated[int | None, Option(min=1, help="Passes over the images, each with fresh noise.")]
+Passes = Annotated[
+    int | None, Option(min=1, max=100_000, help="Passes over the images, each with fresh noise.")
+]
 Dequantization = Annotated[
     str | None,
     Option(
@@ -53,14 +55,18 @@ Dequantization = Annotated[
 Eps = Annotated[
     str | None, Option(metavar="TIME,TIME", help="Bits/dim at each of these smallest times.")
 ]
-Probes = Annotated[int | None, Option(min=1, help="Hutchinson probes of the divergence.")]
+Probes = Annotated[
+    int | None, Option(min=1, max=100_000, help="Hutchinson probes of the divergence.")
+]
 PerImage = Annotated[
     Path | None, Option(metavar="FILE", help="Every image's bits/dim, to FILE.csv or FILE.parquet.")
 ]
 Checkpoint = Annotated[
     str | None, Option(metavar="STEP|all", help="Another checkpoint than the newest, or each.")
 ]
-Count = Annotated[int | None, Option("-n", "--n", "--count", min=2, help="How many samples.")]
+Count = Annotated[
+    int | None, Option("-n", "--n", "--count", min=2, max=10**8, help="How many samples.")
+]
 
 
 def evaluate(

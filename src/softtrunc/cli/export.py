@@ -28,9 +28,10 @@ def export(
     The folder holds safetensors and JSON, a model card with recipe, data and measured figures, and
     settings for the schedulers of diffusers.
     """
+    from softtrunc.cli.console import echo
     from softtrunc.jobs.export import export_run, push_export
 
     folder = export_run(run, out or run / "export", weights=weights)
-    typer.echo(str(folder))
+    echo(str(folder))
     if push is not None:
-        typer.echo(push_export(folder, push, private=private or None))
+        echo(push_export(folder, push, private=private or None))

@@ -85,6 +85,7 @@ def show_one(
     overrides: Overrides = None,
 ) -> None:
     """Print a recipe with every default written out."""
+    from softtrunc.cli.console import echo
     from softtrunc.recipes import dump_recipe, load_recipe
 
-    typer.echo(dump_recipe(load_recipe(name, overrides or [])), nl=False)
+    echo(dump_recipe(load_recipe(name, overrides or [])), nl=False)

@@ -15,6 +15,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a self-contained HTML page about one or more runs."""
+    from softtrunc.cli.console import echo
     from softtrunc.jobs.compare import write_page
 
-    typer.echo(str(write_page(runs, out or runs[0] / "report.html")))
+    echo(str(write_page(runs, out or runs[0] / "report.html")))

@@ -22,7 +22,9 @@ def sample(
     run: MaybeRunFolder = None,
     count: Annotated[
         int | None,
-        typer.Option("-n", "--count", min=1, help="How many images: 64, of a trajectory 8."),
+        typer.Option(
+            "-n", "--count", min=1, max=10**8, help="How many images: 64, of a trajectory 8."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -48,9 +50,11 @@ def sample(
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
-    seed: Annotated[int, typer.Option(min=0, help="Image i is drawn from seed + i.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**62, help="Image i is drawn from seed + i.")
+    ] = 0,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images at a time, in each process.")
+        int, typer.Option(min=1, max=100_000, help="Images at a time, in each process.")
     ] = 256,
 ) -> None:
     """Draw images from a trained run.
@@ -77,6 +81,8 @@ def sample(
         if second is not None:
             raise UserError("--trajectory shows one run: leave out --above, --below and --at")
         count = count or 8
+        if count > 1000:
+            raise UserError(f"-n {count}: --trajectory shows at most 1000 images")
         draw_trajectory(
             first,
             trajectory,

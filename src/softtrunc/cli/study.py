@@ -22,7 +22,9 @@ def study(
             "combination. --vary 'objective={...},{...}' changes several keys at once.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Training seeds of every setting.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Training seeds of every setting.")
+    ] = 3,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +49,7 @@ def study(
     same command does the rest; more values or seeds add to what is there. Settings that differ in
     sampling and evaluation alone are measured on the same trained runs.
     """
-    from softtrunc.cli.console import ConsoleProgress, stdout
+    from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.cli.table import study_tables
     from softtrunc.feedback.errors import RunFailedError
     from softtrunc.feedback.signals import stopped_code
@@ -57,7 +59,7 @@ def study(
     cells = plan_study(recipes, vary or [], seeds=seeds, baseline=baseline, overrides=changes)
     if dry_run:
         folders = dict.fromkeys(cell.folder(seed) for cell in cells for seed in cell.recipes)
-        typer.echo("\n".join(folders))
+        echo("\n".join(folders))
         return
     first = next(iter(cells[0].recipes.values()))
     progress = ConsoleProgress()
@@ -69,13 +71,13 @@ def study(
         raise typer.Exit(stopped_code())
     for table in study_tables(found):
         stdout().print(table)
-        typer.echo("")
+        echo("")
     for caution in found.summary.cautions:
         progress.say(caution)
-    typer.echo(f"table: {found.table}, {found.records}")
+    echo(f"table: {found.table}, {found.records}")
     if found.picture is not None:
-        typer.echo(f"plot: {found.picture}")
-    typer.echo(f"report: {found.page}")
+        echo(f"plot: {found.picture}")
+    echo(f"report: {found.page}")
     if found.failures:
         raise RunFailedError("; ".join(found.failures.values()))
     if not found.finished:

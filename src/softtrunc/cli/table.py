@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from softtrunc.jobs.demo import DemoOutcome
     from softtrunc.jobs.edit import RoundTrip
     from softtrunc.jobs.study import StudyOutcome
     from softtrunc.records import Figure
+
+
+def _cell(text: str, best: bool) -> Text:
+    return Text(text, style="bold" if best else "")
 
 
 def plain_table(
@@ -37,7 +41,7 @@ def comparison_table(demo: DemoOutcome) -> Table:
     for number, column in enumerate(summary.columns[1:], start=1):
         title = f"{column.title}, {column.unit}" if column.unit else column.title
         cells = (row[number] for row in summary.rows)
-        table.add_row(title, *(f"[bold]{c.text}[/bold]" if c.best else c.text for c in cells))
+        table.add_row(title, *(_cell(c.text, c.best) for c in cells))
     return table
 
 
@@ -88,8 +92,6 @@ def study_tables(outcome: StudyOutcome) -> list[Table]:
         words = ("setting", "against", "figure")
         table = plain_table(heads, [head for head in heads if head not in words], words, title)
         for row in rows[1:]:
-            table.add_row(
-                *(f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row)
-            )
+            table.add_row(*(_cell(c.text, c.best) for c in row))
         tables.append(table)
     return tables

@@ -48,12 +48,13 @@ def train(
     )
     out = out or Path("runs") / resolved.name
     if dry_run:
+        from softtrunc.cli.console import echo
         from softtrunc.jobs.plan import describe
 
-        typer.echo(describe(resolved, tflops=tflops))
+        echo(describe(resolved, tflops=tflops))
         return
 
-    from softtrunc.cli.console import ConsoleProgress
+    from softtrunc.cli.console import ConsoleProgress, echo
     from softtrunc.feedback.signals import stopped_code
     from softtrunc.jobs.train import train as run
 

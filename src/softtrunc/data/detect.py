@@ -94,6 +94,8 @@ def open_source(source: str | Path, held_out: float = HELD_OUT) -> Source:
     if not 0.0 <= held_out < 1.0:
         raise ValueError(f"{source}: held_out={held_out}: need a share in [0, 1), e.g. 0.1")
     text, path = str(source), Path(source)
+    if not text.strip():  # an empty path would be the present folder
+        raise FileNotFoundError(f"{text!r}: no such data: {_ALLOWED}")
     if text == "digits":
         return digits_source()
     if text == "fashion16":

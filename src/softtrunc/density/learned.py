@@ -253,7 +253,7 @@ def train_dequantizer(
                 loss = bound.mean() / (x[0].numel() * math.log(2.0))
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise ArithmeticError(
+                raise FloatingPointError(
                     f"the dequantizer's loss is {value} after {int(dequantizer.steps)} "
                     "steps: lower its learning rate"
                 )

@@ -6,12 +6,25 @@ and renamed; so a kill, a full disk or two writers at once leave a whole file be
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from softtrunc.feedback.errors import UserError
+
+# What the system says of a place that a user named, whatever was to be done there.
+_REFUSALS = {
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.ENODEV, errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENXIO, errno.EPERM,
+    errno.EROFS,
+}  # fmt: skip
+
+
+def is_refusal(error: OSError) -> bool:
+    """Whether the place is at fault rather than the work: no such file, a name too long, ..."""
+    return error.filename is not None and error.errno in _REFUSALS
 
 
 def sync(path: Path) -> None:
@@ -40,7 +53,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         FileExistsError: if `path` is something that no file may replace.
     """
     if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path}: is a folder, a device or a pipe, no file to replace")
+        what = "is a folder, a device or a pipe, no file to replace"
+        raise FileExistsError(errno.EEXIST, what, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

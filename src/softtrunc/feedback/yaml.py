@@ -9,6 +9,8 @@ import yaml
 
 # Of a document with every alias written out. No recipe has a hundredth of it.
 _MOST_NODES = 100_000
+# Lists and mappings within each other. What walks over a recipe later does so by recursion.
+_DEEPEST = 50
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,6 +55,10 @@ def _count(node: yaml.Node, known: dict[int, int], open_: set[int]) -> int:
     return known[id(node)]
 
 
+# PyYAML makes values of words with no more care than this: 2001-99-99, 0b_, !!timestamp x.
+_BY_CONSTRUCTORS = (ValueError, ArithmeticError, AttributeError, LookupError, TypeError)
+
+
 def parse_yaml(text: str) -> object:
     """The value that a YAML document says.
 
@@ -60,9 +66,23 @@ def parse_yaml(text: str) -> object:
         ValueError: in one line, if it is not YAML.
     """
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        value: object = yaml.load(text, _Loader)
+        deep = _depth(value) > _DEEPEST
+    except RecursionError:
+        deep = True
+    except (yaml.YAMLError, *_BY_CONSTRUCTORS) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
+    if deep:
+        raise ValueError(f"not valid YAML: nested more than {_DEEPEST} deep")
+    return value
+
+
+def _depth(value: object) -> int:
+    if isinstance(value, Mapping):
+        return 1 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list | tuple):
+        return 1 + max(map(_depth, value), default=0)
+    return 0
 
 
 def dump_yaml(value: object) -> str:

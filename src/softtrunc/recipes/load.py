@@ -133,7 +133,8 @@ def _explain(error: ValidationError, where: str) -> UserError:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         hint = nearest(str(location[-1]), _known_keys(location))
-        return UserError(f"{where}: unknown key {key!r}: {hint}{more}")
+        of = f" of {location[1]!r}" if len(shown) < len(location) else ""
+        return UserError(f"{where}: unknown key {key!r}{of}: {hint}{more}")
     if first["type"] == "union_tag_invalid":
         context = first["ctx"]
         known = context["expected_tags"].replace("'", "").split(", ")
@@ -170,7 +171,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if name in library and not name.startswith("_"):
         raw = {"name": name, **_read(library[name], name)}
     elif path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        with user_errors(f"recipe {name}"):
+            found = path.is_file()
+        if not found:
             raise UserError(f"recipe {name}: no such file")
         raw = {"name": path.stem, **_read(path, path.stem)}
     else:

@@ -15,11 +15,15 @@ from softtrunc.evaluation.figure import FIGURES_BY_DEQUANTIZATION, DensityFigure
 
 __all__ = ["FIGURES_BY_DEQUANTIZATION", "Data", "Evaluation", "Recipe", "Sampling"]
 
-Positive = Annotated[float, Field(gt=0.0)]
-Time = Annotated[float, Field(gt=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Natural = Annotated[int, Field(ge=0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
+# Squares of anything wider leave float32, and below these times no SDE has noise left in float64.
+Positive = Annotated[float, Field(gt=0.0, le=1e15)]
+NotNegative = Annotated[float, Field(ge=0.0, le=1e15)]
+Time = Annotated[float, Field(ge=1e-10, lt=1.0)]
+Count = Annotated[int, Field(ge=1, le=10**12, strict=True)]
+Natural = Annotated[int, Field(ge=0, le=10**12)]
+# What multiplies the work of a batch, or the memory that it takes.
+Repeats = Annotated[int, Field(ge=1, le=100_000, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # of PyTorch's generators
 Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
 
 
@@ -188,23 +192,23 @@ class Training(_Section):
     """
 
     steps: Count
-    batch_size: Count = 128
-    micro_batch_size: Count | None = None
-    learning_rate: Positive = 2e-4
+    batch_size: Repeats = 128
+    micro_batch_size: Repeats | None = None
+    learning_rate: Annotated[float, Field(gt=0.0, le=1e3)] = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
     warmup_steps: Natural = 5000
     grad_clip: Positive | None = 1.0
     ema_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
-    seed: Natural = 0
+    seed: Seed = 0
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
     log_every: Count = 100
     sample_every: Count | None = 10_000
     checkpoint_every: Count = 10_000
     keep_checkpoints: Count | None = 3
-    samples: Count = 64
+    samples: Repeats = 64
     tracker: Literal["tensorboard", "wandb"] | None = None
 
 
@@ -247,7 +251,7 @@ class PCSampling(_FixedSteps):
     sampler: Literal["pc"] = "pc"
     steps: Count = 1000
     snr: Positive = 0.16
-    corrector_steps: Natural = 1
+    corrector_steps: Annotated[int, Field(ge=0, le=1000)] = 1
     predictor: Literal["reverse_diffusion", "ancestral", "euler_maruyama"] = "reverse_diffusion"
 
 
@@ -316,8 +320,8 @@ class Dequantizer(_Section):
     layers: Annotated[int, Field(ge=0, strict=True)] = 4
     width: Count = 32
     steps: Count = 2000
-    batch_size: Count = 128
-    learning_rate: Positive = 1e-3
+    batch_size: Repeats = 128
+    learning_rate: Annotated[float, Field(gt=0.0, le=1e3)] = 1e-3
 
 
 class Evaluation(_Section):
@@ -352,14 +356,14 @@ class Evaluation(_Section):
     atol: Positive = 1e-3
     solver_check: Annotated[int, Field(ge=0, strict=True)] = 8
     divergence: Literal["hutchinson", "exact"] = "hutchinson"
-    probes: Count = 1
-    passes: Count = 1
-    nelbo_draws: Count = 32
+    probes: Repeats = 1
+    passes: Repeats = 1
+    nelbo_draws: Repeats = 32
     samples: Count = 50_000
-    batch_size: Count = 256
+    batch_size: Repeats = 256
     features: str | None = None
     resize: Literal["legacy", "clean"] = "legacy"
-    seed: Natural = 0
+    seed: Seed = 0
     dequantizer: Dequantizer = Dequantizer()
 
 
@@ -375,7 +379,7 @@ class Paper(_Section):
 class Recipe(_Section):
     """A whole experiment: data, SDE, truncation, loss, network, training, sampling, evaluation."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$", max_length=120)]
     description: str = ""
     data: Data = Data()
     sde: SDE = VP()

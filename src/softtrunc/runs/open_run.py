@@ -90,11 +90,11 @@ def open_run(
     """
     run = Run(path)
     trained = run.recipe()
-    recipe = override_recipe(trained, overrides, "--set")
+    recipe = override_recipe(trained, overrides, str(path))
     for key, (was, now) in differing(trained.model_dump(), recipe.model_dump()).items():
         if not key.startswith(_FREE):
             raise UserError(
-                f"--set {key}={now}: the model was trained with {was}; only sampling, evaluation "
+                f"{path}: {key}={now}: the model was trained with {was}; only sampling, evaluation "
                 "and data.source may change"
             )
     card = run.data_card()

@@ -73,6 +73,8 @@ class Destination:
     first_number: int = 0
 
     def __post_init__(self) -> None:
+        if not self.out.name:
+            raise UserError(f"--out {self.out}: write the name of a new folder, a .zip or an .npz")
         if self.out.suffix.lower() in _OTHER_FILES:
             raise UserError(
                 f"--out {self.out}: write a folder, or a file that ends in .zip or .npz"

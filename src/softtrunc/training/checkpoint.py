@@ -7,6 +7,7 @@ SHA-256 of each file. It is written under another name and renamed when complete
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -170,7 +171,7 @@ def save_checkpoint(
         _write_info(partial, state, seconds, len(contents[_OPTIMIZER_FILE]))
         replace_folder(partial, final)
     except SafetensorError as error:
-        raise OSError(f"{final}: not written: {error}") from error
+        raise OSError(errno.EIO, f"not written ({error})", str(final)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if keep is not None:

@@ -1,0 +1,15 @@
+"""Text from files and names, as it may safely stand on a terminal."""
+
+from __future__ import annotations
+
+import re
+
+# All that moves the cursor, colours, rings or turns the direction of writing; not the line's end.
+_CONTROL = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text with control characters, and bytes that are not UTF-8, written as escapes."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
