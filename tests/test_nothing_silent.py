@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from softtrunc import VPSDE, cli
+from softtrunc import VPSDE, ScoreModel, cli
 from softtrunc.cli import main
 from softtrunc.feedback import files
 from softtrunc.samplers import DPMSolver, EulerMaruyama, Heun, PredictorCorrector, sample_from
@@ -86,8 +86,9 @@ def test_a_state_that_overflows_is_told_apart():
 
 
 @pytest.mark.parametrize("verb", ["sample", "evaluate"])
-def test_no_image_and_no_figure_of_values_that_are_not_finite(run, capsys, verb):
-    options = ["--set", "sampling.t_end=1e-50"]
+def test_no_image_and_no_figure_of_values_that_are_not_finite(run, capsys, monkeypatch, verb):
+    monkeypatch.setattr(ScoreModel, "score", lambda _, x, t: x * torch.nan)
+    options = []
     if verb == "evaluate":
         options += ["--fid", "-n", "40"]
     assert main([verb, str(run), *options]) == 1
@@ -221,7 +222,7 @@ def test_devices_and_pipes_are_no_place_to_write(run, tmp_path, capsys, device):
     if device == "fifo":
         device = str(tmp_path / "fifo")
         os.mkfifo(device)
-    assert main(["report", str(run), "--out", device]) in (1, 2)
+    assert main(["report", str(run), "--out", device]) == 2
     assert "device or a pipe" in told(capsys)
     assert Path(device).exists()
     assert not Path(device).is_file()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,34 +77,19 @@ def sample(
     }
     changes, progress = as_overrides(named, overrides), ConsoleProgress()
     first, second = _runs(run, above, below, at)
+    drawn: dict[str, Any] = {
+        "overrides": changes,
+        "weights": weights,
+        "seed": seed,
+        "progress": progress,
+    }
     if trajectory is not None:
         if second is not None:
             raise UserError("--trajectory shows one run: leave out --above, --below and --at")
-        count = count or 8
-        if count > 1000:
-            raise UserError(f"-n {count}: --trajectory shows at most 1000 images")
-        draw_trajectory(
-            first,
-            trajectory,
-            count,
-            overrides=changes,
-            weights=weights,
-            seed=seed,
-            progress=progress,
-        )
-        progress.say(f"how {count} images come about: {trajectory}")
+        draw_trajectory(first, trajectory, count or 8, **drawn)
+        progress.say(f"how {count or 8} images come about: {trajectory}")
         return
-    outcome = draw_to(
-        first,
-        count or 64,
-        out,
-        below=second,
-        overrides=changes,
-        weights=weights,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    outcome = draw_to(first, count or 64, out, below=second, batch_size=batch_size, **drawn)
     if outcome.interrupted:
         progress.say(f"stopped at {outcome.done} of {count or 64} images; the same command goes on")
         raise typer.Exit(stopped_code())
