@@ -171,8 +171,10 @@ def test_ctrl_c_leaves_work_to_go_on_with(tmp_path):
 
 # The command itself, with every chunk taking its time and written down at once.
 SLOW = """
-import sys, time
+import signal, sys, time
 import softtrunc.data
+# A shell's background jobs are started with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import softtrunc.data.preparing.fill as filling
 real = filling.fill
 filling.fill = lambda *task: (time.sleep(0.3), real(*task))[1]

@@ -194,7 +194,7 @@ class Training(_Section):
     steps: Count
     batch_size: Repeats = 128
     micro_batch_size: Repeats | None = None
-    learning_rate: Annotated[float, Field(gt=0.0, le=1e3)] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0.0, le=1e38)] = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
@@ -321,7 +321,7 @@ class Dequantizer(_Section):
     width: Count = 32
     steps: Count = 2000
     batch_size: Repeats = 128
-    learning_rate: Annotated[float, Field(gt=0.0, le=1e3)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0.0, le=1e38)] = 1e-3
 
 
 class Evaluation(_Section):
