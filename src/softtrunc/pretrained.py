@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from softtrunc.feedback.errors import all_of
 from softtrunc.feedback.files import whole_file, write_text
+from softtrunc.feedback.text import one_line
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig
 from softtrunc.sde import SDE, SDES, Conditioning, Prediction
 
@@ -218,10 +219,9 @@ def _fetch(source: str, name: str, download: Download) -> Path:
     try:
         return Path(hf_hub_download(source, name, **download))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
             f"{source}: {name} is neither in a folder of that name nor to be had from the Hub: "
-            f"{reason}"
+            f"{one_line(error, 200)}"
         ) from error
 
 

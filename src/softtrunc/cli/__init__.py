@@ -26,12 +26,11 @@ from softtrunc.cli.report import report
 from softtrunc.cli.sample import sample
 from softtrunc.cli.study import study
 from softtrunc.cli.train import train
-from softtrunc.feedback.text import printable
+from softtrunc.feedback.text import printable, shortened
 
 __all__ = ["main"]
 
 _BROKEN_PIPE = 141
-_LONGEST = 280
 
 app = typer.Typer(
     name="softtrunc",
@@ -116,18 +115,14 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _tell_failure(error: Exception) -> int:
     """One line for what ended a command; the exit code."""
     from softtrunc.feedback.errors import RunFailedError, UserError
-    from softtrunc.feedback.files import is_refusal
+    from softtrunc.feedback.files import complaint, is_refusal
 
     if isinstance(error, UserError):
         _tell(str(error))
         return 2
-    if isinstance(error, OSError) and is_refusal(error):
-        _tell(f"{error.filename}: {error.strerror}")
-        return 2
     if isinstance(error, OSError) and error.strerror:
-        where = "" if error.filename is None else f"{error.filename}: "
-        _tell(f"{where}{error.strerror}")
-        return 1
+        _tell(complaint(error))
+        return 2 if is_refusal(error) else 1
     # A FloatingPointError is what solvers say of a model whose values are not finite.
     if isinstance(error, RunFailedError | FloatingPointError):
         _tell(str(error))
@@ -151,11 +146,8 @@ def _saved(error: Exception) -> str:
 
 def _tell(message: str) -> None:
     """One line on standard error, short enough to be read."""
-    text = printable(" ".join(message.split()))
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST - 85]} ... {text[-80:]}"
     with suppress(OSError):
-        print(f"softtrunc: {text}", file=sys.stderr)
+        print(f"softtrunc: {shortened(printable(message))}", file=sys.stderr)
 
 
 def _any_encoding() -> None:

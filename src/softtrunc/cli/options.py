@@ -12,11 +12,11 @@ import typer
 
 def _shipped(path: Path | None) -> Path | None:
     """Names of models that ship stand for runs made of them."""
-    if path is None or path.exists():
+    if path is None or path.exists() or len(path.parts) != 1:
         return path
-    from softtrunc.jobs.adopt import run_or_shipped
+    from softtrunc.jobs.adopt import shipped_run
 
-    return run_or_shipped(path)
+    return shipped_run(path.name) or path
 
 
 def _all_shipped(paths: list[Path]) -> list[Path]:

@@ -15,6 +15,7 @@ from softtrunc.data.formats.arrays import Npz
 
 # Sums in another order leave a covariance asymmetric by so much of its largest number.
 _ASYMMETRY = 1e-3
+_STATISTICS = {"mu", "sigma"}
 
 
 class KnownStatistics(NamedTuple):
@@ -47,16 +48,13 @@ def holds_statistics(path: Path) -> bool:
     Raises:
         ValueError: if it is called .npz and broken.
     """
-    return path.suffix.lower() == ".npz" and path.is_file() and {"mu", "sigma"} <= _keys(path)
+    suffix = path.suffix.lower()
+    return suffix == ".npz" and path.is_file() and set(Npz(path).headers) >= _STATISTICS
 
 
 def holds_images(path: Path) -> bool:
     """Whether there are images beside the statistics, as in ADM's reference batches."""
     return any(len(header.shape) in (3, 4) for header in Npz(path).headers.values())
-
-
-def _keys(path: Path) -> set[str]:
-    return set(Npz(path).headers)
 
 
 def read_statistics(path: Path) -> KnownStatistics:
@@ -68,9 +66,9 @@ def read_statistics(path: Path) -> KnownStatistics:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if not {"mu", "sigma"} <= _keys(path):
-        raise ValueError(f"{path}: no statistics: an .npz with arrays mu and sigma is read")
     npz = Npz(path)
+    if not set(npz.headers) >= _STATISTICS:
+        raise ValueError(f"{path}: no statistics: an .npz with arrays mu and sigma is read")
     mean, covariance = npz.read("mu"), npz.read("sigma")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
         raise ValueError(

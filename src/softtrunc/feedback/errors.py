@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-_LONGEST = 280
+from softtrunc.feedback.text import shortened
 
 
 class UserError(Exception):
@@ -16,10 +16,7 @@ class UserError(Exception):
     """
 
     def __init__(self, text: str) -> None:
-        text = " ".join(text.split())
-        if len(text) > _LONGEST:
-            text = f"{text[: _LONGEST - 85]} ... {text[-80:]}"
-        super().__init__(text)
+        super().__init__(shortened(text))
 
 
 class RunFailedError(Exception):
@@ -61,8 +58,7 @@ def user_errors(where: str = "") -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        text = " ".join(str(error).split())
-        raise UserError(f"{where}: {text}" if where else text) from error
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,12 @@ _REFUSALS = {
 def is_refusal(error: OSError) -> bool:
     """Whether the place is at fault rather than the work: no such file, a name too long, ..."""
     return error.filename is not None and error.errno in _REFUSALS
+
+
+def complaint(error: OSError) -> str:
+    """What the system said, behind the file that it said it of."""
+    where = "" if error.filename is None else f"{error.filename}: "
+    return f"{where}{error.strerror or error}"
 
 
 def sync(path: Path) -> None:
@@ -88,6 +95,23 @@ def replace_folder(partial: Path, final: Path) -> None:
         final.rmdir()
     partial.rename(final)
     sync(final.parent)
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A new folder beside `final` to write to; it takes that name when the block ends well.
+
+    Missing parents are made. After an error nothing is left. `final` may be there only as an empty
+    folder.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        replace_folder(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_place(

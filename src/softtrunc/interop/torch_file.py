@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from softtrunc.feedback.text import one_line
+
 # What people have in hand when a download or a conversion went wrong, by how the file begins.
 _STRANGERS = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the file: fetch it with git lfs pull"),
@@ -68,7 +70,7 @@ def _check(path: Path) -> bool:
                 raise ValueError("its members promise more bytes than it has")
             damaged = archive.testzip()
     except Exception as error:
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        reason = one_line(error, 80)
         raise ValueError(f"{path}: damaged or cut short: {reason}: fetch it again") from error
     if damaged is not None:
         raise ValueError(f"{path}: damaged: {damaged} is not what was saved (CRC): fetch it again")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from softtrunc.data import DataCard
 from softtrunc.feedback.errors import UserError, user_errors
-from softtrunc.feedback.files import replace_folder
+from softtrunc.feedback.files import whole_folder
 from softtrunc.pretrained import shipped_folder
 from softtrunc.recipes.build import build_training
 from softtrunc.recipes.load import parse_recipe
@@ -43,29 +43,23 @@ def adopt(folder: Path, out: Path) -> Run:
         recipe = parse_recipe(record.settings, str(folder / "recipe.yaml"))
         state = TrainState.create(ScoreModel.from_pretrained(folder), build_training(recipe))
     state.step = state.ema.updates = step
-    partial = out.with_name(f".{out.name}.partial")
-    with user_errors(f"--out {out}"):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with user_errors(f"--out {out}"), whole_folder(out) as partial:
         for name in _COPIED:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, partial / name)
         save_checkpoint(Run(partial).checkpoints, state)
-        replace_folder(partial, out)
     return run
 
 
-def run_or_shipped(path: Path) -> Path:
-    """The run folder `path`, or one made of the model that ships under that name.
+def shipped_run(name: str) -> Path | None:
+    """The run folder of the model that ships under this name; None: none does.
 
-    Such a run lies in `runs/NAME-shipped` and is made once; a folder called `path` comes first.
+    It lies in `runs/NAME-shipped` and is made once.
     """
-    if path.exists() or len(path.parts) != 1:
-        return path
-    folder = shipped_folder(path.name)
+    folder = shipped_folder(name)
     if folder is None:
-        return path
-    run = Run(Path("runs") / f"{path.name}-shipped")
+        return None
+    run = Run(Path("runs") / f"{name}-shipped")
     if not run.exists:
         adopt(folder, run.path)
     return run.path

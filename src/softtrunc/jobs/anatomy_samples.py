@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +18,10 @@ from softtrunc.evaluation.regenerate import regenerate
 from softtrunc.feedback.progress import Progress
 from softtrunc.jobs.parts import Parts
 from softtrunc.noise import Noise
-from softtrunc.recipes.build import build_sampler, build_score
+from softtrunc.recipes.build import build_sampler
 from softtrunc.records import ChimeraPoint, RegenerationPoint
-from softtrunc.runs.draw import to_levels
-from softtrunc.runs.open_run import OpenRun
-from softtrunc.samplers import Chimera
-from softtrunc.score import ScoreFunction
+from softtrunc.runs.draw import draw_batches, to_levels
+from softtrunc.runs.open_run import OpenRun, with_below
 from softtrunc.sde import SDE
 
 _IN_A_ROW = 12
@@ -71,7 +70,7 @@ class Chimeras:
         parts: Parts,
         progress: Progress,
     ) -> None:
-        self._opened = opened
+        self._opened = [replace(run, recipe=opened[0].recipe) for run in opened]
         self._names = names
         self._train = train
         self._samples = samples
@@ -98,41 +97,41 @@ class Chimeras:
         time to the largest, and the run below alone. Without an extractor distances are None.
         """
         alone = [
-            self._measured(opened.model, f"sample {name}", f"{i}-alone")
-            for i, (opened, name) in enumerate(zip(self._opened, self._names, strict=True))
+            self._measured(run, f"sample {name}", f"{i}-alone")
+            for i, (run, name) in enumerate(zip(self._opened, self._names, strict=True))
         ]
         curves: list[ChimeraPoint] = []
         for a, b in ((0, 1), (1, 0)):
             rows = [alone[a]["first"]]
             above, below = self._names[a], self._names[b]
             for i, t in enumerate(self._times):
-                model = Chimera(self._opened[a].model, self._opened[b].model, t)
-                found = self._measured(
-                    model, f"{above} above t = {t:.2g}, {below}", f"{a}-above-{i}"
-                )
+                pair = with_below(self._opened[a], self._opened[b], t)
+                label = f"{above} above t = {t:.2g}, {below}"
+                found = self._measured(pair, label, f"{a}-above-{i}")
                 rows.append(found["first"])
-                log_snr = _log_snr(model.sde, t)
+                log_snr = _log_snr(pair.model.sde, t)
                 curves.append(ChimeraPoint(above, below, t, log_snr, _distance(found)))
             rows.append(alone[b]["first"])
             pixels = stretch_levels(torch.cat(rows), self._opened[0].card.levels)
             save_grid(pixels, out / f"chimera-{a + 1}-above-{b + 1}.png", len(rows[0]))
         return [_distance(found) for found in alone], tuple(curves)
 
-    def _measured(self, model: ScoreFunction, label: str, key: str) -> dict[str, Tensor]:
-        return self._parts.get(key, partial(self._measure, model, label))
+    def _measured(self, opened: OpenRun, label: str, key: str) -> dict[str, Tensor]:
+        return self._parts.get(key, partial(self._measure, opened, label))
 
-    def _measure(self, model: ScoreFunction, label: str) -> dict[str, Tensor]:
+    def _measure(self, opened: OpenRun, label: str) -> dict[str, Tensor]:
         """The first samples, and the distance of all."""
-        if self._judge is None:
-            return {"first": self._draw(model, range(_IN_A_ROW))}
-        opened, first = self._opened[0], []
+        first: list[Tensor] = []
 
         def read(wanted: range) -> Iterator[Tensor]:
-            for start in range(wanted.start, wanted.stop, self._spec.batch_size):
-                stop = min(start + self._spec.batch_size, wanted.stop)
-                drawn = self._draw(model, range(start, stop))
-                first.append(drawn[: max(0, _IN_A_ROW - start)])
-                yield drawn
+            size = self._spec.batch_size
+            parts = [wanted[i : i + size] for i in range(0, len(wanted), size)]
+            for batch in draw_batches(opened, parts, seed=self._spec.seed):
+                first.append(batch.images[: max(0, _IN_A_ROW - batch.first)])
+                yield batch.images
+
+        if self._judge is None:
+            return {"first": torch.cat(list(read(range(_IN_A_ROW))))}
 
         samples = Samples(
             label=label,
@@ -146,19 +145,6 @@ class Chimeras:
         (figure,) = self._judge.measure(samples, {"train": self._train}, frozenset({"fid"}))
         distance = torch.tensor(figure.value, dtype=torch.float64)
         return {"first": torch.cat(first), "distance": distance}
-
-    def _draw(self, model: ScoreFunction, numbers: range) -> Tensor:
-        """Samples of these numbers as grey levels; sample i depends on seed + i alone."""
-        opened = self._opened[0]
-        card, sampling = opened.card, opened.recipe.sampling
-        drawn = build_sampler(sampling).sample(
-            model,
-            (len(numbers), card.channels, card.height, card.width),
-            seeds=[self._spec.seed + i for i in numbers],
-            device=opened.device,
-            score_fn=build_score(sampling, model),
-        )
-        return to_levels(opened, drawn.x)
 
 
 def _distance(found: Mapping[str, Tensor]) -> float | None:

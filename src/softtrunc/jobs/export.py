@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from softtrunc.feedback.errors import UserError, user_errors
-from softtrunc.feedback.files import check_place, replace_folder
+from softtrunc.feedback.files import check_place, whole_folder
+from softtrunc.feedback.text import one_line
 from softtrunc.interop import DiffusersUNet
 from softtrunc.jobs.card import model_card
 from softtrunc.pretrained import upload_folder
@@ -45,12 +45,8 @@ def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
     """
     check_place(out)
     opened = open_run(path, weights=weights)
-    partial = out.with_name(f".{out.name}.partial")
-    with user_errors(f"--out {out}"):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with user_errors(f"--out {out}"), whole_folder(out) as partial:
         _write(opened, partial, weights, title=path.resolve().name)
-        replace_folder(partial, out)
     return out
 
 
@@ -58,7 +54,7 @@ def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> No
     picture = _newest_grid(opened)
     if picture is not None:  # drawn anew: what lies under its name may hold more than an image
         with Image.open(picture, formats=("PNG",)) as image:
-            image.convert(image.mode).save(folder / _PICTURE)
+            image.save(folder / _PICTURE)
     evaluation = _evaluation(opened, weights)
     if evaluation is not None:
         text = json.dumps(evaluation, indent=1, allow_nan=False)
@@ -122,8 +118,7 @@ def push_export(folder: Path, repo_id: str, *, private: bool | None = None) -> s
     try:
         return upload_folder(folder, repo_id, private=private)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"--push {repo_id}: {reason}: the model is in {folder}; log in with "
+            f"--push {repo_id}: {one_line(error, 300)}: the model is in {folder}; log in with "
             "`hf auth login`, then `hf upload` it or export again"
         ) from error

@@ -16,6 +16,7 @@ from torch import Tensor
 from softtrunc.data import ImageDataset, stretch_levels, to_uint8
 from softtrunc.data.pictures import save_grid
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
+from softtrunc.feedback.files import complaint
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import stop_on_signal
 from softtrunc.recipes.build import (
@@ -112,10 +113,8 @@ def train(
     except FloatingPointError as error:  # of the samples
         raise RunFailedError(f"{error}; {training.kept()}") from error
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        raise RunFailedError(
-            f"{place}{error.strerror or error}: {training.kept()}; make room, then --resume"
-        ) from error
+        what = f"{complaint(error)}: {training.kept()}; make room, then --resume"
+        raise RunFailedError(what) from error
     step, seconds = training.state.step, training.clock.seconds
     return TrainOutcome(step, seconds, interrupted=step < spec.steps)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -68,12 +68,12 @@ class AnatomyView:
         return found
 
 
-def view_anatomy(folder: Path, styles: Sequence[RunStyle] | None = None) -> AnatomyView | None:
+def view_anatomy(folder: Path, looks: Mapping[str, RunStyle] | None = None) -> AnatomyView | None:
     """The anatomy in `folder`, drawn; None if there is none.
 
     Args:
         folder: where `anatomy.json` and the grids lie.
-        styles: how the runs look; None: as the first runs of a report.
+        looks: how runs look, by name; if one has none here, as the first runs of a report.
 
     Raises:
         ValueError: if `anatomy.json` is damaged.
@@ -82,7 +82,9 @@ def view_anatomy(folder: Path, styles: Sequence[RunStyle] | None = None) -> Anat
     if record is None:
         return None
     runs, change = record.runs, record.difference
-    styles = styles or [run_style(i) for i in range(len(runs))]
+    if looks is None or any(run.name not in looks for run in runs):
+        looks = {run.name: run_style(i) for i, run in enumerate(runs)}
+    styles = [looks[run.name] for run in runs]
     keys = tuple(Key(run.name, style) for run, style in zip(runs, styles, strict=True))
     laws = ((key, plots.law_of_times(run, key.style)) for key, run in zip(keys, runs, strict=True))
     return AnatomyView(

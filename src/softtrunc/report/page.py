@@ -264,11 +264,7 @@ def _anatomies(runs: Sequence[Shown]) -> list[AnatomyView]:
     looks = {run.record.name: run.style for run in runs}
     found = []
     for run in runs:
-        view = view_anatomy(run.record.path / "anatomy")
-        if view is not None and all(key.label in looks for key in view.runs):
-            view = view_anatomy(
-                run.record.path / "anatomy", [looks[key.label] for key in view.runs]
-            )
+        view = view_anatomy(run.record.path / "anatomy", looks)
         found += [] if view is None else [view]
     return found
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from softtrunc.records import AnatomyBin, AnatomyChange, AnatomyRun, ChimeraPoint, RegenerationPoint
@@ -11,6 +13,7 @@ from softtrunc.report.plots_base import Picture, RunStyle, drawing, encoded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def bits_by_time(runs: Sequence[AnatomyRun], styles: Sequence[RunStyle]) -> Picture:
@@ -41,14 +44,7 @@ def error_by_log_snr(runs: Sequence[AnatomyRun], styles: Sequence[RunStyle]) -> 
     with drawing() as (figure, axes):
         for run, style in zip(runs, styles, strict=True):
             shown = [part for part in run.bins if part.error > 0.0]
-            axes.plot(
-                list(map(_middle, shown)),
-                [part.error for part in shown],
-                color=style.colour,
-                marker=style.marker,
-                markersize=5,
-                linewidth=1.7,
-            )
+            _line(axes, list(map(_middle, shown)), [part.error for part in shown], style)
         axes.set_yscale("log")
         base.label_log_axis(axes.yaxis)
         _log_snr_axis(axes, runs[0].bins)
@@ -58,31 +54,34 @@ def error_by_log_snr(runs: Sequence[AnatomyRun], styles: Sequence[RunStyle]) -> 
 
 def change_by_time(change: AnatomyChange, style: RunStyle) -> Picture:
     """What the second run adds to or takes from the first one's bits, with two standard errors."""
-    with drawing() as (figure, axes):
-        axes.errorbar(
-            list(map(_middle, change.bins)),
-            [part.bits_per_dim for part in change.bins],
-            yerr=[2.0 * part.standard_error for part in change.bins],
-            fmt=style.marker,
-            color=style.colour,
-            markersize=5,
-            capsize=2,
-            linestyle="-",
-        )
-        axes.axhline(0.0, color=base.INK, linewidth=0.8)
-        _log_snr_axis(axes, change.bins)
+    bits = [part.bits_per_dim for part in change.bins]
+    errors = [part.standard_error for part in change.bins]
+    with _changes(change.bins, bits, errors, style) as (figure, axes):
         axes.set(ylabel="change, bits/dim of the bin")
         return encoded(figure)
 
 
 def error_change(first: AnatomyRun, change: AnatomyChange, style: RunStyle) -> Picture:
     """The second run's error over the first one's, less one, with two paired standard errors."""
-    pairs = [(a, b) for a, b in zip(first.bins, change.bins, strict=True) if a.error > 0.0]
+    before = [part.error if part.error > 0.0 else math.nan for part in first.bins]
+    ratios = [b.error / a for a, b in zip(before, change.bins, strict=True)]
+    errors = [b.error_standard_error / a for a, b in zip(before, change.bins, strict=True)]
+    with _changes(change.bins, ratios, errors, style) as (figure, axes):
+        axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:+.3g} %")
+        axes.set(ylabel="change of the error")
+        return encoded(figure)
+
+
+@contextmanager
+def _changes(
+    bins: Sequence[AnatomyBin], values: Sequence[float], errors: Sequence[float], style: RunStyle
+) -> Iterator[tuple[Figure, Axes]]:
+    """A plot of changes by log-SNR, around zero, with two standard errors."""
     with drawing() as (figure, axes):
         axes.errorbar(
-            [_middle(a) for a, _ in pairs],
-            [b.error / a.error for a, b in pairs],
-            yerr=[2.0 * b.error_standard_error / a.error for a, b in pairs],
+            list(map(_middle, bins)),
+            values,
+            yerr=[2.0 * error for error in errors],
             fmt=style.marker,
             color=style.colour,
             markersize=5,
@@ -90,10 +89,8 @@ def error_change(first: AnatomyRun, change: AnatomyChange, style: RunStyle) -> P
             linestyle="-",
         )
         axes.axhline(0.0, color=base.INK, linewidth=0.8)
-        axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:+.3g} %")
-        _log_snr_axis(axes, change.bins)
-        axes.set(ylabel="change of the error")
-        return encoded(figure)
+        _log_snr_axis(axes, bins)
+        yield figure, axes
 
 
 def chimera_curves(
@@ -105,14 +102,8 @@ def chimera_curves(
         return None
     with drawing() as (figure, axes):
         for run, style in zip(runs, styles, strict=True):
-            axes.plot(
-                [log_snr for above, log_snr, _ in known if above == run.name],
-                [distance for above, _, distance in known if above == run.name],
-                color=style.colour,
-                marker=style.marker,
-                markersize=6,
-                linewidth=1.7,
-            )
+            curve = [(log_snr, value) for above, log_snr, value in known if above == run.name]
+            _line(axes, [x for x, _ in curve], [y for _, y in curve], style)
             if run.distance is not None:
                 axes.axhline(run.distance, color=style.colour, linewidth=1.0, linestyle="--")
         axes.set_ylim(bottom=0.0)
@@ -145,18 +136,15 @@ def law_of_times(run: AnatomyRun, style: RunStyle) -> Picture | None:
 def regeneration_curve(points: Sequence[RegenerationPoint], style: RunStyle) -> Picture:
     """How alike a real image and its regeneration are, by the time it was noised up to."""
     with drawing() as (figure, axes):
-        axes.plot(
-            [p.log_snr for p in points],
-            [p.correlation for p in points],
-            color=style.colour,
-            marker=style.marker,
-            markersize=6,
-            linewidth=1.7,
-        )
+        _line(axes, [p.log_snr for p in points], [p.correlation for p in points], style)
         axes.invert_xaxis()
         axes.set_ylim(min(0.0, *(p.correlation for p in points)), 1.02)
         axes.set(xlabel="log-SNR up to which the image was noised", ylabel="correlation")
         return encoded(figure)
+
+
+def _line(axes: Axes, x: Sequence[float], y: Sequence[float], style: RunStyle) -> None:
+    axes.plot(x, y, color=style.colour, marker=style.marker, markersize=5.5, linewidth=1.7)
 
 
 def _over_largest(values: Sequence[float]) -> list[float]:

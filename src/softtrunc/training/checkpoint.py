@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from softtrunc.feedback.files import replace_folder
+from softtrunc.feedback.files import whole_folder
 from softtrunc.pretrained import check_finite, check_shapes, load_exactly, read_shapes
 from softtrunc.training.state import TrainState
 
@@ -155,9 +155,6 @@ def save_checkpoint(
     final = folder / f"step-{state.step:08d}"
     if final.exists():  # a step's state is a function of the run: it is already there
         return final
-    partial = folder / f".step-{state.step:08d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     model = state.model.state_dict()
     contents = {
         WEIGHTS_FILES["raw"]: model,
@@ -165,15 +162,13 @@ def save_checkpoint(
         _OPTIMIZER_FILE: _optimizer_tensors(state),
     }
     try:
-        for name, tensors in contents.items():
-            contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
-            save_file(contiguous, partial / name)
-        _write_info(partial, state, seconds, len(contents[_OPTIMIZER_FILE]))
-        replace_folder(partial, final)
+        with whole_folder(final) as partial:
+            for name, tensors in contents.items():
+                contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
+                save_file(contiguous, partial / name)
+            _write_info(partial, state, seconds, len(contents[_OPTIMIZER_FILE]))
     except SafetensorError as error:
         raise OSError(errno.EIO, f"not written ({error})", str(final)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     if keep is not None:
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)

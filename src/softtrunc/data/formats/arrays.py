@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from softtrunc.data.formats.bounds import refuse_bomb
 from softtrunc.data.formats.folder import files_source
 from softtrunc.data.source import ArrayImages, Part, Source, plain_name
+from softtrunc.feedback.text import one_line
 
 # Names under which people keep images and labels, by split.
 _IMAGE_KEYS = {
@@ -50,7 +51,7 @@ def _read_header(stream: IO[bytes] | io.BufferedIOBase, size: int, where: str) -
             raise ValueError(f"a shape of {shape}")
     # The header is a Python literal: one gone wrong ends in nearly any error of its parser.
     except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = one_line(error)
         raise ValueError(f"{where}: not a NumPy array that can be read: {reason}") from error
     if dtype.hasobject:
         raise ValueError(
@@ -130,7 +131,7 @@ class Npz:
                 array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
         # Packers and NumPy's parser have errors of all kinds for what is damaged.
         except Exception as error:
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            reason = one_line(error)
             raise ValueError(f"{self.path}: {key}: cannot be read: {reason}") from error
         return array
 

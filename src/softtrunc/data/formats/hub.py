@@ -12,6 +12,7 @@ from softtrunc.data.formats.optional import import_for
 from softtrunc.data.formats.tables import image_column, known_labels, tables_source
 from softtrunc.data.source import Encoded, ImageFiles, Source
 from softtrunc.data.splits import HELD_OUT
+from softtrunc.feedback.text import one_line
 
 SCHEME = "hf://"
 
@@ -38,7 +39,7 @@ def hub_source(address: str, held_out: float = HELD_OUT) -> Source:
     # The library passes on whatever its many back ends raise: no such name, no network, a script.
     except Exception as error:
         raise FileNotFoundError(
-            f"{address}: cannot be fetched from the Hub: {_reason(error)}"
+            f"{address}: cannot be fetched from the Hub: {one_line(error, 300)}"
         ) from error
     cache = [Path(str(datasets.config.HF_CACHE_HOME)), Path(str(datasets.config.HF_DATASETS_CACHE))]
 
@@ -60,7 +61,7 @@ def saved_source(folder: Path, held_out: float) -> Source | None:
     # Arrow, JSON and the file system each have errors of their own.
     except Exception as error:
         raise ValueError(
-            f"{folder}: a saved data set that cannot be read: {_reason(error)}"
+            f"{folder}: a saved data set that cannot be read: {one_line(error, 300)}"
         ) from error
 
     def opener(table: Any) -> _Table:
@@ -69,10 +70,6 @@ def saved_source(folder: Path, held_out: float) -> Source | None:
     tables = dict(found) if isinstance(found, datasets.DatasetDict) else {"": found}
     name = folder.resolve().name
     return tables_source(opener, tables, "hub", str(folder), held_out, name=name)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 class _Table(ImageFiles):

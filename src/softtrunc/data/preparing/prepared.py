@@ -17,6 +17,7 @@ from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
 from softtrunc.data.source import ArrayImages, Source
 from softtrunc.data.splits import check_split
 from softtrunc.feedback.files import whole_file, write_bytes
+from softtrunc.feedback.text import one_line
 
 _FORMAT = 1
 
@@ -83,7 +84,7 @@ def _read_card(path: Path) -> tuple[DataCard, Mapping[str, Any]]:
             raise ValueError(f"not a card of format {_FORMAT}")
         return DataCard.from_dict(content["card"]), content
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error, 100)
         raise ValueError(f"{path}: broken: {reason}: prepare the data again") from error
 
 
@@ -153,6 +154,6 @@ def _map(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"{path}: missing: prepare the data again") from None
     # Its header is a Python literal: one gone wrong ends in nearly any error of its parser.
     except Exception as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error, 100)
         raise ValueError(f"{path}: broken or cut short: {reason}: prepare it again") from error
     return array
