@@ -9,6 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from softtrunc.sde import send
+
 
 def _stream(seed: int, purpose: str | None) -> torch.Generator:
     if purpose is not None:
@@ -73,9 +75,9 @@ class Noise:
         if not self.generators:
             source = device if self._generator is None else self._generator.device
             whole = make(tuple(shape), generator=self._generator, device=source, dtype=dtype)
-            return whole.to(device)
+            return send(whole, device)
         rows = [make(tuple(shape[1:]), generator=g, dtype=dtype) for g in self.generators]
-        return torch.stack(rows).to(device)
+        return send(torch.stack(rows), device)
 
     def draw(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Standard normal numbers of shape `(B, *event)`."""

@@ -30,7 +30,7 @@ Per = Literal["step", "example"]
 class StepDraw(NamedTuple):
     """The random times of one optimiser step; a part of the batch takes `part(start, stop)`.
 
-    `tau` is `()`, or `(n,)` where each example has its own.
+    `tau` is `()`, or `(n,)` where each example has its own; it stays where it was drawn.
     """
 
     tau: Float[Tensor, "*n"]
@@ -41,6 +41,13 @@ class StepDraw(NamedTuple):
         """The share of examples `start` to `stop`: the same shared tau, their own times."""
         tau = self.tau[start:stop] if self.tau.ndim else self.tau
         return StepDraw(tau, self.t[start:stop], self.weight[start:stop])
+
+    def to(self, device: torch.device) -> StepDraw:
+        """The times and weights on `device`, in its widest type, sent as one."""
+        if self.t.device == device:
+            return self
+        t, weight = widen(torch.stack([self.t, self.weight]), device)
+        return StepDraw(self.tau, t, weight)
 
 
 class LossTerms(NamedTuple):
@@ -91,8 +98,8 @@ class _DenoisingLoss(Objective):
     reduction: Reduction
 
     @abc.abstractmethod
-    def _loss(self, draw: StepDraw, t: Tensor, error: Tensor) -> Float[Tensor, " b"]:
-        """The loss of examples with these errors; `t` is `draw.t` on their device."""
+    def _loss(self, draw: StepDraw, error: Tensor) -> Float[Tensor, " b"]:
+        """The loss of examples with these errors."""
 
     def __call__(
         self,
@@ -118,13 +125,14 @@ class _DenoisingLoss(Objective):
             draw = self.draw(x.shape[0], tau=tau, generator=generator)
         if noise is None:
             noise = random_normal(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        t = widen(draw.t, x.device)
+        # Sent before the forward pass is queued: after it, the host would wait for all of that.
+        draw = draw.to(x.device)
         # sigma score + z is sigma times what the score is off grad log p(x_t | x_0).
-        sigma = expand_to(model.sde.marginal(t).sigma, x)
-        rest = sigma * model.score(model.sde.perturb(x, t, noise), t) + noise
+        sigma = expand_to(model.sde.marginal(draw.t).sigma, x)
+        rest = sigma * model.score(model.sde.perturb(x, draw.t, noise), draw.t) + noise
         squares = rest.square().reshape(x.shape[0], math.prod(x.shape[1:]))
         error = squares.mean(1) if self.reduction == "mean" else squares.sum(1)
-        return LossTerms(self._loss(draw, t, error), t, draw.tau, error)
+        return LossTerms(self._loss(draw, error), draw.t, draw.tau, error)
 
 
 @dataclass(frozen=True)
@@ -195,7 +203,7 @@ class SoftTruncationLoss(_DenoisingLoss):
         elif not 0.0 < float(tau) < self.sde.t_max:
             raise ValueError(f"tau={float(tau)}: need 0 < tau < T = {self.sde.t_max}")
         else:
-            tau = torch.as_tensor(tau, dtype=torch.float64)
+            tau = torch.tensor(float(tau), dtype=torch.float64)
         t, weight = self.times.draw(n, tau, generator=generator)
         return StepDraw(tau, t, weight)
 
@@ -204,7 +212,7 @@ class SoftTruncationLoss(_DenoisingLoss):
         sigma = self.sde.marginal(draw.t).sigma
         return 0.5 * draw.weight * self.weighting(draw.t) / sigma.square()
 
-    def _loss(self, draw: StepDraw, t: Tensor, error: Tensor) -> Float[Tensor, " b"]:  # noqa: ARG002
+    def _loss(self, draw: StepDraw, error: Tensor) -> Float[Tensor, " b"]:
         return self.coefficient(draw).to(error) * error
 
 
@@ -271,11 +279,11 @@ class MixedLoss(_DenoisingLoss):
         if n % 2:
             raise ValueError(f"MixedLoss: a batch of {n} has no two halves: use an even batch size")
 
-    def _loss(self, draw: StepDraw, t: Tensor, error: Tensor) -> Float[Tensor, " b"]:
+    def _loss(self, draw: StepDraw, error: Tensor) -> Float[Tensor, " b"]:
         self._check_even(len(error))
         halves = [StepDraw(draw.tau, draw.t[i::2], draw.weight[i::2]) for i in (0, 1)]
-        density = self.likelihood._loss(halves[0], t[0::2], error[0::2])
-        sample = self.variance._loss(halves[1], t[1::2], error[1::2])
+        density = self.likelihood._loss(halves[0], error[0::2])
+        sample = self.variance._loss(halves[1], error[1::2])
         scale: float | Tensor = self.coefficient
         if self.balanced:
             scale = scale * (density / sample).detach().mean()
@@ -328,8 +336,8 @@ class RunningErrorLoss(_DenoisingLoss):
 
     def _bin(self, t: Tensor) -> Tensor:
         """The bin of each time; the first holds T."""
-        ends = t.new_tensor([self.base.sde.t_max, self.base.prior.eps])
-        low, high = self.base.sde.log_snr(ends)
+        ends = torch.tensor([self.base.sde.t_max, self.base.prior.eps], dtype=torch.float64)
+        low, high = self.base.sde.log_snr(ends).tolist()
         place: Tensor = (self.base.sde.log_snr(t) - low) / (high - low) * self.bins
         return place.long().clamp(0, self.bins - 1)
 
@@ -344,11 +352,11 @@ class RunningErrorLoss(_DenoisingLoss):
         """The draw of the loss that is weighted."""
         return self.base.draw(n, tau=tau, step=step, generator=generator)
 
-    def _loss(self, draw: StepDraw, t: Tensor, error: Tensor) -> Float[Tensor, " b"]:
-        total, count = self.memory.to(t)
+    def _loss(self, draw: StepDraw, error: Tensor) -> Float[Tensor, " b"]:
+        total, count = self.memory.to(draw.t)
         # The guard is for models that know the noise exactly.
-        mean = (total / count).clamp(min=1e-12)[self._bin(t)]
-        loss: Tensor = self.base._loss(draw, t, error) * mean.pow(-self.power).to(error)
+        mean = (total / count).clamp(min=1e-12)[self._bin(draw.t)]
+        loss: Tensor = self.base._loss(draw, error) * mean.pow(-self.power).to(error)
         return loss
 
     def bin_sums(
@@ -357,7 +365,7 @@ class RunningErrorLoss(_DenoisingLoss):
         """In each bin the sums of error per dimension and of examples of so many `dimensions`."""
         per_dimension = error.detach().to(t) / (dimensions if self.reduction == "sum" else 1)
         # A product, not a scatter: on a GPU that would add in random order.
-        member = torch.nn.functional.one_hot(self._bin(t), self.bins).to(t)
+        member = (self._bin(t)[:, None] == torch.arange(self.bins, device=t.device)).to(t)
         return torch.stack([per_dimension, torch.ones_like(t)]) @ member
 
     def remember(self, sums: Float[Tensor, "2 bins"]) -> None:

@@ -161,7 +161,7 @@ class ScoreModel(nn.Module):
         dtype = x.dtype if parameter is None else parameter.dtype
         low, high = self.value_range
         inputs = x if (low, high) == (-1.0, 1.0) else (2.0 * x - (low + high)) / (high - low)
-        label = noise_label(self.sde, self.conditioning, t.to(x.device)).to(dtype)
+        label = noise_label(self.sde, self.conditioning, widen(t, x.device)).to(dtype)
         output: Tensor = self.network(inputs.to(dtype), label.expand(x.shape[0]))
         return output.to(x.dtype)
 

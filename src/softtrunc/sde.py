@@ -36,10 +36,22 @@ class Marginal(NamedTuple):
     sigma: Float[Tensor, "*batch"]
 
 
+def send(v: Tensor, device: torch.device) -> Tensor:
+    """`v` on `device`; where that is safe, the host does not wait for the copy.
+
+    It is safe from pinned memory: from any other, a copy under way could see what `v` is later.
+    """
+    pinned = v.device.type == "cpu" and device.type == "cuda"
+    return v.pin_memory().to(device, non_blocking=True) if pinned else v.to(device)
+
+
 def expand_to(v: Float[Tensor, "*batch"], x: Float[Tensor, "b *event"]) -> Tensor:
-    """`v` of shape `()` or `(B,)`, on device and in dtype of `x` `(B, *event)`, to multiply it."""
-    v = v.to(device=x.device, dtype=x.dtype)
-    return v if v.ndim == 0 else v.reshape(-1, *([1] * (x.ndim - 1)))
+    """`v` of shape `()` or `(B,)` in the dtype of `x` `(B, *event)`, to multiply it.
+
+    A number `()` may stay on the CPU: it goes along with the operation.
+    """
+    v = v.to(x.dtype)
+    return v if v.ndim == 0 else send(v, x.device).reshape(-1, *([1] * (x.ndim - 1)))
 
 
 def random_normal(
@@ -52,7 +64,7 @@ def random_normal(
     """Standard normal numbers drawn where the generator lives, then moved to `device`."""
     source = device if generator is None else generator.device
     z = torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype)
-    return z if device is None else z.to(device)
+    return z if device is None else send(z, torch.device(device))
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -62,8 +74,9 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 def widen(t: Tensor, device: torch.device | None = None) -> Tensor:
     """`t` on `device` in its widest type: schedules span decades, and their scalars are cheap."""
-    device = device or t.device
-    return t.to(device, wide_dtype(device))
+    wide = wide_dtype(device or t.device)
+    # On the CPU before it is sent: the device may not have the type it is in.
+    return send(t.to(wide) if t.device.type == "cpu" else t, device or t.device).to(wide)
 
 
 def _narrow(v: Tensor, like: Tensor) -> Tensor:
@@ -193,13 +206,11 @@ class SDE(abc.ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draw x_T of the given shape `(B, *event)` from `N(0, prior_std^2 I)`."""
-        return self.prior_std * random_normal(
-            shape, generator=generator, device=device, dtype=dtype
-        )
+        z = random_normal(shape, generator=generator, device=device, dtype=dtype)
+        return self.prior_std * z
 
     def prior_log_prob(self, x: Float[Tensor, "b *event"]) -> Float[Tensor, " b"]:
-        """Log-density in nats of `x` under `N(0, prior_std^2 I)`, one value per example."""
-        # In float64 where the device has it: at 10^5 dimensions float32 loses digits.
+        """Log-density in nats of `x` under `N(0, prior_std^2 I)`, one each, in the widest type."""
         flat = widen(x).reshape(x.shape[0], math.prod(x.shape[1:]))
         log_norm = math.log(self.prior_std) + 0.5 * math.log(2.0 * math.pi)
         return -0.5 * (flat / self.prior_std).square().sum(1) - flat.shape[1] * log_norm
@@ -227,17 +238,14 @@ class _LinearBeta(SDE):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
+        where = f"{type(self).__name__}: beta_min={self.beta_min}, beta_max={self.beta_max}"
         if not 0.0 < self.beta_min <= self.beta_max < math.inf:
-            raise ValueError(
-                f"{type(self).__name__}: beta_min={self.beta_min}, beta_max={self.beta_max}: "
-                "need 0 < beta_min <= beta_max, e.g. 0.1 and 20"
-            )
+            raise ValueError(f"{where}: need 0 < beta_min <= beta_max, e.g. 0.1 and 20")
         if self.beta_min + self.beta_max > _LARGEST_BETAS:
-            raise ValueError(
-                f"{type(self).__name__}: beta_min={self.beta_min}, beta_max={self.beta_max}: their "
-                f"sum is over {_LARGEST_BETAS}: at t = 1 nothing of the data is left that float32 "
-                "could tell; write e.g. 0.1 and 20"
+            too_large = (
+                f"their sum is over {_LARGEST_BETAS}: at t = 1 float32 sees no data any more"
             )
+            raise ValueError(f"{where}: {too_large}; write e.g. 0.1 and 20")
 
     prior_std = 1.0  # almost nothing of the data is left at T
 
@@ -345,9 +353,8 @@ class VESDE(_VarianceExploding):
 class ReciprocalVESDE(_VarianceExploding):
     """Reciprocal variance-exploding SDE (Kim et al. 2022): log sigma linear in 1/t.
 
-    `sigma(eps) = sigma_min`, `sigma(1) = sigma_max`, and sigma falls to 0 with t, so that the
-    score of the data themselves is within reach. The sigmas are in units of the data. ValueError
-    unless 0 < sigma_min < sigma_max and 0 < eps < 1.
+    `sigma(eps) = sigma_min`, `sigma(1) = sigma_max`, and sigma falls to 0 with t: the score of the
+    data is within reach. ValueError unless 0 < sigma_min < sigma_max and 0 < eps < 1.
     """
 
     sigma_min: float = 1e-3

@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softtrunc.sde import SDE
+from softtrunc.sde import SDE, wide_dtype
 
 # Of the numerical law, equal in log t. On [1e-5, 1] a panel is 0.07 % of its time long.
 _PANELS = 16_384
 
 
 class TimeDraw(NamedTuple):
-    """Diffusion times and their integration weights, float64 of shape `(n,)`."""
+    """Diffusion times and their integration weights, `(n,)` in the device's widest type."""
 
     t: Float[Tensor, " n"]
     weight: Float[Tensor, " n"]
@@ -38,7 +38,7 @@ def _unit_draw(n: int, *, stratified: bool, generator: torch.Generator | None) -
     one process) still sees the whole range.
     """
     device = torch.device("cpu") if generator is None else generator.device
-    u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+    u = torch.rand(n, generator=generator, device=device, dtype=wide_dtype(device))
     if not stratified:
         return u
     return (torch.randperm(n, generator=generator, device=device) + u) / n
@@ -203,7 +203,7 @@ class ProportionalTimes(TimeLaw):
         return torch.nn.functional.pad(mass, (1, 0))
 
     def _mass_below(self, t: Tensor) -> Tensor:
-        mass = self._mass.to(t.device)
+        mass = self._mass.to(t)
         place = (t / self.eps).clamp(min=1.0).log() / self._panel
         i = place.long().clamp(max=_PANELS - 1)
         return torch.lerp(mass[i], mass[i + 1], place - i)
@@ -216,7 +216,7 @@ class ProportionalTimes(TimeLaw):
     def _at(self, u: Tensor, tau: Tensor) -> TimeDraw:
         if bool((tau < self.eps).any()):
             raise ValueError(f"ProportionalTimes: tau={float(tau.min())}: need tau >= {self.eps}")
-        mass = self._mass.to(u.device)
+        mass = self._mass.to(u)
         below = self._mass_below(tau)
         z = mass[-1] - below
         wanted = below + u * z

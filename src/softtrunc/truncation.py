@@ -24,7 +24,10 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 class TruncationPrior(abc.ABC):
-    """A law of the truncation time tau. All results are float64: tau spans five decades."""
+    """A law of the truncation time tau.
+
+    All results are float64, as tau spans five decades; float32 on devices without it.
+    """
 
     eps: float
 
@@ -41,9 +44,15 @@ class TruncationPrior(abc.ABC):
         """The truncation time at quantile `u` in [0, 1]."""
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Float[Tensor, " n"]:
-        """Draw `n` truncation times, float64, on the generator's device (CPU without one)."""
+        """Draw `n` truncation times on the generator's device (CPU without one)."""
         device = torch.device("cpu") if generator is None else generator.device
-        return self.icdf(torch.rand(n, generator=generator, device=device, dtype=torch.float64))
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return self.icdf(torch.rand(n, generator=generator, device=device, dtype=dtype))
+
+
+def _wide(v: Tensor) -> Tensor:
+    """`v` in the widest type that its device has."""
+    return v.float() if v.device.type == "mps" else v.double()
 
 
 def _check_range(eps: float, tau_max: float, name: str) -> None:
@@ -92,7 +101,7 @@ class PowerPrior(TruncationPrior):
 
     def log_prob(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Log-density at `tau`; minus infinity outside [eps, tau_max]."""
-        tau = tau.double()
+        tau = _wide(tau)
         inside = (tau >= self.eps) & (tau <= self.tau_max)
         log_tau = torch.where(inside, tau, self.eps).log()
         s = log_tau - math.log(self.eps)
@@ -104,14 +113,14 @@ class PowerPrior(TruncationPrior):
 
     def cdf(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """`P(truncation time <= tau)`: 0 up to eps, 1 from tau_max on."""
-        s = (tau.double() / self.eps).clamp(min=1.0).log().clamp(max=self._range)
+        s = (_wide(tau) / self.eps).clamp(min=1.0).log().clamp(max=self._range)
         if self._rate == 0.0:
             return s / self._range
         return torch.expm1(-self._rate * s) / math.expm1(-self._rate * self._range)
 
     def icdf(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The truncation time at quantile `u` in [0, 1]."""
-        u = u.double()
+        u = _wide(u)
         if self._rate == 0.0:
             s = u * self._range
         else:
@@ -139,16 +148,16 @@ class HardTruncation(TruncationPrior):
 
     def log_prob(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Log of the probability mass: 0 at eps, minus infinity elsewhere."""
-        tau = tau.double()
-        return torch.where(tau == self.eps, 0.0, -math.inf).double()
+        tau = _wide(tau)
+        return _wide(torch.where(tau == self.eps, 0.0, -math.inf))
 
     def cdf(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """1 from eps on, 0 below."""
-        return (tau.double() >= self.eps).double()
+        return _wide(_wide(tau) >= self.eps)
 
     def icdf(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Eps, whatever `u`."""
-        return torch.full_like(u, self.eps, dtype=torch.float64)
+        return torch.full_like(_wide(u), self.eps)
 
 
 @dataclass(frozen=True)
@@ -207,7 +216,8 @@ class WeightPrior(TruncationPrior):
 
     def log_prob(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Log-density at `tau`, at eps log of the mass there, if any; minus infinity outside."""
-        tau, cdf = tau.double(), self._cdf.to(tau.device)
+        tau = _wide(tau)
+        cdf = self._cdf.to(tau)
         i, _ = self._place(tau)
         density = (cdf[i + 1] - cdf[i]) / (self._panel * tau)
         density = torch.where((tau == self.eps) & (cdf[0] > 0.0), cdf[0], density)
@@ -216,13 +226,15 @@ class WeightPrior(TruncationPrior):
 
     def cdf(self, tau: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """`P(truncation time <= tau)`: 0 below eps, 1 from tau_max on."""
-        tau, cdf = tau.double(), self._cdf.to(tau.device)
+        tau = _wide(tau)
+        cdf = self._cdf.to(tau)
         i, f = self._place(tau)
         return torch.where(tau >= self.eps, torch.lerp(cdf[i], cdf[i + 1], f), 0.0)
 
     def icdf(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The truncation time at quantile `u` in [0, 1]; eps for every `u` of the mass there."""
-        u, cdf = u.double(), self._cdf.to(u.device)
+        u = _wide(u)
+        cdf = self._cdf.to(u)
         # The first panel that reaches u; below the mass at eps its share is negative or 0 / 0.
         i = (torch.searchsorted(cdf, u) - 1).clamp(min=0)
         f = ((u - cdf[i]) / (cdf[i + 1] - cdf[i])).nan_to_num(0.0).clamp(0.0, 1.0)

@@ -303,9 +303,10 @@ def test_recipes_list_and_show(capsys):
 
 def test_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["softtrunc.cli.train"], "_MEASURED", 0.01)
     assert main(["train", "digits-vp-nll-st", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    for words in ("parameters", "steps", "activations", "MFLOP an image"):
+    for words in ("parameters", "steps", "activations", "MFLOP an image", "on this CPU"):
         assert words in printed
     assert list(tmp_path.iterdir()) == []
 

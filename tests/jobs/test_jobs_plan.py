@@ -6,6 +6,8 @@ import pytest
 
 from softtrunc.cli import main
 from softtrunc.jobs.plan import describe, estimate
+from softtrunc.jobs.rate import training_rate
+from softtrunc.networks import preset
 from softtrunc.recipes import UserError, load_recipe
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -81,3 +83,18 @@ def test_the_list_shows_every_recipe_in_a_line(capsys):
     assert "hard, eps 5e-05" in lines["imagenet32-ddpmpp-vp-nll"]
     assert "RVE 0.001 … 378" in lines["bedroom256-udm-rve-st"]
     assert "ncsnpp-deep, unbounded" in lines["cifar10-uncsnpp-rve-st"]
+
+
+def test_the_rate_of_this_machine_is_measured_unless_that_takes_too_long():
+    small = preset("tiny", image_size=8, channels=1, base_channels=8)
+    rate = training_rate(small, 4, precision="no", seconds=0.1)
+    assert rate.flops > 1e5  # no machine that runs this is slower
+    assert rate.device.startswith("this ")
+    assert (
+        training_rate(preset("ncsnpp-256", image_size=256, channels=3), 1, precision="no") is None
+    )
+
+
+def test_half_precision_copies_are_counted():
+    half = rows(describe(load_recipe("cifar10-ddpmpp-vp-nll-st", ["training.precision=bf16"])))
+    assert "118 MiB for half-precision copies of the weights" in half["memory"]

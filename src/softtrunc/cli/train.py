@@ -9,6 +9,9 @@ import typer
 
 from softtrunc.cli.options import Data, Overrides, as_overrides
 
+_MEASURED = 10.0
+"""Seconds for which a dry run trains to find this machine's rate."""
+
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
@@ -51,7 +54,7 @@ def train(
         from softtrunc.cli.console import echo
         from softtrunc.jobs.plan import describe
 
-        echo(describe(resolved, tflops=tflops))
+        echo(describe(resolved, tflops=tflops, seconds=_MEASURED if tflops is None else 0.0))
         return
 
     from softtrunc.cli.console import ConsoleProgress, echo

@@ -25,7 +25,7 @@ from softtrunc.times import ImportanceTimes
 def expected_prior(model: ScoreFunction, x: Tensor) -> Tensor:
     """`E[-log pi(x_T) | x_0]` in closed form, (B,)."""
     sde, flat = model.sde, widen(x).flatten(1)
-    alpha, sigma = sde.marginal(torch.tensor(sde.t_max, dtype=flat.dtype, device=x.device))
+    alpha, sigma = sde.marginal(flat.new_full((), sde.t_max))
     dim, variance = flat.shape[1], sde.prior_std**2
     squares = alpha.square() * flat.square().sum(1) + dim * sigma.square()
     return 0.5 * (squares / variance + dim * math.log(2.0 * math.pi * variance))
@@ -71,10 +71,10 @@ def bound_terms(
     x, sde = x.detach(), model.sde
     wide, device, dim = wide_dtype(x.device), x.device, x[0].numel()
     streams = Noise(len(x), seeds, generator, purpose="nelbo")
-    low = torch.tensor(eps, dtype=wide, device=device)
+    low = torch.full((), eps, dtype=wide, device=device)
     times = ImportanceTimes(sde, stratified=True)
     t = torch.stack([times.draw(draws, eps, generator=g).t for g in streams.generators])
-    t = t.to(device=device, dtype=wide)
+    t = widen(t, device)
 
     index = torch.arange(len(x), device=device)
 
@@ -170,7 +170,7 @@ def nelbo(
         chunk_size=chunk_size,
     )
     sde, dim = model.sde, x[0].numel()
-    low, high = (torch.tensor(t, dtype=terms.t.dtype, device=x.device) for t in (eps, sde.t_max))
+    low, high = (terms.t.new_full((), t) for t in (eps, sde.t_max))
     log_snr_range = sde.log_snr(low) - sde.log_snr(high)
     drift = (sde.marginal(high).alpha / sde.marginal(low).alpha).log()
     integrand = torch.zeros_like(terms.residual)

@@ -187,7 +187,7 @@ def _differentiable_bound(
 ) -> Tensor:
     """One draw of each example's NELBO with a gradient in x, up to what x does not change, (B,)."""
     sde = model.sde
-    low = torch.tensor(eps, dtype=wide_dtype(x.device), device=x.device)
+    low = torch.full((), eps, dtype=wide_dtype(x.device), device=x.device)
 
     def noise(t: Tensor) -> tuple[Tensor, Tensor]:
         z = random_normal(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -195,7 +195,7 @@ def _differentiable_bound(
         return z, -expand_to(sde.marginal(t).sigma, x) * score
 
     times = ImportanceTimes(sde, stratified=True).draw(len(x), eps, generator=generator).t
-    z, n = noise(times.to(low))
+    z, n = noise(widen(times, x.device))
     log_snr_range = sde.log_snr(low) - sde.log_snr(torch.full_like(low, sde.t_max))
     flow = 0.5 * log_snr_range * widen(n * (n - 2.0 * z)).flatten(1).sum(1)
     z, n = noise(low.expand(len(x)))
@@ -247,7 +247,7 @@ def train_dequantizer(
             levels = next(batches)
             with torch.enable_grad():
                 uniform = torch.rand(levels.shape, generator=generator, dtype=torch.float64)
-                drawn = dequantizer.transform(uniform.to(levels.device), levels)
+                drawn = dequantizer.transform(widen(uniform, levels.device), levels)
                 x = dequantize(levels, dequantizer.levels, value_range, noise=drawn.noise)
                 bound = _differentiable_bound(model, x, eps, generator) + drawn.log_prob
                 loss = bound.mean() / (x[0].numel() * math.log(2.0))

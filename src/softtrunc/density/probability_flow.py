@@ -256,7 +256,7 @@ def probability_flow_nll(
     streams = Noise(len(x), seeds, generator, purpose="probability flow")
     noise = streams.like(x) if residual else None
     signs = streams.signs(x, probes) if divergence == "hutchinson" else None
-    low = torch.tensor(eps, dtype=wide_dtype(x.device))
+    low = torch.full((), eps, dtype=wide_dtype(x.device), device=x.device)
     start = x if noise is None else sde.perturb(x, low, noise)
     index = torch.arange(len(x), device=x.device)
 

@@ -151,12 +151,15 @@ def lossless_residual(
     Raises:
         ValueError: if `x` is not in the middle of its bins.
     """
+    home = x.device
+    if home.type == "mps":  # it has neither float64 nor `log_ndtr`
+        x, noise, predicted, alpha, sigma = (v.cpu() for v in (x, noise, predicted, alpha, sigma))
     index = bin_index(x, levels, value_range)
     z, n = widen(noise), widen(predicted)
     std = (sigma / alpha).to(z)
     log_prob = discrete_log_prob(index, widen(x) + std * (z - n), std, levels, value_range)
     entropy_term = -0.5 * z.square() - sigma.to(z).log() - 0.5 * math.log(2.0 * math.pi)
-    return (entropy_term - log_prob).flatten(1).sum(1)
+    return widen((entropy_term - log_prob).flatten(1).sum(1), home)
 
 
 def residual_nats(

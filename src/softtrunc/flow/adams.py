@@ -34,9 +34,10 @@ def integration_weights(nodes: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     k = nodes.shape[1]
     itself = torch.eye(k, dtype=torch.bool, device=nodes.device)
     apart = nodes[:, :, None] - nodes[:, None, :]
-    points = nodes.new_tensor([0.5 - _GAUSS, 0.5 + _GAUSS])
-    factors = (points[:, None, None] - nodes[:, None, None, :]) / apart[:, None]
-    return torch.where(itself, 1.0, factors).prod(3).mean(1)
+    total = torch.zeros_like(nodes)
+    for point in (0.5 - _GAUSS, 0.5 + _GAUSS):
+        total += torch.where(itself, 1.0, (point - nodes[:, None, :]) / apart).prod(2)
+    return total / 2
 
 
 def _weights(nodes: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,13 +47,17 @@ def _weights(nodes: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """
     predictor = nodes.new_zeros(len(nodes), _HISTORY + 1)
     corrector = torch.zeros_like(predictor)
+    end = torch.ones_like(nodes[:, :1])
+    # Of every example at every order, to choose from: asking which are needed would wait for the
+    # device. Nodes that are not known stand twice and give nan.
     for k in range(1, _HISTORY + 1):
-        rows = (known == k).nonzero().squeeze(1)
-        if rows.numel():
-            old = nodes[rows, :k]
-            predictor[rows, 1 : k + 1] = integration_weights(old)
-            full = torch.cat([torch.ones_like(old[:, :1]), old], 1)
-            corrector[rows, : k + 1] = integration_weights(full)
+        old, mine = nodes[:, :k], (known == k)[:, None]
+        for weights, first, found in (
+            (predictor, 1, integration_weights(old)),
+            (corrector, 0, integration_weights(torch.cat([end, old], 1))),
+        ):
+            place = weights[:, first : k + 1]
+            place.copy_(torch.where(mine, found, place))
     return predictor, corrector
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from softtrunc.sde import wide_dtype
+from softtrunc.sde import send, wide_dtype
 
 _SHORTEST = 1e-9
 """The shortest step, as a share of the whole interval, that float32 states can still feel."""
@@ -207,13 +207,15 @@ def integrate(
         rejected = ~accept
         if watch is not None:
             watch(rows, here)
-        if bool(arrived.any()):
-            final[rows[arrived]] = here.state[arrived]
-            log_volume[rows[arrived]] = here.log_volume[arrived]
-            stay = ~arrived
+        # The one thing of a step that the host waits for.
+        done, stuck = torch.stack([arrived, h < _SHORTEST * span]).cpu()
+        if bool(done.any()):
+            gone, stay = (send(mask.nonzero().squeeze(1), h.device) for mask in (done, ~done))
+            final[rows[gone]] = here.state[gone]
+            log_volume[rows[gone]] = here.log_volume[gone]
             rows, h, norm, rejected = rows[stay], h[stay], norm[stay], rejected[stay]
             here = _each(itemgetter(stay), here)
-        stuck = (h < _SHORTEST * span).nonzero()
+        stuck = stuck[~done].nonzero()
         if stuck.numel():
             i = int(stuck[0])
             finite = bool(here.slope.state[i].isfinite().all()) and bool(norm[i].isfinite())

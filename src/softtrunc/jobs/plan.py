@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from softtrunc.data import find_preset
 from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.jobs.rate import STEP_OVER_FORWARD, training_rate
 from softtrunc.networks import estimate_activation_bytes, flops_per_image, parameter_count
 from softtrunc.recipes.build import (
     build_data,
@@ -20,8 +21,6 @@ from softtrunc.recipes.load import dump_recipe
 from softtrunc.recipes.schema import Recipe
 from softtrunc.training import micro_batches
 
-# A training step: forward, gradient of the activations, gradient of the weights.
-_STEP_OVER_FORWARD = 3
 _SECONDS_A_DAY = 86_400.0
 
 
@@ -79,7 +78,7 @@ def estimate(recipe: Recipe, *, channels: int, image_size: tuple[int, int]) -> C
     with user_errors("training"):
         _, micro = micro_batches(build_training(recipe), 1)
     parameters, forward = parameter_count(config), flops_per_image(config)
-    step = _STEP_OVER_FORWARD * forward * spec.batch_size
+    step = STEP_OVER_FORWARD * forward * spec.batch_size
     return Cost(
         parameters=parameters,
         forward=forward,
@@ -104,7 +103,7 @@ def parameters_of(recipe: Recipe) -> int | None:
     return parameter_count(build_network_config(recipe, channels=channels, image_size=size))
 
 
-def describe(recipe: Recipe, *, tflops: float | None = None) -> str:
+def describe(recipe: Recipe, *, tflops: float | None = None, seconds: float = 0.0) -> str:
     """The resolved recipe and what it costs, as text; every part is built and checked.
 
     Data that are not there are no hindrance where the recipe says their shape.
@@ -112,6 +111,7 @@ def describe(recipe: Recipe, *, tflops: float | None = None) -> str:
     Args:
         recipe: what would be done.
         tflops: TFLOP/s that the device sustains in training; None: shares of two cards' peaks.
+        seconds: for how long this machine's own rate is measured; 0: not at all.
 
     Raises:
         UserError: if any part of the recipe is not usable.
@@ -133,13 +133,36 @@ def describe(recipe: Recipe, *, tflops: float | None = None) -> str:
         "compute": f"{_flop(cost.forward)} an image forward, {_flop(cost.step)} a step, "
         f"{_flop(cost.total)} in all",
         "time": _time(recipe, cost, tflops),
-        "memory": f"about {_size(cost.state_bytes)} for weights, gradients, optimiser and average, "
-        f"{_size(cost.activation_bytes)} for activations of {cost.micro} images (estimates for one "
-        "device)",
+        **_here(recipe, cost, images, seconds),
+        "memory": _memory(recipe, cost),
         "disk": _disk(recipe, cost.parameters),
     }
     lines = [f"{name:<{max(map(len, rows))}}  {text}" for name, text in rows.items()]
     return "\n".join([dump_recipe(recipe).rstrip(), "", *lines])
+
+
+def _here(recipe: Recipe, cost: Cost, images: _Images, seconds: float) -> dict[str, str]:
+    """Time of training on this machine, as it is measured."""
+    if seconds <= 0.0:
+        return {}
+    config = build_network_config(recipe, channels=images.channels, image_size=images.size)
+    rate = training_rate(config, cost.micro, precision=recipe.training.precision, seconds=seconds)
+    if rate is None:
+        return {
+            "here": f"not measured: one image takes {_flop(cost.step / recipe.training.batch_size)}"
+        }
+    took = cost.days(rate.flops) * 24
+    words = f"{took:,.3g} hours" if took >= 1 else f"{60 * took:,.3g} minutes"
+    return {"here": f"{words} on {rate.device} (measured: {_flop(rate.flops)}/s)"}
+
+
+def _memory(recipe: Recipe, cost: Cost) -> str:
+    """What is held at one time on one device."""
+    parts = [f"{_size(cost.state_bytes)} for weights, gradients, optimiser and average"]
+    if recipe.training.precision in ("bf16", "fp16"):
+        parts.append(f"{_size(2 * cost.parameters)} for half-precision copies of the weights")
+    parts.append(f"{_size(cost.activation_bytes)} for activations of {cost.micro} images")
+    return f"about {', '.join(parts)} (estimates for one device; sample grids take less)"
 
 
 def _disk(recipe: Recipe, parameters: int) -> str:
@@ -211,6 +234,6 @@ def _flop(n: float) -> str:
 
 def _scaled(n: float, base: int, units: Sequence[str]) -> str:
     place = 0
-    while n >= base and place < len(units) - 1:
+    while n >= 1000 and place < len(units) - 1:  # three digits are shown
         n, place = n / base, place + 1
     return f"{n:,.3g} {units[place]}"

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from softtrunc.sde import send
 from softtrunc.training.randomness import DataOrder
 
 # Held whole on the device up to this size; larger data stay where they are, one batch ahead.
@@ -74,9 +75,9 @@ class BatchSource:
         """This process's share of the batch of `step`."""
         if self._pool is None:
             assert self._resident is not None  # one of the two always exists
-            return self._resident[self._indices(step).to(self._device)]
+            return self._resident[send(self._indices(step), self._device)]
         if self._ahead is None or self._ahead[0] != step:
             self._ahead = (step, self._pool.submit(self._gather, step))
         ready = self._ahead[1].result()
         self._ahead = (step + 1, self._pool.submit(self._gather, step + 1))
-        return ready.to(self._device, non_blocking=True)
+        return send(ready, self._device)

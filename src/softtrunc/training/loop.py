@@ -127,7 +127,7 @@ def fit(
             step = state.step
             times = step_generator(config.seed, step, Stream.TIMES)
             whole_draw = objective.draw(config.batch_size, step=step, generator=times)
-            draw = whole_draw.part(mine.start, mine.stop)
+            draw = whole_draw.part(mine.start, mine.stop).to(accelerator.device)
             images, cells = _augmented(source.batch(step), config, step, mine)
             x = to_model_range(
                 images, levels=data.card.levels, value_range=value_range, noise=cells

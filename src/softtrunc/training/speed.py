@@ -1,0 +1,41 @@
+"""What a device does faster when it is told how: types of products, layouts, kernels tried out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def fast_kernels(device: torch.device, *, tf32: bool = True) -> Iterator[None]:
+    """Within the block CUDA multiplies float32 in TF32 and tries out which convolution is fastest.
+
+    TF32 keeps float32's range and ten bits of its precision: enough for training, not for a figure
+    of three decimals, so the block ends with it. Other devices have no such choice.
+
+    Args:
+        device: where the work is done.
+        tf32: False leaves float32 products whole.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    cudnn.allow_tf32, cudnn.benchmark = tf32, True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32, cudnn.benchmark = before[1:]
+
+
+def prefers_channels_last(device: torch.device, precision: str) -> bool:
+    """Whether convolutions are known to be faster with channels as the last axis in memory.
+
+    On CPUs they are in float32 and are not in bf16 (docs/results.md). Nowhere else was it measured.
+    """
+    return device.type == "cpu" and precision == "no"
