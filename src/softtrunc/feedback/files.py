@@ -114,6 +114,18 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def check_named(out: Path) -> None:
+    """Refuse `.`, `/` and the like: no folder of ours, and nothing can be written beside them.
+
+    Raises:
+        UserError: if the path has no last name of its own, or is a link that leads nowhere.
+    """
+    if out.name in ("", ".."):
+        raise UserError(f"--out {str(out)!r}: write the name of a folder to make, e.g. runs/one")
+    if out.is_symlink() and not out.exists():
+        raise UserError(f"--out {out}: is a link that leads nowhere: choose another place")
+
+
 def check_place(
     out: Path, ours: Callable[[Path], bool] = lambda _: False, strange: str = ""
 ) -> None:
@@ -127,8 +139,9 @@ def check_place(
         strange: what to say of anything else, e.g. ", which no study wrote".
 
     Raises:
-        UserError: if it is a file, or naming the first stranger.
+        UserError: if it has no name or is a file, or naming the first stranger.
     """
+    check_named(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: exists and is not empty: it is a file: choose another place")
     for path in sorted(out.iterdir()) if out.is_dir() else ():
