@@ -7,28 +7,58 @@ known one. Nothing here builds anything: `build.py` turns a recipe into objects.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from softtrunc.evaluation.figure import FIGURES_BY_DEQUANTIZATION, DensityFigure
 
 __all__ = ["FIGURES_BY_DEQUANTIZATION", "Data", "Evaluation", "Recipe", "Sampling"]
 
-# Squares of anything wider leave float32, and below these times no SDE has noise left in float64.
-Positive = Annotated[float, Field(gt=0.0, le=1e15)]
-NotNegative = Annotated[float, Field(ge=0.0, le=1e15)]
-Time = Annotated[float, Field(ge=1e-10, lt=1.0)]
-Count = Annotated[int, Field(ge=1, le=10**12, strict=True)]
-Natural = Annotated[int, Field(ge=0, le=10**12)]
-# What multiplies the work of a batch, or the memory that it takes.
-Repeats = Annotated[int, Field(ge=1, le=100_000, strict=True)]
+# float32 ends at 3.4e38, and what the arithmetic squares at the root of that.
+Positive = Annotated[float, Field(gt=0.0, le=1e19)]
+NotNegative = Annotated[float, Field(ge=0.0, le=1e19)]
+Rate = Annotated[float, Field(gt=0.0, le=3e38)]
+# Of [0, 1]; networks are told the time as a float32, whose smallest normal number this is.
+Time = Annotated[float, Field(ge=1.2e-38, lt=1.0)]
+# Up to here a float64, which times and averages are computed in, counts without gaps.
+Count = Annotated[int, Field(ge=1, le=2**53, strict=True)]
+Natural = Annotated[int, Field(ge=0, le=2**53, strict=True)]
+# What a schedule or a batch holds in memory for each: some hundred bytes at the least.
+Held = Annotated[int, Field(ge=1, le=10**6, strict=True)]
+# An image of 80 million pixels is refused; one of this side is one, if a single pixel wide.
+Side = Annotated[int, Field(ge=1, le=80_000_000, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # of PyTorch's generators
 Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="after")
+    def _numbers(self) -> _Section:
+        for key, value in self:
+            many = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(one, float) and math.isnan(one) for one in many):
+                raise ValueError(f"{key} is not a number")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: object) -> object:
+        """Python takes true for 1."""
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            many = value if isinstance(value, list | tuple) else (value,)
+            flag = key in cls.model_fields and cls.model_fields[key].annotation is bool
+            if not flag and any(isinstance(one, bool) for one in many):
+                raise ValueError(f"{key} is true or false, where a number or a word is to stand")
+        return values
 
 
 class Data(_Section):
@@ -46,7 +76,7 @@ class Data(_Section):
 
     preset: str | None = None
     source: str | None = None
-    image_size: Count | tuple[Count, Count] | None = None
+    image_size: Side | tuple[Side, Side] | None = None
     channels: Literal[1, 3] | None = None
     flip: bool = True
     dequantize: bool = True
@@ -192,9 +222,9 @@ class Training(_Section):
     """
 
     steps: Count
-    batch_size: Repeats = 128
-    micro_batch_size: Repeats | None = None
-    learning_rate: Annotated[float, Field(gt=0.0, le=1e38)] = 2e-4
+    batch_size: Held = 128
+    micro_batch_size: Held | None = None
+    learning_rate: Rate = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
@@ -208,7 +238,7 @@ class Training(_Section):
     sample_every: Count | None = 10_000
     checkpoint_every: Count = 10_000
     keep_checkpoints: Count | None = 3
-    samples: Repeats = 64
+    samples: Held = 64
     tracker: Literal["tensorboard", "wandb"] | None = None
 
 
@@ -236,7 +266,7 @@ class _FixedSteps(_Sampler):
       RVE 1/t.
     """
 
-    steps: Count
+    steps: Held
     grid: Grid | None = None
 
 
@@ -249,9 +279,9 @@ class PCSampling(_FixedSteps):
     """
 
     sampler: Literal["pc"] = "pc"
-    steps: Count = 1000
+    steps: Held = 1000
     snr: Positive = 0.16
-    corrector_steps: Annotated[int, Field(ge=0, le=1000)] = 1
+    corrector_steps: Natural = 1
     predictor: Literal["reverse_diffusion", "ancestral", "euler_maruyama"] = "reverse_diffusion"
 
 
@@ -259,7 +289,7 @@ class SDESampling(_FixedSteps):
     """The reverse SDE, step by step: Euler-Maruyama or ancestral sampling."""
 
     sampler: Literal["euler_maruyama", "ancestral"]
-    steps: Count = 1000
+    steps: Held = 1000
 
 
 class ODESampling(_Sampler):
@@ -283,7 +313,7 @@ class HeunSampling(_FixedSteps):
     """
 
     sampler: Literal["heun"] = "heun"
-    steps: Count = 18
+    steps: Held = 18
     grid: Grid | None = "edm"
     churn: NotNegative = 0.0
     churn_range: tuple[NotNegative, Positive | None] = (0.0, None)
@@ -299,7 +329,7 @@ class DPMSolverSampling(_FixedSteps):
     """
 
     sampler: Literal["dpm_solver"] = "dpm_solver"
-    steps: Count = 20
+    steps: Held = 20
     order: Literal[1, 2, 3] = 2
     stochastic: bool = False
 
@@ -317,11 +347,11 @@ class Dequantizer(_Section):
     - `steps`, `batch_size`, `learning_rate`: of its training.
     """
 
-    layers: Annotated[int, Field(ge=0, strict=True)] = 4
-    width: Count = 32
+    layers: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 4
+    width: Held = 32
     steps: Count = 2000
-    batch_size: Repeats = 128
-    learning_rate: Annotated[float, Field(gt=0.0, le=1e38)] = 1e-3
+    batch_size: Held = 128
+    learning_rate: Rate = 1e-3
 
 
 class Evaluation(_Section):
@@ -354,13 +384,13 @@ class Evaluation(_Section):
     solver: Literal["adams", "rk45", "rk23"] = "adams"
     rtol: Positive = 1e-3
     atol: Positive = 1e-3
-    solver_check: Annotated[int, Field(ge=0, strict=True)] = 8
+    solver_check: Natural = 8
     divergence: Literal["hutchinson", "exact"] = "hutchinson"
-    probes: Repeats = 1
-    passes: Repeats = 1
-    nelbo_draws: Repeats = 32
+    probes: Held = 1
+    passes: Held = 1
+    nelbo_draws: Held = 32
     samples: Count = 50_000
-    batch_size: Repeats = 256
+    batch_size: Held = 256
     features: str | None = None
     resize: Literal["legacy", "clean"] = "legacy"
     seed: Seed = 0
