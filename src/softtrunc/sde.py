@@ -157,7 +157,7 @@ class SDE(abc.ABC):
         sigma = float(self.marginal(torch.tensor(t, dtype=torch.float64)).sigma)
         if not sigma >= torch.finfo(torch.float32).tiny:
             raise ValueError(
-                f"{t}: there the noise of {type(self).__name__} is {sigma:.1g}, nothing in float32: "
+                f"{t}: there {type(self).__name__} has noise of {sigma:.1g}, nothing in float32: "
                 f"need a larger time, e.g. {self.t_end}"
             )
 

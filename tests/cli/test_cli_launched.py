@@ -1,4 +1,4 @@
-"""A user's mistake under a launcher: one line by one process, exit code 2 of all, and no waiting."""
+"""A user's mistake under a launcher: one line by one process, exit code 2, no waiting."""
 
 from __future__ import annotations
 
