@@ -284,8 +284,8 @@ def test_a_place_without_a_name_is_refused_before_any_work(
     [
         (["sampling={sampler: pc, t_end: 0.9999999999999999}"], "t_end=0.9999999999999999"),
         (["sampling={sampler: ode, t_end: 0.99999999}"], "t_end=0.99999999"),
-        (["sampling={sampler: heun, t_end: 1e-12}"], "nothing in float32"),
-        (["sampling={sampler: pc, grid: log_snr, steps: 900000, t_end: 0.9999}"], "no length"),
+        (["sampling={sampler: heun, t_end: 1e-12}"], "whose noise float32 holds"),
+        (["sampling={sampler: pc, grid: log_snr, steps: 900000, t_end: 0.9999998}"], "no length"),
         (["truncation.eps=0.9999999999999999"], "truncation.eps"),
         (["truncation.tau_max=.nan"], "tau_max is not a number"),
         (["training.seed=true"], "seed is true or false"),

@@ -144,22 +144,13 @@ class SDE(abc.ABC):
         return "posterior" if self.exploding else "transition"
 
     def check_smallest_time(self, t: float) -> None:
-        """Refuse a time at which nothing can begin or end.
-
-        Networks are told of times in float32, and what they answer is divided by sigma there.
-
-        Raises:
-            ValueError: if it does not lie in (0, T), as float32 has it, or nothing is left of the
-                noise.
-        """
-        if not 0.0 < t < self.t_max * (1.0 - torch.finfo(torch.float32).eps):
-            raise ValueError(f"{t}: need a time inside (0, {self.t_max}), e.g. {self.t_end}")
-        sigma = float(self.marginal(torch.tensor(t, dtype=torch.float64)).sigma)
-        if not sigma >= torch.finfo(torch.float32).tiny:
-            raise ValueError(
-                f"{t}: there {type(self).__name__} has noise of {sigma:.1g}, nothing in float32: "
-                f"need a larger time, e.g. {self.t_end}"
-            )
+        """Refuse, with a ValueError, a time outside (0, T), or without noise, in float32."""
+        limits = torch.finfo(torch.float32)
+        inside = 0.0 < t < self.t_max * (1.0 - limits.eps)
+        sigma = self.marginal(torch.tensor(t, dtype=torch.float64)).sigma
+        if not (inside and float(sigma) >= limits.tiny):
+            words = f"need a time inside (0, {self.t_max}) whose noise float32 holds"
+            raise ValueError(f"{t}: {words}, e.g. {self.t_end}")
 
     def to_dict(self) -> dict[str, Any]:
         """The form on disk: the fields, and as "type" the class, others' as "package.module:Class".

@@ -7,61 +7,30 @@ known one. Nothing here builds anything: `build.py` turns a recipe into objects.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from softtrunc.evaluation.figure import FIGURES_BY_DEQUANTIZATION, DensityFigure
+from softtrunc.recipes.values import (
+    Count,
+    Held,
+    Natural,
+    NotNegative,
+    Positive,
+    Rate,
+    Section,
+    Seed,
+    Side,
+    Time,
+)
 
 __all__ = ["FIGURES_BY_DEQUANTIZATION", "Data", "Evaluation", "Recipe", "Sampling"]
 
-# float32 ends at 3.4e38, and what the arithmetic squares at the root of that.
-Positive = Annotated[float, Field(gt=0.0, le=1e19)]
-NotNegative = Annotated[float, Field(ge=0.0, le=1e19)]
-Rate = Annotated[float, Field(gt=0.0, le=3e38)]
-# Of [0, 1]; networks are told the time as a float32, whose smallest normal number this is.
-Time = Annotated[float, Field(ge=1.2e-38, lt=1.0)]
-# Up to here a float64, which times and averages are computed in, counts without gaps.
-Count = Annotated[int, Field(ge=1, le=2**53, strict=True)]
-Natural = Annotated[int, Field(ge=0, le=2**53, strict=True)]
-# What a schedule or a batch holds in memory for each: some hundred bytes at the least.
-Held = Annotated[int, Field(ge=1, le=10**6, strict=True)]
-# An image of 80 million pixels is refused; one of this side is one, if a single pixel wide.
-Side = Annotated[int, Field(ge=1, le=80_000_000, strict=True)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # of PyTorch's generators
 Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    @model_validator(mode="after")
-    def _numbers(self) -> _Section:
-        for key, value in self:
-            many = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(one, float) and math.isnan(one) for one in many):
-                raise ValueError(f"{key} is not a number")
-        return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, values: object) -> object:
-        """Python takes true for 1."""
-        for key, value in values.items() if isinstance(values, Mapping) else ():
-            many = value if isinstance(value, list | tuple) else (value,)
-            flag = key in cls.model_fields and cls.model_fields[key].annotation is bool
-            if not flag and any(isinstance(one, bool) for one in many):
-                raise ValueError(f"{key} is true or false, where a number or a word is to stand")
-        return values
-
-
-class Data(_Section):
+class Data(Section):
     """Where the images come from and how they reach the model.
 
     - `preset`: the data set that the recipe is for and the protocol that the data must follow, one
@@ -88,7 +57,7 @@ class Data(_Section):
         return (size, size) if isinstance(size, int) else size
 
 
-class VP(_Section):
+class VP(Section):
     """Variance-preserving SDE, or sub-variance-preserving with kind "subvp"."""
 
     kind: Literal["vp", "subvp"] = "vp"
@@ -96,7 +65,7 @@ class VP(_Section):
     beta_max: float = 20.0
 
 
-class VE(_Section):
+class VE(Section):
     """Variance-exploding SDE; sigmas in units of data in [0, 1]."""
 
     kind: Literal["ve"] = "ve"
@@ -104,7 +73,7 @@ class VE(_Section):
     sigma_max: float = 50.0
 
 
-class ReciprocalVE(_Section):
+class ReciprocalVE(Section):
     """Reciprocal variance-exploding SDE."""
 
     kind: Literal["rve"] = "rve"
@@ -116,7 +85,7 @@ class ReciprocalVE(_Section):
 SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
 
 
-class Truncation(_Section):
+class Truncation(Section):
     """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard.
 
     - `sigmoid`: in place of k, P(tau <= t) ~ sigmoid(`sigmoid` - log-SNR), which is then what the
@@ -145,14 +114,14 @@ class Truncation(_Section):
         return "hard" if self.hard else f"k = {self.k:g}"
 
 
-class Mixed(_Section):
+class Mixed(Section):
     """Half a batch g^2 with importance-sampled times, half sigma^2 with uniform ones."""
 
     coefficient: Positive = 100.0
     balanced: bool = False
 
 
-class Objective(_Section):
+class Objective(Section):
     """The loss.
 
     - `weighting`: "likelihood" (g^2), "variance" (sigma^2) or "mixed" (see `mixed`).
@@ -194,7 +163,7 @@ class Objective(_Section):
         return self
 
 
-class Network(_Section):
+class Network(Section):
     """The network.
 
     - `preset`: name of a preset of `softtrunc.networks`.
@@ -203,11 +172,11 @@ class Network(_Section):
     """
 
     preset: str
-    options: dict[str, bool | int | float | str | list[int] | list[float]] = {}
+    options: dict[str, bool | int | float | str | list[int] | list[float]] = Field({})
     conditioning: Literal["time", "unbounded_time", "log_sigma", "unbounded_sigma"] | None = None
 
 
-class Training(_Section):
+class Training(Section):
     """Optimisation and what is written on the way.
 
     - `steps`: optimiser steps. `batch_size`: examples per step over all processes.
@@ -242,7 +211,7 @@ class Training(_Section):
     tracker: Literal["tensorboard", "wandb"] | None = None
 
 
-class _Sampler(_Section):
+class _Sampler(Section):
     """What every sampler may be told.
 
     - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
@@ -340,7 +309,7 @@ Sampling = Annotated[
 ]
 
 
-class Dequantizer(_Section):
+class Dequantizer(Section):
     """A learned dequantiser, trained after the model on the training images.
 
     - `layers`, `width`: of its couplings.
@@ -354,7 +323,7 @@ class Dequantizer(_Section):
     learning_rate: Rate = 1e-3
 
 
-class Evaluation(_Section):
+class Evaluation(Section):
     """What `softtrunc evaluate` measures unless told otherwise.
 
     - `eps`: the time down to which the model's density is followed. `lossless_eps`: that of the
@@ -397,7 +366,7 @@ class Evaluation(_Section):
     dequantizer: Dequantizer = Dequantizer()
 
 
-class Paper(_Section):
+class Paper(Section):
     """What the paper reports for a recipe (its authors, where `note` says so); null: nothing."""
 
     fid: float | None = None
@@ -406,7 +375,7 @@ class Paper(_Section):
     note: str = ""
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole experiment: data, SDE, truncation, loss, network, training, sampling, evaluation."""
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$", max_length=120)]
