@@ -146,11 +146,9 @@ class SDE(abc.ABC):
     def check_smallest_time(self, t: float) -> None:
         """Refuse, with a ValueError, a time outside (0, T), or without noise, in float32."""
         limits = torch.finfo(torch.float32)
-        inside = 0.0 < t < self.t_max * (1.0 - limits.eps)
-        sigma = self.marginal(torch.tensor(t, dtype=torch.float64)).sigma
-        if not (inside and float(sigma) >= limits.tiny):
-            words = f"need a time inside (0, {self.t_max}) whose noise float32 holds"
-            raise ValueError(f"{t}: {words}, e.g. {self.t_end}")
+        sigma = float(self.marginal(torch.tensor(t, dtype=torch.float64)).sigma)
+        if not (0.0 < t < self.t_max * (1.0 - limits.eps) and sigma >= limits.tiny):
+            raise ValueError(f"{t}: need a time in (0, {self.t_max}) whose noise float32 holds")
 
     def to_dict(self) -> dict[str, Any]:
         """The form on disk: the fields, and as "type" the class, others' as "package.module:Class".

@@ -69,7 +69,7 @@ def resolve_t_end(sde: SDE, t_end: float | None) -> float:
     try:
         sde.check_smallest_time(end)
     except ValueError as error:
-        raise ValueError(f"t_end={error}, or null for that") from error
+        raise ValueError(f"t_end={error}; null is {sde.t_end}") from error
     return end
 
 
