@@ -261,3 +261,37 @@ def test_whatever_stdout_is(shell, code, words):
     assert "Traceback" not in told
     assert words in told
     assert done.returncode in (code, 0 if code == 141 else code)  # a short list may fit the pipe
+
+
+@pytest.mark.parametrize("place", [".", "", "..", "/", "dangling"])
+@pytest.mark.parametrize("verb", ["study", "train", "export", "anatomy"])
+def test_a_place_without_a_name_is_refused_before_any_work(
+    run, tmp_path, capsys, monkeypatch, verb, place
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if place == "dangling":
+        place = str(tmp_path / "link")
+        Path(place).symlink_to("nowhere")
+    what = {"study": ["study", "digits-vp-nll-st", "--vary", "truncation.k=1"], "train": command()}
+    assert main([*what.get(verb, [verb, str(run)]), "--out", place]) == 2
+    assert "--out" in told(capsys)
+    assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["sampling={sampler: pc, t_end: 0.9999999999999999}"], "t_end=0.9999999999999999"),
+        (["sampling={sampler: ode, t_end: 0.99999999}"], "t_end=0.99999999"),
+        (["sampling={sampler: heun, t_end: 1e-12}"], "whose noise float32 holds"),
+        (["sampling={sampler: pc, grid: log_snr, steps: 900000, t_end: 0.9999998}"], "no length"),
+        (["truncation.eps=0.9999999999999999"], "truncation.eps"),
+        (["truncation.tau_max=.nan"], "tau_max is not a number"),
+        (["training.seed=true"], "seed is true or false"),
+    ],
+)
+def test_times_and_numbers_that_make_no_sense(capsys, changes, words):
+    options = [word for change in ("sde={kind: rve}", *changes) for word in ("--set", change)]
+    assert main(["train", "digits-vp-nll-st", *options, "--dry-run"]) == 2
+    assert words in told(capsys)

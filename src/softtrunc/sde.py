@@ -156,6 +156,13 @@ class SDE(abc.ABC):
         """Of an ancestral step's noise: that of `p(x_t | x_s)`, s < t, or `p(x_s | x_t, x_0)`."""
         return "posterior" if self.exploding else "transition"
 
+    def check_smallest_time(self, t: float) -> None:
+        """Refuse, with a ValueError, a time outside (0, T), or without noise, in float32."""
+        limits = torch.finfo(torch.float32)
+        sigma = float(self.marginal(torch.tensor(t, dtype=torch.float64)).sigma)
+        if not (0.0 < t < self.t_max * (1.0 - limits.eps) and sigma >= limits.tiny):
+            raise ValueError(f"{t}: need a time in (0, {self.t_max}) whose noise float32 holds")
+
     def to_dict(self) -> dict[str, Any]:
         """The form on disk: the fields, and as "type" the class, others' as "package.module:Class".
 

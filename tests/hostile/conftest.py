@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
+import jaxtyping
 import pytest
 from harness import Proof
+from world import build_world
 
 
 @pytest.fixture(scope="session")
@@ -17,12 +21,34 @@ def _loaded() -> None:
     import softtrunc.jobs.train  # noqa: F401
 
 
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, _loaded) -> Path:
+    """A folder with something of every kind; not to be changed."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "1")
+        build_world(folder)
+    jaxtyping.config.update("jaxtyping_disable", False)
+    return folder
+
+
+@pytest.fixture
+def inhabited(world, tmp_path, monkeypatch, unchecked, record_property) -> Iterator[Proof]:
+    """A proof in a copy of the world."""
+    shutil.copytree(world, tmp_path / "world")
+    yield from _proof(Proof(tmp_path / "world", world), monkeypatch, record_property)
+
+
 @pytest.fixture
 def hostile(tmp_path, monkeypatch, unchecked, _loaded, record_property) -> Iterator[Proof]:
     """A proof in an empty folder, which is the working directory; judged when the test is over."""
-    monkeypatch.chdir(tmp_path)
+    yield from _proof(Proof(tmp_path), monkeypatch, record_property)
+
+
+def _proof(proof: Proof, monkeypatch, record_property) -> Iterator[Proof]:
+    monkeypatch.chdir(proof.folder)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    proof = Proof(tmp_path)
     yield proof
     record_property("hostile", proof.verdict().partition("\n")[0])
     assert proof.tried, "nothing was tried"

@@ -15,10 +15,11 @@ import hashlib
 import io
 import os
 import shutil
+import signal
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ class Outcome(NamedTuple):
     """What a command did.
 
     - `code`: its exit code; None: an exception left it.
+    - `seconds`: of the processor's, which do not depend on what else the machine does.
     - `out`, `err`: what it printed; the traceback of an exception stands at the end of `err`.
     - `memory`: bytes by which the process grew at most; 0 where the system does not tell.
     """
@@ -60,10 +62,10 @@ def run(*arguments: object) -> Outcome:
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="")
     err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", newline="")
     code: int | None = None
-    began, resident = time.perf_counter(), _begin_memory()
+    began, resident = time.process_time(), _begin_memory()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _no_longer_than(5 * MOST_SECONDS):
                 warnings.simplefilter("ignore")
                 code = main([str(argument) for argument in arguments])
         except SystemExit as stopped:
@@ -72,9 +74,27 @@ def run(*arguments: object) -> Outcome:
             traceback.print_exc()
         out.flush()
         err.flush()
-    seconds, memory = time.perf_counter() - began, _peak_memory() - resident
+    seconds, memory = time.process_time() - began, _peak_memory() - resident
     shown = (each.buffer.getvalue().decode("utf-8", "replace") for each in (out, err))
     return Outcome(code, *shown, seconds, max(memory, 0))
+
+
+class Stuck(BaseException):
+    """A command waits for what will not come, as for somebody to write into a pipe."""
+
+
+@contextlib.contextmanager
+def _no_longer_than(seconds: float) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise Stuck(f"after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _status(word: str) -> int:
@@ -123,10 +143,12 @@ class Proof:
 
     Args:
         folder: where the inputs lie: the working directory of every command.
+        kept: a copy of it, for `restore`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept: Path | None = None) -> None:
         self.folder = folder
+        self.kept = kept or folder
         self.tried = 0
         self.short: list[str] = []
         self.refused = 0
@@ -138,6 +160,7 @@ class Proof:
         right: Callable[[Outcome], object] | None = None,
         codes: Collection[int] = (0, 2),
         writes: Collection[str] = (),
+        restore: bool = False,
         memory: int = MOST_MEMORY,
         seconds: float = MOST_SECONDS,
     ) -> Outcome:
@@ -151,6 +174,8 @@ class Proof:
             codes: exit codes that are right (0 only with `right`).
             writes: names in the folder that a command that ends well may write. They are removed
                 afterwards.
+            restore: a command that ends well may write anywhere in the folder, which is then put
+                back as it was.
             memory, seconds: the most that it may take.
         """
         before = snapshot(self.folder)
@@ -168,6 +193,9 @@ class Proof:
                     right(outcome)
                 except AssertionError as error:
                     problems.append(f"not the right value: {' '.join(str(error).split())[:200]}")
+        if restore and outcome.code == 0:
+            self._put_back(changed)
+            changed = []
         if changed:
             problems.append(f"changed on disk: {', '.join(changed[:5])}")
         for name in writes:
@@ -175,6 +203,17 @@ class Proof:
         if problems:
             self.short.append(f"{what}: {'; '.join(problems)}")
         return outcome
+
+    def _put_back(self, names: Collection[str]) -> None:
+        """Undo what a command did."""
+        for name in sorted(names):
+            path, kept = self.folder / name, self.kept / name
+            if path.is_symlink() or path.exists():
+                _remove(path)
+            if kept.is_dir() and not kept.is_symlink():
+                path.mkdir()
+            elif kept.is_symlink() or kept.exists():
+                shutil.copy2(kept, path, follow_symlinks=False)
 
     def verdict(self) -> str:
         """Counts, and the first attempts that fell short."""

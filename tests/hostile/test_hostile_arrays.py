@@ -130,3 +130,14 @@ def test_zeros_that_unpack_to_more_than_memory(hostile: Proof):
     with gzip.open("train-images-idx3-ubyte.gz", "wb") as stream:
         stream.write(bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1))
     hostile.attempt("idx of nothing", "data", "inspect", "train-images-idx3-ubyte.gz")
+
+
+def test_the_memory_of_a_large_image(hostile: Proof):
+    from PIL import Image
+
+    Path("large").mkdir()
+    for i in range(2):
+        Image.new("RGB", (10_000, 8_000), (i, 5, 7)).save(f"large/{i}.png")
+    # What Pillow holds of one (4 bytes a pixel) and NumPy (3), and a little more.
+    bound = 7 * 80_000_000 + (200 << 20)
+    hostile.attempt("80 megapixels", "data", "inspect", "large", right=lambda _: None, memory=bound)

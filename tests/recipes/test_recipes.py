@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 def test_every_recipe_builds_and_survives_its_own_yaml(name, tmp_path):
     recipe = load_recipe(name)
     build_objective(recipe).draw(recipe.training.batch_size)
-    build_sampler(recipe.sampling)
+    build_sampler(recipe.sampling, build_sde(recipe))
     build_training(recipe)
     path = tmp_path / f"{name}.yaml"
     path.write_text(dump_recipe(recipe))
@@ -214,7 +214,7 @@ def test_keys_that_make_no_sense_together_are_refused_in_one_line(override, said
 )
 def test_samplers(name, kind):
     recipe = load_recipe("digits-vp-nll", [f"sampling.sampler={name}"])
-    assert isinstance(build_sampler(recipe.sampling), kind)
+    assert isinstance(build_sampler(recipe.sampling, build_sde(recipe)), kind)
 
 
 def test_the_seed_decides_the_start_and_nothing_else_is_disturbed():

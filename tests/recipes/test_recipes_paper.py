@@ -268,7 +268,7 @@ def test_the_vp_table(name):
         }
         assert (objective.weighting, objective.times, objective.average) == laws[row.objective]
     assert recipe.network.conditioning == ("unbounded_time" if row.unbounded else None)
-    sampler = build_sampler(recipe.sampling)
+    sampler = build_sampler(recipe.sampling, build_sde(recipe))
     if row.sampler == "ode":
         assert isinstance(sampler, ProbabilityFlow)
         assert (sampler.rtol, sampler.atol, sampler.t_end) == (1e-5, 1e-5, row.eps)
@@ -293,7 +293,7 @@ def test_the_ve_table(name):
     # In the clock in which log sigma is linear, both are the same law.
     assert objective.times == ("uniform" if row.kind == "ve" else "log_snr")
     assert recipe.network.conditioning == ("unbounded_sigma" if row.kind == "rve" else None)
-    sampler = build_sampler(recipe.sampling)
+    sampler = build_sampler(recipe.sampling, build_sde(recipe))
     assert isinstance(sampler, PredictorCorrector)
     assert (sampler.steps, sampler.snr, sampler.corrector_steps) == (row.n, row.snr, 1)
     assert sampler.predictor == "reverse_diffusion"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from softtrunc import VPSDE
 from softtrunc.cli import main
 from softtrunc.data import open_dataset, stretch_levels
 from softtrunc.feedback.progress import Silent
@@ -127,14 +128,14 @@ def test_every_option_of_every_sampler_is_a_key():
     for name, (keys, kind) in changes.items():
         more = "t_end: 0.01, denoise_final: false" + ("" if name == "ode" else ", grid: reciprocal")
         text = f"sampling={{sampler: {name}, {keys}, {more}}}"
-        sampler = build_sampler(load_recipe("digits-vp-nll", [text]).sampling)
+        sampler = build_sampler(load_recipe("digits-vp-nll", [text]).sampling, VPSDE())
         assert type(sampler) is kind
         default = kind()
         for key in kind.__dataclass_fields__:
             if key != "_":
                 assert getattr(sampler, key) != getattr(default, key), f"{name}.{key}"
     open_above = load_recipe("digits-vp-nll", ["sampling={sampler: heun, churn_range: [1, null]}"])
-    assert build_sampler(open_above.sampling).churn_range == (1.0, float("inf"))
+    assert build_sampler(open_above.sampling, VPSDE()).churn_range == (1.0, float("inf"))
     assert get_args(schema.Grid) == get_args(Grid)
     json.dumps(open_above.sampling.model_dump(mode="json"), allow_nan=False)
 
@@ -149,7 +150,7 @@ def test_the_defaults_of_recipes_are_those_of_the_samplers():
         "dpm_solver": DPMSolver,
     }.items():
         recipe = load_recipe("digits-vp-nll", [f"sampling={{sampler: {name}}}"])
-        assert build_sampler(recipe.sampling) == kind()
+        assert build_sampler(recipe.sampling, VPSDE()) == kind()
 
 
 def test_precision_is_a_key_of_sampling(run):

@@ -145,7 +145,11 @@ def _saved(error: Exception) -> str:
 
 
 def _tell(message: str) -> None:
-    """One line on standard error, short enough to be read."""
+    """One line on standard error, short enough to be read; of several processes one speaks."""
+    from softtrunc.feedback.launched import is_first_to_tell
+
+    if not is_first_to_tell():
+        return
     with suppress(OSError):
         print(f"softtrunc: {shortened(printable(message))}", file=sys.stderr)
 

@@ -106,6 +106,8 @@ def open_source(source: str | Path, held_out: float = HELD_OUT) -> Source:
         return _open_folder(path, held_out)
     if not path.exists():
         raise FileNotFoundError(f"{source}: no such data: {_ALLOWED}")
+    if not path.is_file():  # opening a pipe would wait for somebody to write
+        raise ValueError(f"{source}: a pipe, a socket or a device, not a file")
     if is_array(path):
         return array_source(path, held_out)
     if is_parquet(path) and (tables := parquet_source(path, held_out)):

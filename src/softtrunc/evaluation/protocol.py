@@ -69,8 +69,19 @@ class DensityProtocol:
         """The diffusion time at which a figure begins.
 
         Raises:
-            ValueError: if it is lossless, no time is given and the diffusion has too little noise.
+            ValueError: if nothing can begin there; or it is lossless, no time is given and the
+                diffusion has too little noise.
         """
+        found = self._smallest_time(key, sde, levels, value_range)
+        try:
+            sde.check_smallest_time(found)
+        except ValueError as error:
+            raise ValueError(f"evaluation.eps={error}") from error
+        return found
+
+    def _smallest_time(
+        self, key: DensityFigure, sde: SDE, levels: int, value_range: tuple[float, float]
+    ) -> float:
         if FORMS[key].dequantization != "none":
             return self.eps
         if self.lossless_eps is not None:

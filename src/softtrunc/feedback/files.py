@@ -7,13 +7,18 @@ and renamed; so a kill, a full disk or two writers at once leave a whole file be
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from softtrunc.feedback.errors import UserError
+
+# In the names of half-written files: several machines may write to one disk.
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 # What the system says of a place that a user named, whatever was to be done there.
 _REFUSALS = {
@@ -50,6 +55,22 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
+def _clear_killed(path: Path) -> None:
+    """Remove what processes of this machine that are no more left half-written of a file."""
+    if os.name != "posix":  # elsewhere asking for a process may end it
+        return
+    start, end = f".{path.name}.{_HOST}-", ".partial"
+    for entry in os.scandir(path.parent):
+        number = entry.name.removeprefix(start).removesuffix(end)
+        if entry.name == f"{start}{number}{end}" and number.isdecimal():
+            try:
+                os.kill(int(number), 0)  # no signal: only whether there is one
+            except ProcessLookupError:
+                Path(entry).unlink(missing_ok=True)
+            except (OSError, OverflowError):  # somebody else's
+                continue
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when the block ends well.
@@ -63,7 +84,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         what = "is a folder, a device or a pipe, no file to replace"
         raise FileExistsError(errno.EEXIST, what, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _clear_killed(path)
+    partial = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.partial")
     try:
         yield partial
         sync(partial)
@@ -114,6 +136,18 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def check_named(out: Path) -> None:
+    """Refuse `.`, `/` and the like: no folder of ours, and nothing can be written beside them.
+
+    Raises:
+        UserError: if the path has no last name of its own, or is a link that leads nowhere.
+    """
+    if out.name in ("", ".."):
+        raise UserError(f"--out {str(out)!r}: write the name of a folder to make, e.g. runs/one")
+    if out.is_symlink() and not out.exists():
+        raise UserError(f"--out {out}: is a link that leads nowhere: choose another place")
+
+
 def check_place(
     out: Path, ours: Callable[[Path], bool] = lambda _: False, strange: str = ""
 ) -> None:
@@ -127,8 +161,9 @@ def check_place(
         strange: what to say of anything else, e.g. ", which no study wrote".
 
     Raises:
-        UserError: if it is a file, or naming the first stranger.
+        UserError: if it has no name or is a file, or naming the first stranger.
     """
+    check_named(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: exists and is not empty: it is a file: choose another place")
     for path in sorted(out.iterdir()) if out.is_dir() else ():

@@ -16,6 +16,7 @@ from softtrunc.density import Reconstruction, bin_centers, dequantize, lossless_
 from softtrunc.evaluation.law_of_times import law_of_times
 from softtrunc.evaluation.time_bins import ByTime, by_time
 from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.feedback.files import check_named
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.anatomy_samples import Chimeras, regeneration
 from softtrunc.jobs.measure import check_images
@@ -93,6 +94,10 @@ def anatomy(
     progress = progress or Silent()
     if len(runs) not in (1, 2):
         raise UserError(f"anatomy: {len(runs)} runs: name one, or two to compare")
+    out = out or runs[0] / "anatomy"
+    check_named(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is no folder: write the name of one")
     if images < 2:
         raise UserError(f"anatomy: {images} images: a standard error needs 2 at least")
     opened = [open_run(path, weights=weights, overrides=overrides) for path in runs]
@@ -109,7 +114,6 @@ def anatomy(
     asked = _Question(
         min(images, len(data[split])), samples, bins, draws, split, spec.seed, _eps(opened[0])
     )
-    out = out or runs[0] / "anatomy"
     identity = {
         "weights": [_sha256(o, weights) for o in opened],
         "recipes": [o.recipe.model_dump(mode="json") for o in opened],

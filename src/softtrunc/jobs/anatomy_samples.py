@@ -184,7 +184,7 @@ def regeneration(
         shown, levels=opened.card.levels, value_range=opened.model.value_range, noise=half
     ).to(opened.device)
     noise = Noise(count, [spec.seed + i for i in range(count)], None).like(x)
-    sampler = build_sampler(opened.recipe.sampling)
+    sampler = build_sampler(opened.recipe.sampling, opened.model.sde)
 
     def measure(t: float) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(spec.seed)

@@ -159,7 +159,7 @@ class Editor:
             shape = (len(seeds), *opened.event)
             unit = Noise(len(seeds), seeds, None).draw(shape, opened.device, torch.float32)
             ends = opened.model.sde.prior_std * unit
-            chosen = build_sampler(opened.recipe.sampling)
+            chosen = build_sampler(opened.recipe.sampling, opened.model.sde)
             sampler = chosen if _deterministic(chosen) else sampler
         latents = _arc(ends, frames)
         with watching(self.progress, "sample") as watch:
@@ -257,13 +257,13 @@ class Editor:
 
     def _flow(self) -> ProbabilityFlow:
         """The recipe's own flow solver where it has one, else the default one."""
-        sampler = build_sampler(self.opened.recipe.sampling)
+        sampler = build_sampler(self.opened.recipe.sampling, self.opened.model.sde)
         return sampler if isinstance(sampler, ProbabilityFlow) else ProbabilityFlow()
 
     def _conditional_sampler(self, out: Path) -> FixedStepSampler:
         """The recipe's sampler, which must hold values in place; `out` must be a PNG."""
         check_suffix(out, "--out", ".png")
-        sampler = build_sampler(self.opened.recipe.sampling)
+        sampler = build_sampler(self.opened.recipe.sampling, self.opened.model.sde)
         if not isinstance(sampler, FixedStepSampler):
             raise UserError(
                 "sampling.sampler=ode cannot hold values in place: write --sampler pc, or "

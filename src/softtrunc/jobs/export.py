@@ -53,8 +53,7 @@ def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
 def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> None:
     picture = _newest_grid(opened)
     if picture is not None:  # drawn anew: what lies under its name may hold more than an image
-        with Image.open(picture, formats=("PNG",)) as image:
-            image.save(folder / _PICTURE)
+        _read_grid(picture).save(folder / _PICTURE)
     evaluation = _evaluation(opened, weights)
     if evaluation is not None:
         text = json.dumps(evaluation, indent=1, allow_nan=False)
@@ -77,6 +76,14 @@ def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> No
     scheduler.parent.mkdir()
     settings = {"_class_name": _SCHEDULER, **DiffusersUNet(opened.model).scheduler_config}
     scheduler.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_grid(path: Path) -> Image.Image:
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.convert(image.mode)
+    except (OSError, ValueError, SyntaxError) as error:  # as Pillow says that it is none
+        raise UserError(f"{path}: not a readable grid of samples: delete it") from error
 
 
 def _newest_grid(opened: OpenRun) -> Path | None:

@@ -12,6 +12,7 @@ import torch
 
 from softtrunc.data import DataCard, ImageDataset, to_model_range
 from softtrunc.feedback.errors import UserError, nearest, user_errors
+from softtrunc.feedback.files import whole_folder
 from softtrunc.interop import (
     AdamMoments,
     ConditioningChoice,
@@ -126,8 +127,9 @@ def import_checkpoint(
         _remember(state, body, moments)
     state.step = checkpoint.step
     state.ema.updates = checkpoint.ema_updates
-    save_checkpoint(run.checkpoints, state)
-    run.start(resolved, card)
+    with whole_folder(out) as partial:
+        save_checkpoint(Run(partial).checkpoints, state)
+        Run(partial).start(resolved, card)
     return Imported(state.step, model.conditioning, errors, moments is not None)
 
 

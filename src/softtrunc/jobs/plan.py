@@ -15,6 +15,7 @@ from softtrunc.recipes.build import (
     build_network_config,
     build_objective,
     build_sampler,
+    build_sde,
     build_training,
 )
 from softtrunc.recipes.load import dump_recipe
@@ -118,7 +119,7 @@ def describe(recipe: Recipe, *, tflops: float | None = None, seconds: float = 0.
     """
     spec, images = recipe.training, _images(recipe)
     build_objective(recipe)
-    build_sampler(recipe.sampling)
+    build_sampler(recipe.sampling, build_sde(recipe))
     cost = estimate(recipe, channels=images.channels, image_size=images.size)
     steps = f"{spec.steps:,} of batch {spec.batch_size}"
     if cost.micro < spec.batch_size:

@@ -24,7 +24,7 @@ from softtrunc.jobs.measured import (
     measured_figures,
 )
 from softtrunc.jobs.side_by_side import train_and_measure
-from softtrunc.recipes.build import build_objective, build_sampler, build_training
+from softtrunc.recipes.build import build_objective, build_sampler, build_sde, build_training
 from softtrunc.recipes.load import load_recipe, parse_flow
 from softtrunc.recipes.schema import Recipe
 from softtrunc.report import read_run, write_report
@@ -158,7 +158,7 @@ def _check_recipe(recipe: Recipe, label: str) -> None:
     """Refuse a recipe that cannot be built, or of which nothing can be measured."""
     with user_errors(label):
         build_objective(recipe).draw(recipe.training.batch_size)
-        build_sampler(recipe.sampling)
+        build_sampler(recipe.sampling, build_sde(recipe))
         build_training(recipe)
     if not knows_cells(recipe) and recipe.evaluation.features is None:
         raise UserError(

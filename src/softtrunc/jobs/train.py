@@ -24,6 +24,7 @@ from softtrunc.recipes.build import (
     build_model,
     build_objective,
     build_sampler,
+    build_sde,
     build_training,
 )
 from softtrunc.recipes.schema import Recipe
@@ -178,7 +179,7 @@ class _Training:
         self.check = _Check(self.data, here=self.main)
         self.config = build_training(recipe)
         self.objective = build_objective(recipe)
-        self.sampler = build_sampler(recipe.sampling)
+        self.sampler = build_sampler(recipe.sampling, build_sde(recipe))
         self.model = build_model(
             recipe, channels=card.channels, image_size=(card.height, card.width)
         ).to(accelerator.device)

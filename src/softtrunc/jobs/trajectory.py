@@ -110,7 +110,7 @@ def draw_trajectory(
     spec = opened.recipe.sampling
     recorder = Trajectory(_GIF_FRAMES if out.suffix.lower() == ".gif" else _STRIP_COLUMNS)
     with watching(progress or Silent(), f"sample {opened.run.path.name}", recorder) as watch:
-        build_sampler(spec).sample(
+        build_sampler(spec, opened.model.sde).sample(
             opened.model,
             (count, *opened.event),
             seeds=range(seed, seed + count),

@@ -58,10 +58,11 @@ def build_sde(recipe: schema.Recipe) -> SDE:
 
 def build_prior(recipe: schema.Recipe) -> TruncationPrior:
     """The law of the truncation time."""
-    spec = recipe.truncation
+    spec, sde = recipe.truncation, build_sde(recipe)
+    with user_errors("truncation.eps"):
+        sde.check_smallest_time(spec.eps)
     with user_errors("truncation"):
         if spec.sigmoid is not None:
-            sde = build_sde(recipe)
             wanted, given = SigmoidWeight(sde, spec.sigmoid), likelihood_weight(sde)
             return WeightPrior(wanted, given, spec.eps, spec.tau_max)
         if spec.hard:
@@ -129,11 +130,13 @@ def build_training(recipe: schema.Recipe) -> TrainingConfig:
         return TrainingConfig(**{field.name: told[field.name] for field in fields(TrainingConfig)})
 
 
-def build_sampler(spec: schema.Sampling) -> Sampler:
-    """The sampler of a recipe's `sampling` section."""
+def build_sampler(spec: schema.Sampling, sde: SDE) -> Sampler:
+    """The sampler of a recipe's `sampling` section, for a model of this SDE."""
     options = spec.model_dump(exclude={"sampler", "precision"})
     with user_errors("sampling"):
-        return _SAMPLERS[spec.sampler](**options)
+        sampler = _SAMPLERS[spec.sampler](**options)
+        sampler.check(sde)
+    return sampler
 
 
 def build_score(spec: schema.Sampling, model: ScoreFunction) -> ScoreHook:

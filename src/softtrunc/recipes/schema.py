@@ -9,29 +9,28 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from softtrunc.evaluation.figure import FIGURES_BY_DEQUANTIZATION, DensityFigure
+from softtrunc.recipes.values import (
+    Count,
+    Held,
+    Natural,
+    NotNegative,
+    Positive,
+    Rate,
+    Section,
+    Seed,
+    Side,
+    Time,
+)
 
 __all__ = ["FIGURES_BY_DEQUANTIZATION", "Data", "Evaluation", "Recipe", "Sampling"]
 
-# Squares of anything wider leave float32, and below these times no SDE has noise left in float64.
-Positive = Annotated[float, Field(gt=0.0, le=1e15)]
-NotNegative = Annotated[float, Field(ge=0.0, le=1e15)]
-Time = Annotated[float, Field(ge=1e-10, lt=1.0)]
-Count = Annotated[int, Field(ge=1, le=10**12, strict=True)]
-Natural = Annotated[int, Field(ge=0, le=10**12)]
-# What multiplies the work of a batch, or the memory that it takes.
-Repeats = Annotated[int, Field(ge=1, le=100_000, strict=True)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # of PyTorch's generators
 Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class Data(_Section):
+class Data(Section):
     """Where the images come from and how they reach the model.
 
     - `preset`: the data set that the recipe is for and the protocol that the data must follow, one
@@ -46,7 +45,7 @@ class Data(_Section):
 
     preset: str | None = None
     source: str | None = None
-    image_size: Count | tuple[Count, Count] | None = None
+    image_size: Side | tuple[Side, Side] | None = None
     channels: Literal[1, 3] | None = None
     flip: bool = True
     dequantize: bool = True
@@ -58,7 +57,7 @@ class Data(_Section):
         return (size, size) if isinstance(size, int) else size
 
 
-class VP(_Section):
+class VP(Section):
     """Variance-preserving SDE, or sub-variance-preserving with kind "subvp"."""
 
     kind: Literal["vp", "subvp"] = "vp"
@@ -66,7 +65,7 @@ class VP(_Section):
     beta_max: float = 20.0
 
 
-class VE(_Section):
+class VE(Section):
     """Variance-exploding SDE; sigmas in units of data in [0, 1]."""
 
     kind: Literal["ve"] = "ve"
@@ -74,7 +73,7 @@ class VE(_Section):
     sigma_max: float = 50.0
 
 
-class ReciprocalVE(_Section):
+class ReciprocalVE(Section):
     """Reciprocal variance-exploding SDE."""
 
     kind: Literal["rve"] = "rve"
@@ -86,7 +85,7 @@ class ReciprocalVE(_Section):
 SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
 
 
-class Truncation(_Section):
+class Truncation(Section):
     """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard.
 
     - `sigmoid`: in place of k, P(tau <= t) ~ sigmoid(`sigmoid` - log-SNR), which is then what the
@@ -115,14 +114,14 @@ class Truncation(_Section):
         return "hard" if self.hard else f"k = {self.k:g}"
 
 
-class Mixed(_Section):
+class Mixed(Section):
     """Half a batch g^2 with importance-sampled times, half sigma^2 with uniform ones."""
 
     coefficient: Positive = 100.0
     balanced: bool = False
 
 
-class Objective(_Section):
+class Objective(Section):
     """The loss.
 
     - `weighting`: "likelihood" (g^2), "variance" (sigma^2) or "mixed" (see `mixed`).
@@ -164,7 +163,7 @@ class Objective(_Section):
         return self
 
 
-class Network(_Section):
+class Network(Section):
     """The network.
 
     - `preset`: name of a preset of `softtrunc.networks`.
@@ -173,11 +172,11 @@ class Network(_Section):
     """
 
     preset: str
-    options: dict[str, bool | int | float | str | list[int] | list[float]] = {}
+    options: dict[str, bool | int | float | str | list[int] | list[float]] = Field({})
     conditioning: Literal["time", "unbounded_time", "log_sigma", "unbounded_sigma"] | None = None
 
 
-class Training(_Section):
+class Training(Section):
     """Optimisation and what is written on the way.
 
     - `steps`: optimiser steps. `batch_size`: examples per step over all processes.
@@ -192,9 +191,9 @@ class Training(_Section):
     """
 
     steps: Count
-    batch_size: Repeats = 128
-    micro_batch_size: Repeats | None = None
-    learning_rate: Annotated[float, Field(gt=0.0, le=1e38)] = 2e-4
+    batch_size: Held = 128
+    micro_batch_size: Held | None = None
+    learning_rate: Rate = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
@@ -208,11 +207,11 @@ class Training(_Section):
     sample_every: Count | None = 10_000
     checkpoint_every: Count = 10_000
     keep_checkpoints: Count | None = 3
-    samples: Repeats = 64
+    samples: Held = 64
     tracker: Literal["tensorboard", "wandb"] | None = None
 
 
-class _Sampler(_Section):
+class _Sampler(Section):
     """What every sampler may be told.
 
     - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
@@ -236,7 +235,7 @@ class _FixedSteps(_Sampler):
       RVE 1/t.
     """
 
-    steps: Count
+    steps: Held
     grid: Grid | None = None
 
 
@@ -249,9 +248,9 @@ class PCSampling(_FixedSteps):
     """
 
     sampler: Literal["pc"] = "pc"
-    steps: Count = 1000
+    steps: Held = 1000
     snr: Positive = 0.16
-    corrector_steps: Annotated[int, Field(ge=0, le=1000)] = 1
+    corrector_steps: Natural = 1
     predictor: Literal["reverse_diffusion", "ancestral", "euler_maruyama"] = "reverse_diffusion"
 
 
@@ -259,7 +258,7 @@ class SDESampling(_FixedSteps):
     """The reverse SDE, step by step: Euler-Maruyama or ancestral sampling."""
 
     sampler: Literal["euler_maruyama", "ancestral"]
-    steps: Count = 1000
+    steps: Held = 1000
 
 
 class ODESampling(_Sampler):
@@ -283,7 +282,7 @@ class HeunSampling(_FixedSteps):
     """
 
     sampler: Literal["heun"] = "heun"
-    steps: Count = 18
+    steps: Held = 18
     grid: Grid | None = "edm"
     churn: NotNegative = 0.0
     churn_range: tuple[NotNegative, Positive | None] = (0.0, None)
@@ -299,7 +298,7 @@ class DPMSolverSampling(_FixedSteps):
     """
 
     sampler: Literal["dpm_solver"] = "dpm_solver"
-    steps: Count = 20
+    steps: Held = 20
     order: Literal[1, 2, 3] = 2
     stochastic: bool = False
 
@@ -310,21 +309,21 @@ Sampling = Annotated[
 ]
 
 
-class Dequantizer(_Section):
+class Dequantizer(Section):
     """A learned dequantiser, trained after the model on the training images.
 
     - `layers`, `width`: of its couplings.
     - `steps`, `batch_size`, `learning_rate`: of its training.
     """
 
-    layers: Annotated[int, Field(ge=0, strict=True)] = 4
-    width: Count = 32
+    layers: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 4
+    width: Held = 32
     steps: Count = 2000
-    batch_size: Repeats = 128
-    learning_rate: Annotated[float, Field(gt=0.0, le=1e38)] = 1e-3
+    batch_size: Held = 128
+    learning_rate: Rate = 1e-3
 
 
-class Evaluation(_Section):
+class Evaluation(Section):
     """What `softtrunc evaluate` measures unless told otherwise.
 
     - `eps`: the time down to which the model's density is followed. `lossless_eps`: that of the
@@ -354,20 +353,20 @@ class Evaluation(_Section):
     solver: Literal["adams", "rk45", "rk23"] = "adams"
     rtol: Positive = 1e-3
     atol: Positive = 1e-3
-    solver_check: Annotated[int, Field(ge=0, strict=True)] = 8
+    solver_check: Natural = 8
     divergence: Literal["hutchinson", "exact"] = "hutchinson"
-    probes: Repeats = 1
-    passes: Repeats = 1
-    nelbo_draws: Repeats = 32
+    probes: Held = 1
+    passes: Held = 1
+    nelbo_draws: Held = 32
     samples: Count = 50_000
-    batch_size: Repeats = 256
+    batch_size: Held = 256
     features: str | None = None
     resize: Literal["legacy", "clean"] = "legacy"
     seed: Seed = 0
     dequantizer: Dequantizer = Dequantizer()
 
 
-class Paper(_Section):
+class Paper(Section):
     """What the paper reports for a recipe (its authors, where `note` says so); null: nothing."""
 
     fid: float | None = None
@@ -376,7 +375,7 @@ class Paper(_Section):
     note: str = ""
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole experiment: data, SDE, truncation, loss, network, training, sampling, evaluation."""
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$", max_length=120)]

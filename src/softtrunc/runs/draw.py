@@ -64,7 +64,7 @@ def draw_batches(opened: OpenRun, parts: Iterable[range], *, seed: int = 0) -> I
         parts: the numbers of the images of each batch, as `cut` makes them.
         seed: of image 0.
     """
-    sampler = build_sampler(opened.recipe.sampling)
+    sampler = build_sampler(opened.recipe.sampling, opened.model.sde)
     model = opened.sampled
     score = build_score(opened.recipe.sampling, model)
     for part in parts:
@@ -170,7 +170,9 @@ def draw_to(
     name = "drawn" if below is None else "chimera"
     place = Destination(out or opened.run.samples / name, first_number=seed)
     protocol = _protocol(opened, weights, seed)
-    build_sampler(opened.recipe.sampling)  # what it refuses is refused before anything is made
+    build_sampler(
+        opened.recipe.sampling, opened.model.sde
+    )  # what it refuses is refused before anything is made
     if place.is_finished(protocol, count):
         return DrawOutcome(place.out, count, interrupted=False)
     accelerator.wait_for_everyone()  # every process has looked before the first one writes

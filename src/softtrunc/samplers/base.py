@@ -233,6 +233,13 @@ class Sampler(abc.ABC):
             x = self._solve(call, x)
         return call.finished(x)
 
+    def check(self, sde: SDE) -> None:  # noqa: B027  (nothing to refuse unless a sampler says so)
+        """Refuse an SDE on which these options make no sense, before anything is computed.
+
+        Raises:
+            ValueError: saying which option.
+        """
+
     @abc.abstractmethod
     def _solve(self, call: Call, x: Tensor) -> Tensor:
         """Carry x_T to the samples."""
@@ -267,8 +274,17 @@ class FixedStepSampler(Sampler):
             raise ValueError(f"{type(self).__name__}: steps={self.steps}: need at least 1")
         check_grid(self.grid)
 
+    def check(self, sde: SDE) -> None:
+        """Refuse times that do not go down from T, step by step, with a ValueError."""
+        self._points(sde, self._moves)
+
+    @property
+    def _moves(self) -> int:
+        """The steps without the final denoising."""
+        return self.steps - 1 if self.denoise_final else self.steps
+
     def _solve(self, call: Call, x: Tensor) -> Tensor:
-        moves = self.steps - 1 if self.denoise_final else self.steps
+        moves = self._moves
         points = self._points(call.sde, moves)
         state = State(x)
         for i in range(moves):

@@ -63,14 +63,13 @@ def resolve_t_end(sde: SDE, t_end: float | None) -> float:
     """The time to stop at: the SDE's own where none is asked for.
 
     Raises:
-        ValueError: if it does not lie in (0, T).
+        ValueError: if nothing can end there.
     """
     end = sde.t_end if t_end is None else t_end
-    if not 0.0 < end < sde.t_max:
-        raise ValueError(
-            f"t_end={end}: a sampler stops inside (0, {sde.t_max}); "
-            f"write None for the {type(sde).__name__} default, {sde.t_end}"
-        )
+    try:
+        sde.check_smallest_time(end)
+    except ValueError as error:
+        raise ValueError(f"t_end={error}; null is {sde.t_end}") from error
     return end
 
 
@@ -138,7 +137,7 @@ def schedule(sde: SDE, grid: Grid | None, moves: int, t_end: float | None) -> tu
         t_end: the last time, in (0, T); None takes the SDE's default.
 
     Raises:
-        ValueError: if `t_end` is out of range.
+        ValueError: if `t_end` is out of range, or the points are too many to be told apart.
     """
     grid = grid or sde.default_grid
     ends = torch.tensor([sde.t_max, resolve_t_end(sde, t_end)], dtype=torch.float64)
@@ -150,6 +149,11 @@ def schedule(sde: SDE, grid: Grid | None, moves: int, t_end: float | None) -> tu
     # The way through the variable and back may cost the last bit; the ends are known.
     t[0], t[-1] = ends
     alpha, sigma = sde.marginal(t)
+    if not bool(((sigma / alpha).diff() < 0.0).all()):
+        raise ValueError(
+            f"{moves} moves from T to t_end={t_end or sde.t_end}: some would be of no length: take "
+            "fewer steps, a smaller t_end or another grid"
+        )
     return tuple(map(Point, t.tolist(), alpha.tolist(), sigma.tolist()))
 
 

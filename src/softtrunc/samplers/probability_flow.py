@@ -56,6 +56,10 @@ class ProbabilityFlow(Sampler):
                 f"max_steps={self.max_steps}: all must be positive, e.g. 1e-5, 1e-5, 10000"
             )
 
+    def check(self, sde: SDE) -> None:
+        """Refuse a time to stop at that is none of this SDE's, with a ValueError."""
+        resolve_t_end(sde, self.t_end)
+
     def _solve(self, call: Call, x: Tensor) -> Tensor:
         end = point_at(call.sde, resolve_t_end(call.sde, self.t_end))
         x = self.transport(call, x, point_at(call.sde, call.sde.t_max), end)

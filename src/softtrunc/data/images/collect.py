@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from softtrunc.data.dataset import Skipped
-from softtrunc.data.images.decode import Decoded, decode
+from softtrunc.data.images.decode import Decoded, decode_for
 from softtrunc.data.images.fit import Fit
 from softtrunc.data.source import Encoded, ImageFiles
 
@@ -42,10 +42,16 @@ class Collected(NamedTuple):
 
 def try_decode(item: Encoded, fit: Fit | None, channels: int | None) -> Decoded | Skipped:
     """An image, or why there is none."""
+    return _try(lambda image: image, item, fit, channels)
+
+
+def _try(
+    use: Callable[[Decoded], T], item: Encoded, fit: Fit | None, channels: int | None
+) -> T | Skipped:
     if item.content is None:
         return Skipped(item.name, item.reason)
     try:
-        return decode(item.content, fit, channels)
+        return decode_for(use, item.content, fit, channels)
     # Decoders fed with broken files raise nearly anything; every case means the same here.
     except Exception as error:
         reason = " ".join(str(error).split())
@@ -68,8 +74,7 @@ def decode_each(
     """
 
     def work(item: Encoded) -> tuple[str, T | Skipped]:
-        decoded = try_decode(item, fit, channels)
-        return item.name, decoded if isinstance(decoded, Skipped) else use(decoded)
+        return item.name, _try(use, item, fit, channels)
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers, thread_name_prefix="softtrunc-decode") as pool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
-import threading
-from contextlib import nullcontext
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,12 +16,13 @@ from PIL import ExifTags, Image, ImageOps
 
 from softtrunc.data.images.fit import Fit, pixels_of
 
+T = TypeVar("T")
+
 # Larger files and larger images are taken for decompression bombs. The second bound lies below
 # the one at which Pillow itself begins to warn.
 MAX_FILE_BYTES = 256 << 20
 _MAX_PIXELS = 80_000_000
 _MANY_PIXELS = 8_000_000
-_LARGE = threading.Lock()
 
 # Opening these starts another program, or needs a handler that Pillow does not bring.
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
@@ -141,9 +143,20 @@ def _to_8_bit(image: Image.Image, channels: int | None) -> tuple[Image.Image, st
 
 
 def decode(source: Path | bytes | np.ndarray, fit: Fit | None, channels: int | None) -> Decoded:
-    """Read the first frame of an image file, upright (EXIF orientation applied).
+    """Read an image, as `decode_for` does, for all that it holds."""
+    return decode_for(lambda image: image, source, fit, channels)
+
+
+def decode_for(
+    use: Callable[[Decoded], T],
+    source: Path | bytes | np.ndarray,
+    fit: Fit | None,
+    channels: int | None,
+) -> T:
+    """Read the first frame of an image file, upright (EXIF orientation applied), and use it.
 
     Args:
+        use: called with the image; no other large one is in memory meanwhile.
         source: a file, its content, or pixels uint8 (H, W, 1 or 3).
         fit: what size to bring it to; None: as it is.
         channels: 1 (ITU-R 601 luma), 3 (CMYK and others converted, grey replicated); None: 1
@@ -154,7 +167,7 @@ def decode(source: Path | bytes | np.ndarray, fit: Fit | None, channels: int | N
         Exception: whatever Pillow's decoders raise on broken files.
     """
     if isinstance(source, np.ndarray):
-        return _from_pixels(source, fit, channels)
+        return use(_from_pixels(source, fit, channels))
     # The formats are named, so content disguised by its file name reaches no refused decoder.
     stream = source if isinstance(source, Path) else io.BytesIO(source)
     with Image.open(stream, formats=_formats()) as image:
@@ -163,22 +176,43 @@ def decode(source: Path | bytes | np.ndarray, fit: Fit | None, channels: int | N
                 f"{image.width}x{image.height} pixels are more than {_MAX_PIXELS:,}: refused as a "
                 "decompression bomb"
             )
-        original, mode, lossy = image.size, image.mode, image.format in _LOSSY_FORMATS
         _refuse_deep(image, source)
-        animated = getattr(image, "is_animated", False)
-        # Large images one at a time: each core's own would fill the memory.
-        with _LARGE if image.width * image.height > _MANY_PIXELS else nullcontext():
-            image.load()
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            upright = ImageOps.exif_transpose(image) if turned else image
-            plain, converted = _to_8_bit(upright, channels)
-            pixels = pixels_of(plain) if fit is None else fit(plain)
-        more = {
-            "turned upright (EXIF)": turned,
-            "first frame of several": animated,
-            ENLARGED: fit is not None and fit.enlarges(plain.size),
-        }
-        converted = "; ".join(filter(None, [converted, *(what for what in more if more[what])]))
+
+        def work() -> T:
+            return use(_decoded(image, fit, channels))
+
+        if image.width * image.height <= _MANY_PIXELS:
+            return work()
+        return _for_large().submit(work).result()
+
+
+@functools.cache
+def _for_large() -> ThreadPoolExecutor:
+    """Large images one at a time: each core's own would fill the memory.
+
+    In one thread, for the allocator keeps what a thread has freed for that thread.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="softtrunc-large")
+
+
+if hasattr(os, "register_at_fork"):  # threads are not inherited
+    os.register_at_fork(after_in_child=_for_large.cache_clear)
+
+
+def _decoded(image: Image.Image, fit: Fit | None, channels: int | None) -> Decoded:
+    original, mode, lossy = image.size, image.mode, image.format in _LOSSY_FORMATS
+    animated = getattr(image, "is_animated", False)
+    image.load()
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    upright = ImageOps.exif_transpose(image) if turned else image
+    plain, converted = _to_8_bit(upright, channels)
+    pixels = pixels_of(plain) if fit is None else fit(plain)
+    more = {
+        "turned upright (EXIF)": turned,
+        "first frame of several": animated,
+        ENLARGED: fit is not None and fit.enlarges(plain.size),
+    }
+    converted = "; ".join(filter(None, [converted, *(what for what in more if more[what])]))
     return Decoded(pixels, original, mode, lossy, converted)
 
 

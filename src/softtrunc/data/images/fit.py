@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+_PIXELS_AT_ONCE = 1 << 20
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -95,8 +96,17 @@ class Fit:
 
 def pixels_of(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     """Pixels (height, width, C) of an image in mode "L" or "RGB"."""
-    pixels: np.ndarray = np.asarray(image)
-    return pixels.reshape(image.height, image.width, -1)
+    width, height, depth = *image.size, len(image.getbands())
+    rows = max(1, _PIXELS_AT_ONCE // width)
+    if height <= rows:
+        pixels: np.ndarray = np.asarray(image)
+        return pixels.reshape(height, width, depth)
+    # Of a large image NumPy would hold all twice while it asks Pillow for the bytes.
+    pixels = np.empty((height, width, depth), np.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.asarray(strip).reshape(-1, width, depth)
+    return pixels
 
 
 def pair(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
