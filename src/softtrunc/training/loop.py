@@ -22,7 +22,13 @@ from softtrunc.data import ImageDataset, to_model_range
 from softtrunc.objective import LossTerms, Objective, RunningErrorLoss, StepDraw
 from softtrunc.score import ScoreFunction
 from softtrunc.training.batches import BatchSource
-from softtrunc.training.randomness import DataOrder, Stream, step_generator, step_seed
+from softtrunc.training.randomness import (
+    DataOrder,
+    Stream,
+    draw_share,
+    step_generator,
+    step_seed,
+)
 from softtrunc.training.state import TrainingConfig, TrainState
 
 
@@ -132,9 +138,15 @@ def fit(
             x = to_model_range(
                 images, levels=data.card.levels, value_range=value_range, noise=cells
             )
-            generator = step_generator(config.seed, step, Stream.NOISE, x.device)
-            whole = (config.batch_size, *x.shape[1:])
-            noise = torch.randn(whole, generator=generator, device=x.device)[mine]
+            noise = draw_share(
+                torch.randn,
+                mine,
+                x.shape[1:],
+                seed=config.seed,
+                step=step,
+                stream=Stream.NOISE,
+                device=x.device,
+            )
 
             for group in state.optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
@@ -178,9 +190,15 @@ def _augmented(
     """Images mirrored at random, and where in its grey level's cell each pixel lies."""
 
     def uniform(stream: Stream, *event: int) -> Tensor:
-        generator = step_generator(config.seed, step, stream, images.device)
-        shape = (config.batch_size, *event)
-        return torch.rand(shape, generator=generator, device=images.device)[mine]
+        return draw_share(
+            torch.rand,
+            mine,
+            event,
+            seed=config.seed,
+            step=step,
+            stream=stream,
+            device=images.device,
+        )
 
     if config.flip:
         mirrored = uniform(Stream.FLIPS)[:, None, None, None] < 0.5
