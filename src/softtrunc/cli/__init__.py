@@ -113,18 +113,18 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _tell_failure(error)
 
 
-def _speaks() -> bool:
+def _speaks(error: Exception | None = None) -> bool:
     """Whether this process is the one to tell: many of one job may fail alike."""
     met = sys.modules.get("softtrunc.feedback.processes")
     if met is not None:
-        return bool(met.speaks())
+        return bool(met.speaks(error))
     return os.environ.get("LOCAL_RANK", "0") == "0"  # all of a machine make the same mistake
 
 
 def _tell_failure(error: Exception) -> int:
     """One line for what ended a command; the exit code."""
     code, text = _described(error)
-    if _speaks():
+    if _speaks(error):
         if text is None:
             first = str(error).strip().partition("\n")[0] or "no more is known"
             text = f"unforeseen {type(error).__name__}: {first[:100]} (traceback: {_saved(error)})"

@@ -32,6 +32,7 @@ def only_one(out: Path, doing: str) -> Iterator[None]:
 
     file, owner = _files(out)
     lock = FileLock(file, timeout=0)
+    absent = [folder for folder in file.parents if not folder.exists()]
     with user_errors(f"--out {out}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -49,6 +50,9 @@ def only_one(out: Path, doing: str) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink()
         lock.release()
+        for folder in absent:  # of a refused command nothing stays
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _files(out: Path) -> tuple[Path, Path]:

@@ -89,7 +89,19 @@ class Company:
                 self._store.set(keys[self.rank], "1")  # who comes later is not to wait either
             return True
         with self._reaching():
-            return any(self._store.get(key) for key in keys)
+            voted = any(self._store.get(key) for key in keys)
+            self._store.set(f"{place}/seen/{self.rank}", "")
+        if self.main:
+            self._leave_last(f"{place}/seen")
+        return voted
+
+    def _leave_last(self, place: str) -> None:
+        """The main process may keep the store: it goes on when the others have read it."""
+        seen = [f"{place}/{rank}" for rank in range(self.size)]
+        deadline = time.monotonic() + _SECONDS_AFTER_SIGNAL
+        with self._reaching():
+            while not self._store.check(seen) and time.monotonic() < deadline:
+                time.sleep(0.002)
 
     def from_main(self, make: Callable[[], T]) -> T:
         """What the main process makes, plain values for JSON; the others wait for it."""
@@ -168,14 +180,14 @@ class Company:
                         "command (train: with --resume) goes on from what is done"
                     )
 
-    def speaks(self) -> bool:
+    def speaks(self, error: BaseException | None = None) -> bool:
         """Whether this process, which failed, is the first one that did: the others keep quiet."""
         if self.size == 1:
             return True
         try:
             return self._first("told")
-        except RunFailedError:  # whoever kept the store is gone
-            return True
+        except RunFailedError:  # who kept the store has ended, and told why unless it was killed
+            return isinstance(error, RunFailedError)
 
     def _first(self, key: str) -> bool:
         with self._reaching():
@@ -249,8 +261,8 @@ def company(silence: float = SILENCE) -> Company:
     return _company
 
 
-def speaks() -> bool:
-    """Whether this process is the one to tell of a failure: one of many that fail alike."""
+def speaks(error: BaseException | None = None) -> bool:
+    """Whether this process is the one to tell of an error: one of many that fail alike."""
     if _company is None:  # they have not met: all of a machine make the same mistake
         return os.environ.get("LOCAL_RANK", "0") == "0"
-    return _company.speaks()
+    return _company.speaks(error)

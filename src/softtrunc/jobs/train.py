@@ -199,7 +199,10 @@ class _Training:
         run, spec = self.run, self.recipe.training
         if self.main:
             with user_errors(f"--out {run.path}"):
-                run.start(self.recipe, self.data.card)
+                if run.exists:
+                    run.go_on(self.recipe, self.state.step, processes=self.company.size)
+                else:
+                    run.start(self.recipe, self.data.card, processes=self.company.size)
             remove_unfinished(run.checkpoints)
             run.cut_metrics(self.state.step)
             run.samples.mkdir(exist_ok=True)
