@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from accelerate.state import AcceleratorState
 from command_line import TINY, environment
 
 from softtrunc.cli import main
@@ -324,6 +325,15 @@ def test_a_recipe_far_too_large_for_its_weights_is_refused_before_it_is_built(
     assert "does not fit the network" in told
 
 
+@pytest.fixture
+def another_precision():
+    """accelerate's own is one for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("another_precision")
 def test_resume_may_change_how_it_is_computed_and_says_so(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

@@ -6,8 +6,11 @@ import json
 import os
 import signal
 import socket
+import time
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from stand_in import save_stand_in
 from together import finish_together, start_together
 
@@ -212,3 +215,45 @@ def test_a_place_has_one_writer(run, tmp_path, capsys):
     )
     assert main([*train, "--resume"]) == 0
     assert not list(tmp_path.glob(".*.partial"))
+
+
+SHARDED = """
+import os, sys
+from softtrunc.cli import main
+
+for arguments in (["fresh", "3"], ["fresh", "5", "--resume"], ["begun", "5", "--resume"]):
+    out, steps, *resume = arguments
+    command = ["train", "digits-vp-nll-st", "--out", out, "--steps", steps, *resume]
+    assert main([*command, "--set", "training.shard=true", *sys.argv[1:]]) == 0
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_network_spread_over_two_processes_learns_what_one_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sharded.py").write_text(SHARDED)
+    settings = [*TINY, "training.checkpoint_every=3", "training.sample_every=3"]
+    settings += ["training.micro_batch_size=4", "sampling={sampler: dpm_solver, steps: 2}"]
+    sets = [word for setting in settings for word in ("--set", setting)]
+
+    def one(out: str, steps: int, *more: str) -> Path:
+        command = ["train", "digits-vp-nll-st", "--out", out, "--steps", str(steps)]
+        assert main([*command, *sets, *more]) == 0
+        return Path(out, "checkpoints", f"step-{steps:08d}")
+
+    one("begun", 3)
+    truth = one("whole", 5)
+    ended = finish_together(start_together(["sharded.py", *sets], tmp_path))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    for folder in ("fresh", "begun"):
+        found = Path(folder, "checkpoints", truth.name)
+        assert Path(folder, "samples", "step-00000003.png").exists()
+        for name in ("model", "ema", "optimizer"):
+            ours, theirs = (load_file(p / f"{name}.safetensors") for p in (found, truth))
+            assert ours.keys() == theirs.keys()
+            for key, value in ours.items():
+                assert value.shape == theirs[key].shape
+                assert (value - theirs[key]).abs().max() <= 1e-6 * max(1, theirs[key].abs().max())
+    # And one process goes on from what two wrote.
+    assert (one("fresh", 6, "--resume") / "state.json").exists()

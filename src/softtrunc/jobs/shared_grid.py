@@ -32,6 +32,7 @@ def draw_together(
     to_levels: Callable[[Tensor], UInt8[Tensor, "n c h w"]],
     company: Company,
     stop: StopRequest,
+    in_step: bool = False,
 ) -> UInt8[Tensor, "n c h w"] | None:
     """Samples from seeds 0 ... count - 1, shared by all processes; None if a signal came first.
 
@@ -44,22 +45,23 @@ def draw_together(
         sampler, model, score: what draws them.
         to_levels: from samples to grey levels.
         company: the processes. `stop`: a signal that came.
+        in_step: the processes hold parts of the network and evaluate it together: each draws all.
     """
 
     def watched(x: Tensor, t: Tensor) -> Tensor:
-        if stop.signal is not None:
+        if stop.signal is not None and not in_step:
             raise _StoppedError
         return score(x, t)
 
     drawn: list[tuple[int, Tensor]] = []
-    parts = cut(count, min(most, -(-count // company.size)))
+    parts = cut(count, most if in_step else min(most, -(-count // company.size)))
     with suppress(_StoppedError):
-        for part in company.deal(parts):
+        for part in parts if in_step else company.deal(parts):
             shape = (len(part), *event)
             samples = sampler.sample(model, shape, seeds=list(part), score_fn=watched)
             drawn.append((part.start, to_levels(samples.x).cpu()))
     if company.meet(vote=stop.signal is not None, stop=stop):
         return None
     # All are there: nobody waits in this for another's work.
-    together = gather_object(drawn) if company.size > 1 else drawn
+    together = drawn if in_step or company.size == 1 else gather_object(drawn)
     return torch.cat([images for _, images in sorted(together, key=lambda piece: piece[0])])

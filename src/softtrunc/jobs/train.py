@@ -23,6 +23,7 @@ from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import StopRequest, stop_on_signal
 from softtrunc.jobs.data_check import DataCheck
 from softtrunc.jobs.shared_grid import draw_together
+from softtrunc.networks.blocks import AttentionBlock, ResidualBlock
 from softtrunc.recipes.build import (
     build_model,
     build_objective,
@@ -49,6 +50,7 @@ from softtrunc.training import (
     remove_unfinished,
     save_checkpoint,
 )
+from softtrunc.training.sharding import local, shard
 
 # Several processes that train ask each other about signals after so many seconds, and in no more
 # than so many steps: the next steps may be slower than those before.
@@ -159,7 +161,13 @@ class _Training:
         self.sampler = build_sampler(recipe.sampling, build_sde(recipe))
         self.model = build_model(
             recipe, channels=card.channels, image_size=(card.height, card.width)
-        ).to(accelerator.device)
+        )
+        self.sharded = recipe.training.shard and self.company.size > 1
+        if self.sharded:
+            blocks = (ResidualBlock, AttentionBlock)
+            units = [part for part in self.model.network.modules() if isinstance(part, blocks)]
+            shard(self.model.network, units, accelerator.device)
+        self.model.to(accelerator.device)
         with user_errors("training"):
             _, self.micro = micro_batches(self.config, accelerator.num_processes)
             for size in (self.config.batch_size, self.micro):
@@ -285,14 +293,20 @@ class _Training:
         return f"loss {row.loss:.4f}  {row.images_per_second:,.0f} img/s"
 
     def _save(self) -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+        wrong = not all(bool(torch.isfinite(local(p)).all()) for p in self.model.parameters())
+        if self.company.meet(vote=wrong) if self.sharded else wrong:
             raise RunFailedError(
                 f"step {self.state.step}: the weights are not finite: lower "
                 f"training.learning_rate; {self.kept()}"
             )
-        if self.main:
-            keep = self.recipe.training.keep_checkpoints
-            save_checkpoint(self.run.checkpoints, self.state, seconds=self.clock.seconds, keep=keep)
+        if self.main or self.sharded:
+            save_checkpoint(
+                self.run.checkpoints,
+                self.state,
+                seconds=self.clock.seconds,
+                keep=self.recipe.training.keep_checkpoints,
+                write=self.main,
+            )
 
     def kept(self) -> str:
         """What is left of a run that failed."""
@@ -304,7 +318,7 @@ class _Training:
     def _sample(self, stop: StopRequest) -> bool:
         """Draw samples of the averaged weights, from the same seeds every time.
 
-        All processes share the work. False: a signal came first, and the grid is still owed.
+        All processes take part. False: a signal came first, and the grid is still owed.
         """
         card, model, spec = self.data.card, self.model, self.recipe.sampling
         model.eval()
@@ -324,6 +338,7 @@ class _Training:
                 ),
                 company=self.company,
                 stop=stop,
+                in_step=self.sharded,
             )
         if images is not None and self.main:
             self._save_grid(images, f"step-{self.state.step:08d}")

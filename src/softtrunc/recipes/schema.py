@@ -192,6 +192,8 @@ class Training(Section):
     - `log_every`, `sample_every`, `checkpoint_every`: steps between lines of metrics.jsonl, grids
       of samples and checkpoints; `keep_checkpoints`: how many of the newest stay (null: all).
     - `samples`: images in a grid.
+    - `shard`: spread weights, gradients, moments and average over the processes (PyTorch's FSDP2),
+      for networks that one device cannot hold; slower.
     - `timeout`: seconds after which a process that waits for the others' part of a step gives up;
       one that shows no sign of life for a minute, or so long if that is less, is taken for dead.
     - `tracker`: also log to "tensorboard" (into the run folder) or "wandb"; both come with
@@ -216,6 +218,7 @@ class Training(Section):
     checkpoint_every: Count = 10_000
     keep_checkpoints: Count | None = 3
     samples: Held = 64
+    shard: bool = False
     timeout: Annotated[float, Field(ge=1.0, le=1e6)] = 600.0
     tracker: Literal["tensorboard", "wandb"] | None = None
 

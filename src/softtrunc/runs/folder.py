@@ -39,6 +39,7 @@ _FREE_ON_RESUME = (
     "training.precision",
     "training.compile",
     "training.timeout",
+    "training.shard",
     "network.options.checkpoint_activations",
     "sampling",
     "evaluation",

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from softtrunc.feedback.files import whole_folder
 from softtrunc.pretrained import check_finite, check_shapes, load_exactly, read_shapes
+from softtrunc.training.sharding import joined, local, spread, whole
 from softtrunc.training.state import TrainState
 
 Weights = Literal["ema", "raw"]
@@ -102,7 +103,7 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     names = {id(p): name for name, p in state.model.named_parameters()}
     memory: dict[str, Tensor] = {} if state.memory is None else {_MEMORY: state.memory}
     return memory | {
-        f"{names[id(parameter)]}:{key}": value
+        f"{names[id(parameter)]}:{key}": whole(value)
         for parameter, slots in state.optimizer.state.items()
         for key, value in slots.items()
     }
@@ -125,7 +126,8 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
                 "delete this checkpoint and use an earlier one"
             )
         # Step counters stay where they were saved from; moments follow their parameter.
-        on = value if value.ndim == 0 else value.to(parameters[name].device)
+        parameter = parameters[name]
+        on = value if value.ndim == 0 else spread(value.to(parameter.device), parameter)
         found.setdefault(name, {})[key] = on
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     if found and (set(trained) != set(found) or len({frozenset(v) for v in found.values()}) > 1):
@@ -139,28 +141,34 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
 
 
 def save_checkpoint(
-    folder: Path, state: TrainState, *, seconds: float = 0.0, keep: int | None = None
+    folder: Path,
+    state: TrainState,
+    *,
+    seconds: float = 0.0,
+    keep: int | None = None,
+    write: bool = True,
 ) -> Path:
     """Write `state` as `folder/step-<step>`; call it on one process.
+
+    The files hold whole tensors. Where the network is spread over processes all must call it, and
+    one of them with `write`.
 
     Args:
         folder: the run's `checkpoints` folder, made if missing.
         state: what to save.
         seconds: training time so far, to go on from after a resume.
         keep: delete all but this many of the newest afterwards; None keeps all.
+        write: whether this is the process that writes.
 
     Returns:
         The folder of the checkpoint.
     """
     final = folder / f"step-{state.step:08d}"
+    contents = _contents(state)
+    if not write:
+        return final
     if final.exists():  # a step's state is a function of the run: it is already there
         return final
-    model = state.model.state_dict()
-    contents = {
-        WEIGHTS_FILES["raw"]: model,
-        WEIGHTS_FILES["ema"]: {**model, **state.ema.shadow},
-        _OPTIMIZER_FILE: _optimizer_tensors(state),
-    }
     try:
         with whole_folder(final) as partial:
             for name, tensors in contents.items():
@@ -173,6 +181,18 @@ def save_checkpoint(
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     return final
+
+
+def _contents(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """Whole tensors by file."""
+    model = state.model.state_dict()
+    average = {name: joined(part, model[name]) for name, part in state.ema.shadow.items()}
+    raw = {name: whole(value) for name, value in model.items()}
+    return {
+        WEIGHTS_FILES["raw"]: raw,
+        WEIGHTS_FILES["ema"]: {**raw, **average},
+        _OPTIMIZER_FILE: _optimizer_tensors(state),
+    }
 
 
 def _write_info(folder: Path, state: TrainState, seconds: float, moments: int) -> None:
@@ -310,8 +330,13 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
         check_finite(averaged, str(path / WEIGHTS_FILES["ema"]))
         check_finite(moments, str(path / _OPTIMIZER_FILE))
         raw = path / WEIGHTS_FILES["raw"]
-        load_exactly(state.model, _read(raw), str(raw))
-    state.ema.load({n: averaged[n] for n in state.ema.shadow}, updates=info.ema_updates)
+        weights = _read(raw)
+        check_shapes(state.model, {n: tuple(t.shape) for n, t in weights.items()}, str(raw))
+        check_finite(weights, str(raw))
+    into = state.model.state_dict()
+    state.model.load_state_dict({name: spread(t, into[name]) for name, t in weights.items()})
+    average = {n: local(spread(averaged[n], into[n])) for n in state.ema.shadow}
+    state.ema.load(average, updates=info.ema_updates)
     state.memory = moments.pop(_MEMORY, None)
     _load_optimizer_tensors(state, moments, path / _OPTIMIZER_FILE)
     state.step = info.step

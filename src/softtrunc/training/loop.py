@@ -29,6 +29,7 @@ from softtrunc.training.randomness import (
     step_generator,
     step_seed,
 )
+from softtrunc.training.sharding import gradients_kept, is_sharded, whole
 from softtrunc.training.state import TrainingConfig, TrainState
 
 
@@ -121,7 +122,9 @@ def fit(
     share, micro = micro_batches(config, accelerator.num_processes)
     start = accelerator.process_index * share
     mine = slice(start, start + share)
-    module = accelerator.prepare_model(_LossModule(state.model, objective))
+    sharded = is_sharded(state.model)
+    module = accelerator.prepare_model(_LossModule(state.model, objective), evaluation_mode=sharded)
+    no_sync = gradients_kept if sharded else accelerator.no_sync
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     order = DataOrder(len(data), seed=config.seed)
     if isinstance(objective, RunningErrorLoss) and state.memory is not None:
@@ -158,12 +161,13 @@ def fit(
                 index = (start + first) // micro
                 torch.manual_seed(step_seed(config.seed, step, Stream.NETWORK, index))
                 last = first + micro == share
-                with nullcontext() if last else accelerator.no_sync(module):
+                with nullcontext() if last else no_sync(module):
                     out: LossTerms = module(x[part], draw.part(part.start, part.stop), noise[part])
                     # Each part weighs its share of the batch: the sum is the mean over all.
                     accelerator.backward(out.loss.sum() / share)
                 terms.append(out)
-            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
+            limit = config.grad_clip or math.inf
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
             state.optimizer.step()
             state.ema.update(state.model)
             t = torch.cat([o.t for o in terms])
