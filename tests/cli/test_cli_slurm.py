@@ -15,9 +15,14 @@ from command_line import TINY, environment
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch"
 
-# What the script calls. A real srun hands SIGTERM on to its tasks: this one becomes the task.
+# What the script calls. As the real one does, srun hands SIGTERM on to its task.
 COMMANDS = {
-    "srun": 'exec "$@"',
+    "srun": """
+        trap 'kill -TERM "$task"' TERM
+        "$@" & task=$!
+        wait "$task"; wait "$task"
+        echo $? >> codes
+    """,
     "scontrol": 'case "$1" in show) echo 127.0.0.1;; requeue) echo "$2" > requeued;; esac',
     "accelerate": f'exec "{sys.executable}" -m accelerate.commands.accelerate_cli "$@"',
 }
@@ -61,3 +66,4 @@ def test_a_job_whose_time_is_over_goes_on_when_it_is_started_again(tmp_path):
     assert (again.communicate(timeout=120)[1], again.returncode)[1] == 0
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, done + 2))
+    assert (tmp_path / "codes").read_text().split() == ["1", "0"]  # what the launcher says

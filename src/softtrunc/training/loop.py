@@ -8,9 +8,10 @@ stop, and finds the state consistent at every yield.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -125,6 +126,7 @@ def fit(
     sharded = is_sharded(state.model)
     module = accelerator.prepare_model(_LossModule(state.model, objective), evaluation_mode=sharded)
     no_sync = gradients_kept if sharded else accelerator.no_sync
+    drawn = partial(draw_share, share=mine, seed=config.seed, device=accelerator.device)
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     order = DataOrder(len(data), seed=config.seed)
     if isinstance(objective, RunningErrorLoss) and state.memory is not None:
@@ -137,19 +139,12 @@ def fit(
             times = step_generator(config.seed, step, Stream.TIMES)
             whole_draw = objective.draw(config.batch_size, step=step, generator=times)
             draw = whole_draw.part(mine.start, mine.stop).to(accelerator.device)
-            images, cells = _augmented(source.batch(step), config, step, mine)
+            uniform = partial(drawn, torch.rand, step=step)
+            images, cells = _augmented(source.batch(step), config, uniform)
             x = to_model_range(
                 images, levels=data.card.levels, value_range=value_range, noise=cells
             )
-            noise = draw_share(
-                torch.randn,
-                mine,
-                x.shape[1:],
-                seed=config.seed,
-                step=step,
-                stream=Stream.NOISE,
-                device=x.device,
-            )
+            noise = drawn(torch.randn, x.shape[1:], step=step, stream=Stream.NOISE)
 
             for group in state.optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
@@ -189,22 +184,12 @@ def fit(
 
 
 def _augmented(
-    images: UInt8[Tensor, "b c h w"], config: TrainingConfig, step: int, mine: slice
+    images: UInt8[Tensor, "b c h w"], config: TrainingConfig, uniform: Callable[..., Tensor]
 ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b c h w"] | None]:
     """Images mirrored at random, and where in its grey level's cell each pixel lies."""
-
-    def uniform(stream: Stream, *event: int) -> Tensor:
-        return draw_share(
-            torch.rand,
-            mine,
-            event,
-            seed=config.seed,
-            step=step,
-            stream=stream,
-            device=images.device,
-        )
-
     if config.flip:
-        mirrored = uniform(Stream.FLIPS)[:, None, None, None] < 0.5
+        mirrored = uniform((), stream=Stream.FLIPS)[:, None, None, None] < 0.5
         images = torch.where(mirrored, images.flip(-1), images)
-    return images, uniform(Stream.PIXELS, *images.shape[1:]) if config.dequantize else None
+    if not config.dequantize:
+        return images, None
+    return images, uniform(images.shape[1:], stream=Stream.PIXELS)

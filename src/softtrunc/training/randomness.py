@@ -45,9 +45,9 @@ def step_generator(
 
 def draw_share(
     make: Callable[..., Tensor],
-    share: slice,
     event: tuple[int, ...],
     *,
+    share: slice,
     seed: int,
     step: int,
     stream: Stream,
@@ -57,8 +57,8 @@ def draw_share(
 
     Args:
         make: `torch.randn` or `torch.rand`.
-        share: from where to where in the global batch.
         event: the shape of an example's numbers.
+        share: from where to where in the global batch.
         seed, step, stream: what decides them.
         device: where they are drawn.
     """
