@@ -1,20 +1,24 @@
 """Networks whose parameters are spread over the processes (PyTorch's FSDP2), seen as whole ones.
 
 The optimiser and the average live on each process's shards: both act element by element. Only what
-is written or read is whole, tensor by tensor.
+is written or read is whole, tensor by tensor. PyTorch's part of it is imported by `shard` alone: it
+takes a while, and not every build of PyTorch has it.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 
 def shard(network: nn.Module, units: Iterable[nn.Module], device: torch.device) -> None:
@@ -27,6 +31,9 @@ def shard(network: nn.Module, units: Iterable[nn.Module], device: torch.device) 
         units: parts of it that are gathered one at a time, and let go of after their forward pass.
         device: of this process.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for part in (*units, network):
         # The whole network too: what stays gathered after it would hide what the average puts in.
@@ -35,12 +42,28 @@ def shard(network: nn.Module, units: Iterable[nn.Module], device: torch.device) 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether its parameters are spread over the processes."""
-    return any(isinstance(part, FSDPModule) for part in module.modules())
+    return bool(_spread_parts(module))
+
+
+def _spread_parts(module: nn.Module) -> list[FSDPModule]:
+    if "torch.distributed.fsdp" not in sys.modules:
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def _is_spread(tensor: Tensor) -> TypeGuard[DTensor]:
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part, sharing its memory; a whole tensor as it is."""
-    if isinstance(tensor, DTensor):
+    if _is_spread(tensor):
         part: Tensor = tensor.to_local().detach()
         return part
     return tensor
@@ -48,20 +71,24 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor; of one that is spread all processes must ask together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_spread(tensor) else tensor
 
 
 def spread(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, spread as `like` is."""
-    if isinstance(like, DTensor):
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-    return tensor
+    if not _is_spread(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def joined(part: Tensor, like: Tensor) -> Tensor:
     """The whole of what every process has a part of, spread as `like` is."""
-    if not isinstance(like, DTensor):
+    if not _is_spread(like):
         return part
+    from torch.distributed.tensor import DTensor
+
     mesh, places = like.device_mesh, like.placements
     return whole(DTensor.from_local(part, mesh, places, shape=like.shape, stride=like.stride()))
 
@@ -69,7 +96,7 @@ def joined(part: Tensor, like: Tensor) -> Tensor:
 @contextmanager
 def gradients_kept(module: nn.Module) -> Iterator[None]:
     """Within the block gradients add up on each process and are not exchanged."""
-    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    parts = _spread_parts(module)
     for part in parts:
         part.set_requires_gradient_sync(False, recurse=False)
     try:
