@@ -10,12 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from stand_in import save_stand_in
 from together import finish_together, start_together
 
+from softtrunc import VPSDE, ScoreModel
 from softtrunc.cli import main
 from softtrunc.feedback.locks import only_one
+from softtrunc.feedback.processes import company
+from softtrunc.feedback.signals import StopRequest
+from softtrunc.jobs.shared_grid import draw_together
+from softtrunc.samplers import DPMSolver
 
 TINY = ["network.options={base_channels: 8}", "training.batch_size=16", "training.samples=4"]
 
@@ -39,10 +45,10 @@ def fit(*a, real=job.fit, **k):
         yield record
 
 def save(folder, state, real=job.save_checkpoint, **k):
-    time.sleep(8.0 if state.step == 2 else 0.0)
+    time.sleep(13.0 if state.step == 2 else 0.0)
     return real(folder, state, **k)
 
-def build_score(spec, model, real=job.build_score, once=[8.0]):
+def build_score(spec, model, real=job.build_score, once=[13.0]):
     score = real(spec, model)
     def watched(x, t):
         say("drawn", len(x))
@@ -68,7 +74,7 @@ __import__("os")._exit(0)
 def test_long_work_of_one_process_is_waited_for_and_a_signal_is_answered_in_a_step(tmp_path):
     (tmp_path / "train.py").write_text(TRAIN)
     every = [f"training.{key}_every=2" for key in ("checkpoint", "sample", "log")]
-    settings = [*TINY, *every, "training.timeout=6", "training.micro_batch_size=1"]
+    settings = [*TINY, *every, "training.timeout=10", "training.micro_batch_size=1"]
     settings += ["training.steps=500", "sampling={sampler: dpm_solver, steps: 2}"]
     started = start_together(["train.py", "run", *settings], tmp_path)
     head = []
@@ -87,7 +93,7 @@ def test_long_work_of_one_process_is_waited_for_and_a_signal_is_answered_in_a_st
     }
     assert all("drawn" in text.partition("step 3")[0] for text in said)
     assert (tmp_path / "run" / "samples" / "step-00000002.png").exists()
-    last = max(int(line[5:]) for line in said[0].splitlines() if line.startswith("step"))
+    last = int(said[0].rpartition("end ")[2].split()[0])
     assert last <= 6  # ten steps without a question would have been ten seconds
     assert f"end {last} True" in said[0]
     assert f"end {last} True" in said[1]
@@ -106,25 +112,28 @@ from softtrunc.evaluation.bits import BitsMeasurement
 from softtrunc.feedback.processes import company
 
 second = os.environ["RANK"] == "1"
-dying = []
+dying, lags = [], {"draw": 12.0, "measure": 12.0}
+
+def lag(what):
+    time.sleep(lags.pop(what, 0.3) if second else 0.3)
 
 def say(*words): print(*words, flush=True)
 
 def draw_batches(opened, parts, *, seed, real=drawing.draw_batches):
     for batch in real(opened, parts, seed=seed):
-        time.sleep(7.0 if second else 0.5)
         if dying and second:
             os._exit(9)
+        lag("draw")
         say("batch of", len(batch.images))
         yield batch
 
 def measure_some(self, turn, images, real=BitsMeasurement._measure):
-    time.sleep(7.0 if second else 0.5)
+    lag("measure")
     say("measured", len(images))
     return real(self, turn, images)
 
 def open_extractor(*a, real=measuring.open_extractor):
-    time.sleep(0.0 if second else 7.0)
+    time.sleep(0.0 if second else 12.0)
     return real(*a)
 
 drawing.draw_batches = draw_batches
@@ -133,6 +142,7 @@ run, extractor = sys.argv[1:]
 assert main(["train", "no-such-recipe"]) == 2
 command = ["sample", run, "-n", "10", "--batch-size", "2", "--steps", "2", "--out"]
 assert main([*command, "images.npz"]) == 0
+lags["draw"] = 12.0
 few = ["--limit", "10", "-n", "10", "--set", "evaluation.batch_size=2"]
 few += ["--set", "evaluation.solver_check=0", "--set", "sampling.steps=2"]
 few += ["--set", "evaluation.figures=[nll_residual]"]
@@ -146,7 +156,7 @@ os._exit(0)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several") / "run"
-    settings = [*TINY, "training.timeout=5", "training.steps=1"]
+    settings = [*TINY, "training.timeout=10", "training.steps=1"]
     sets = [word for setting in settings for word in ("--set", setting)]
     assert main(["train", "digits-vp-nll-st", "--out", str(folder), *sets]) == 0
     return folder
@@ -169,7 +179,7 @@ def test_uneven_shares_are_waited_for_and_a_dead_process_is_told_of(run, tmp_pat
     assert not (tmp_path / "others.npz").exists()
     mistake, *_, last = err.strip().splitlines()
     assert "no-such-recipe" in mistake
-    assert "process 1 of 2 has shown no sign of life for 5 s" in last
+    assert "process 1 of 2 has shown no sign of life for 10 s" in last
     assert "Traceback" not in err
     assert "softtrunc: " not in other_err  # one of them speaks
 
@@ -187,6 +197,36 @@ def test_a_mistake_that_all_make_is_one_line(tmp_path):
     assert told.count("softtrunc: ") == 1, told
     assert "batch_size=3 does not divide over 2 processes" in told
     assert sorted(code for code, _, _ in ended)[-1] == 2
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_signal_ends_a_grid_between_two_evaluations(stopped):
+    stop, sizes = StopRequest(), []
+
+    def score(x, t):
+        sizes.append(len(x))
+        if stopped and len(sizes) == 2:
+            stop(signal.SIGTERM, None)
+        return -x
+
+    images = draw_together(
+        6,
+        (1, 4, 4),
+        2,
+        sampler=DPMSolver(steps=3),
+        model=ScoreModel(torch.nn.Identity(), VPSDE()),
+        score=score,
+        to_levels=lambda x: x.clamp(0, 255).to(torch.uint8),
+        company=company(),
+        stop=stop,
+    )
+    assert set(sizes) == {2}
+    if stopped:
+        assert images is None
+        assert len(sizes) == 2
+    else:
+        assert images.shape == (6, 1, 4, 4)
+        assert len(sizes) > 6
 
 
 def test_a_place_has_one_writer(run, tmp_path, capsys):
