@@ -100,12 +100,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         message = error.format_message()
         if message.startswith("Usage:"):  # a group without a verb: its help
             print(message, file=sys.stderr)
-        elif _speaks():
+        else:
             _tell(message)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        if _speaks():
-            _tell("interrupted")
+        _tell("interrupted")
         return 130
     except BrokenPipeError:  # whoever read the output has seen enough
         return _BROKEN_PIPE
@@ -113,38 +112,24 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _tell_failure(error)
 
 
-def _speaks(error: Exception | None = None) -> bool:
-    """Whether this process is the one to tell: many of one job may fail alike."""
-    met = sys.modules.get("softtrunc.feedback.processes")
-    if met is not None:
-        return bool(met.speaks(error))
-    return os.environ.get("LOCAL_RANK", "0") == "0"  # all of a machine make the same mistake
-
-
 def _tell_failure(error: Exception) -> int:
     """One line for what ended a command; the exit code."""
-    code, text = _described(error)
-    if _speaks(error):
-        if text is None:
-            first = str(error).strip().partition("\n")[0] or "no more is known"
-            text = f"unforeseen {type(error).__name__}: {first[:100]} (traceback: {_saved(error)})"
-        _tell(text)
-    return code
-
-
-def _described(error: Exception) -> tuple[int, str | None]:
-    """The exit code for what ended a command, and what there is to say; None: not foreseen."""
     from softtrunc.feedback.errors import RunFailedError, UserError
     from softtrunc.feedback.files import complaint, is_refusal
 
     if isinstance(error, UserError):
-        return 2, str(error)
+        _tell(str(error))
+        return 2
     if isinstance(error, OSError) and error.strerror:
-        return 2 if is_refusal(error) else 1, complaint(error)
+        _tell(complaint(error))
+        return 2 if is_refusal(error) else 1
     # A FloatingPointError is what solvers say of a model whose values are not finite.
     if isinstance(error, RunFailedError | FloatingPointError):
-        return 1, str(error)
-    return 1, None
+        _tell(str(error))
+        return 1
+    text = str(error).strip().partition("\n")[0] or "no more is known"
+    _tell(f"unforeseen {type(error).__name__}: {text[:100]} (traceback: {_saved(error)})")
+    return 1
 
 
 def _saved(error: Exception) -> str:

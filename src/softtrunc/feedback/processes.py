@@ -8,7 +8,6 @@ store by which they found each other: as long as it takes, while the others show
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 import time
@@ -18,7 +17,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from softtrunc.feedback.errors import RunFailedError
+from softtrunc.feedback.errors import RunFailedError, ToldElsewhereError
+from softtrunc.feedback.launched import told_key
 from softtrunc.feedback.signals import StopRequest
 
 T = TypeVar("T")
@@ -30,10 +30,6 @@ _SIGNS = 12  # in that time
 _LONGEST_NAP = 0.25
 # A launcher kills 30 seconds after a signal: whoever waits leaves in time to say where it stands.
 _SECONDS_AFTER_SIGNAL = 10.0
-
-
-class ToldElsewhereError(Exception):
-    """Another process of the job failed, and said why."""
 
 
 class Company:
@@ -53,6 +49,7 @@ class Company:
         self._looked = 0.0
         if self.size > 1:
             self._store = _own_store()
+            self._told_key = told_key().removeprefix("softtrunc/")
             threading.Thread(target=self._live, daemon=True, name="softtrunc-alive").start()
 
     @property
@@ -163,8 +160,8 @@ class Company:
         if self.size == 1:
             return
         with self._reaching():
-            if self._store.check(["told"]):
-                raise ToldElsewhereError
+            if self._store.check([self._told_key]):
+                raise ToldElsewhereError("another process failed, and said why")
             moment = time.monotonic()
             if moment - self._looked < self._silence / _SIGNS:
                 return
@@ -179,15 +176,6 @@ class Company:
                         f"{self._silence:.0f} s: it was killed or its machine is gone; the same "
                         "command (train: with --resume) goes on from what is done"
                     )
-
-    def speaks(self, error: BaseException | None = None) -> bool:
-        """Whether this process, which failed, is the first one that did: the others keep quiet."""
-        if self.size == 1:
-            return True
-        try:
-            return self._first("told")
-        except RunFailedError:  # who kept the store has ended, and told why unless it was killed
-            return isinstance(error, RunFailedError)
 
     def _first(self, key: str) -> bool:
         with self._reaching():
@@ -261,10 +249,3 @@ def company(silence: float = SILENCE) -> Company:
     if _company is None or _company.size != size:
         _company = Company(silence)
     return _company
-
-
-def speaks(error: BaseException | None = None) -> bool:
-    """Whether this process is the one to tell of an error: one of many that fail alike."""
-    if _company is None:  # they have not met: all of a machine make the same mistake
-        return os.environ.get("LOCAL_RANK", "0") == "0"
-    return _company.speaks(error)
