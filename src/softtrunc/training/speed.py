@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -39,3 +40,11 @@ def prefers_channels_last(device: torch.device, precision: str) -> bool:
     On CPUs they are in float32 and are not in bf16 (docs/results.md). Nowhere else was it measured.
     """
     return device.type == "cpu" and precision == "no"
+
+
+def lay_channels_last(network: nn.Module) -> None:
+    """Lay the weights of two-dimensional convolutions so; activations follow them.
+
+    To be called before an optimiser or an average copies their layout. No number changes.
+    """
+    torch.nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
