@@ -1,6 +1,7 @@
 """Runs that are killed, stopped or spread over processes end in the same weights."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import time
 import pytest
 from command_line import TINY, environment, start
 from safetensors.torch import load_file
+
+from softtrunc.cli import main
+from softtrunc.jobs import train as job
 
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 THIRTY = [*TINY, "--set", "training.steps=30", "--set", "training.checkpoint_every=6"]
@@ -39,7 +43,7 @@ def last(folder):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight") / "run"
-    finish(start(*train(folder), cwd=folder.parent))
+    assert main(train(folder)) == 0
     return folder
 
 
@@ -55,7 +59,7 @@ def test_thirty_steps_straight_equal_twelve_killed_and_eighteen(straight, tmp_pa
     wait_for(folder / "checkpoints" / "step-00000012", process)
     process.kill()
     process.communicate()
-    finish(start(*train(folder, "--resume"), cwd=tmp_path))
+    assert main(train(folder, "--resume")) == 0
     for name in FILES:
         assert (last(folder) / name).read_bytes() == (last(straight) / name).read_bytes()
     assert [row["step"] for row in losses(folder)] == [row["step"] for row in losses(straight)]
@@ -65,18 +69,22 @@ def test_thirty_steps_straight_equal_twelve_killed_and_eighteen(straight, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_cleanly(straight, tmp_path, number):
+def test_a_signal_saves_and_exits_cleanly(straight, tmp_path, monkeypatch, capsys, number):
     folder = tmp_path / "run"
-    process = start(*train(folder, "--set", "training.checkpoint_every=1000"), cwd=tmp_path)
-    wait_for(folder / "metrics.jsonl", process)
-    while not (folder / "metrics.jsonl").read_text():
-        time.sleep(0.01)
-    process.send_signal(number)
-    assert "stopped at step" in finish(process, 128 + number)
-    (checkpoint,) = (folder / "checkpoints").iterdir()
-    step = json.loads((checkpoint / "state.json").read_text())["step"]
-    assert 5 <= step < 30
-    finish(start(*train(folder, "--resume"), cwd=tmp_path))
+
+    def fit(*arguments, real=job.fit, **options):
+        for record in real(*arguments, **options):
+            if record.step == 7:
+                os.kill(os.getpid(), number)
+            yield record
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "fit", fit)
+        code = main(train(folder, "--set", "training.checkpoint_every=1000"))
+    assert code == 128 + number
+    assert "stopped at step 7 with a checkpoint" in capsys.readouterr().err
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000007"]
+    assert main(train(folder, "--resume")) == 0
     for name in FILES:
         assert (last(folder) / name).read_bytes() == (last(straight) / name).read_bytes()
 

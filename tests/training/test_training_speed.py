@@ -37,9 +37,11 @@ def test_kernels_are_quick_on_cuda_and_within_the_block_alone(tf32, precision):
 
 
 def test_the_layout_is_that_which_was_measured_to_be_faster():
-    assert prefers_channels_last(torch.device("cpu"), "no")
-    assert not prefers_channels_last(torch.device("cpu"), "bf16")
-    assert not prefers_channels_last(torch.device("cuda"), "no")
+    wide, cpu = torch.nn.Sequential(torch.nn.Conv2d(3, 256, 3)), torch.device("cpu")
+    assert prefers_channels_last(wide, cpu, "no")
+    assert not prefers_channels_last(SmallNetwork(), cpu, "no")
+    assert not prefers_channels_last(wide, cpu, "bf16")
+    assert not prefers_channels_last(wide, torch.device("cuda"), "no")
 
 
 def trained(steps, state=None, *, channels_last=True):
@@ -76,7 +78,7 @@ def test_weights_moments_and_average_share_a_layout_and_a_checkpoint_has_none(tm
             torch.testing.assert_close(value, straight[name], rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("wanted", [None, False])
+@pytest.mark.parametrize("wanted", [None, True])
 def test_a_recipe_is_trained_so(tmp_path, monkeypatch, wanted):
     """With the flags of a GPU, and the layout of the CPU that it is."""
     seen = {}
@@ -98,10 +100,10 @@ def test_a_recipe_is_trained_so(tmp_path, monkeypatch, wanted):
     )
     settings = ["network.options={base_channels: 8}", "training.batch_size=4", "training.steps=1"]
     settings += ["training.samples=1", "training.sample_every=null"]
-    settings += [] if wanted is None else ["training.channels_last=false"]
+    settings += [] if wanted is None else ["training.channels_last=true"]
     before = flags()
     job.train(load_recipe("digits-vp-nll-st", settings), tmp_path / "run")
-    assert seen == {"layouts": {wanted is None}, "flags": ("high", True, True)}
+    assert seen == {"layouts": {wanted is not None}, "flags": ("high", True, True)}
     assert flags() == before
 
 

@@ -172,8 +172,9 @@ class _Training:
         self.model.to(accelerator.device)
         channels_last = recipe.training.channels_last
         if channels_last is None:
-            precision = recipe.training.precision
-            channels_last = prefers_channels_last(accelerator.device, precision)
+            channels_last = prefers_channels_last(
+                self.model.network, accelerator.device, recipe.training.precision
+            )
         if channels_last and not self.sharded:  # shards cannot have it
             lay_channels_last(self.model.network)
         with user_errors("training"):
