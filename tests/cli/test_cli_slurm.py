@@ -66,6 +66,6 @@ def test_a_job_whose_time_is_over_goes_on_when_it_is_started_again(tmp_path, mon
     words = (tmp_path / "arguments").read_text().splitlines()
     words = words[words.index("softtrunc") + 1 :]
     monkeypatch.chdir(tmp_path)
-    assert main([*words, "--steps", str(done + 1)]) == 0
+    assert main([*words, "--set", f"training.steps={done + 1}"]) == 0
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, done + 2))
