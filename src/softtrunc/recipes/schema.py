@@ -92,31 +92,20 @@ SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
 
 
 class Truncation(Section):
-    """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard.
-
-    - `sigmoid`: in place of k, P(tau <= t) ~ sigmoid(`sigmoid` - log-SNR), which is then what the
-      weight is multiplied by in expectation; null: k decides.
-    - `per`: one tau for every "step", or for every "example" of it.
-    - `sequence`: "random", or "low_discrepancy" (any run of steps covers the law evenly).
-    """
+    """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard."""
 
     k: float = 1.0
     eps: float = 1e-5
     tau_max: float = 1.0
-    sigmoid: float | None = None
-    per: Literal["step", "example"] = "step"
-    sequence: Literal["random", "low_discrepancy"] = "random"
 
     @property
     def hard(self) -> bool:
         """Whether tau is always eps."""
-        return self.sigmoid is None and self.k == math.inf
+        return self.k == math.inf
 
     @property
     def words(self) -> str:
         """The law in short."""
-        if self.sigmoid is not None:
-            return f"sigmoid({self.sigmoid:g} - log-SNR)"
         return "hard" if self.hard else f"k = {self.k:g}"
 
 
@@ -132,40 +121,32 @@ class Objective(Section):
 
     - `weighting`: "likelihood" (g^2), "variance" (sigma^2) or "mixed" (see `mixed`).
     - `times`: "importance" (log-SNR uniform, the loss an integral over time), "uniform",
-      "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as "uniform",
-      for RVE the same as for the VE that it is in another clock), or "proportional" (to the
-      expected weight, so that every example counts the same; with `expected`).
+      or "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as
+      "uniform", for RVE the same as for the VE that it is in another clock).
     - `stratified`: one time in each of batch-size many equal cells.
     - `average`: divide the integral by the length of its range (with times: uniform or log_snr).
     - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the paper's
       ablation. The mean gradient is the same without clipping only: `training.grad_clip` shortens
       the long steps of small tau, which moves Soft Truncation's weight to large times.
-    - `error_power`: divide the loss by this power of its running error at the same log-SNR.
     - `reduction`: "mean" or "sum" over the dimensions.
     """
 
     weighting: Literal["likelihood", "variance", "mixed"] = "likelihood"
-    times: Literal["importance", "uniform", "log_snr", "proportional"] = "importance"
+    times: Literal["importance", "uniform", "log_snr"] = "importance"
     stratified: bool = True
     average: bool = False
     expected: bool = False
-    error_power: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
     reduction: Literal["mean", "sum"] = "mean"
     mixed: Mixed = Mixed()
 
     @model_validator(mode="after")
     def _combinations(self) -> Objective:
-        sampled = self.times in ("importance", "proportional")
-        if self.average and sampled and self.weighting != "mixed":
+        if self.average and self.times == "importance" and self.weighting != "mixed":
             raise ValueError(
                 "average: true belongs to uniform times: write times: uniform, or average: false"
             )
-        if self.times == "proportional" and not self.expected:
-            raise ValueError("times: proportional belongs to expected: true: write both")
         if self.expected and self.weighting == "mixed":
             raise ValueError("expected: true has no mixed form: choose likelihood or variance")
-        if self.error_power and self.weighting == "mixed":
-            raise ValueError("error_power has no mixed form: choose likelihood or variance")
         return self
 
 
@@ -313,10 +294,3 @@ class Recipe(Section):
     sampling: Sampling = DPMSolverSampling()
     evaluation: Evaluation = Evaluation()
     paper: Paper | None = None
-
-    @model_validator(mode="after")
-    def _tau_is_drawn(self) -> Recipe:
-        drawn = (self.truncation.per, self.truncation.sequence) != ("step", "random")
-        if self.objective.expected and drawn:
-            raise ValueError("expected: true draws no tau: leave out truncation.per and .sequence")
-        return self

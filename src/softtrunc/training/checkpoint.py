@@ -34,8 +34,6 @@ WEIGHTS_FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.saf
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
-# In the optimiser's file, where every other entry begins with the name of a parameter.
-_MEMORY = ":memory"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _FILES = (*WEIGHTS_FILES.values(), _OPTIMIZER_FILE)
 
@@ -99,10 +97,9 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Adam's moments under the names of their parameters, and what the loss remembers."""
+    """Adam's moments under the names of their parameters."""
     names = {id(p): name for name, p in state.model.named_parameters()}
-    memory: dict[str, Tensor] = {} if state.memory is None else {_MEMORY: state.memory}
-    return memory | {
+    return {
         f"{names[id(parameter)]}:{key}": whole(value)
         for parameter, slots in state.optimizer.state.items()
         for key, value in slots.items()
@@ -337,7 +334,6 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
     state.model.load_state_dict({name: spread(t, into[name]) for name, t in weights.items()})
     average = {n: local(spread(averaged[n], into[n])) for n in state.ema.shadow}
     state.ema.load(average, updates=info.ema_updates)
-    state.memory = moments.pop(_MEMORY, None)
     _load_optimizer_tensors(state, moments, path / _OPTIMIZER_FILE)
     state.step = info.step
     return info

@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from softtrunc.data import ImageDataset, to_model_range
-from softtrunc.objective import LossTerms, Objective, RunningErrorLoss, StepDraw
+from softtrunc.objective import LossTerms, Objective, StepDraw
 from softtrunc.score import ScoreFunction
 from softtrunc.training.batches import BatchSource
 from softtrunc.training.randomness import (
@@ -39,7 +39,7 @@ class StepRecord:
     """What one optimiser step did. Tensors stay on the device: reading them waits for it.
 
     - `step`: finished steps, this one included.
-    - `tau`: the truncation time, the same on all processes; of several, the smallest.
+    - `tau`: the truncation time, the same on all processes.
     - `learning_rate`: of this step.
     - `t`, `loss`, `error`: one value per example of this process's share, see `LossTerms`.
     - `grad_norm`: global norm of the gradient before clipping, ().
@@ -129,15 +129,13 @@ def fit(
     drawn = partial(draw_share, share=mine, seed=config.seed, device=accelerator.device)
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     order = DataOrder(len(data), seed=config.seed)
-    if isinstance(objective, RunningErrorLoss) and state.memory is not None:
-        objective.memory = state.memory
     with BatchSource(
         data.images, order, batch_size=config.batch_size, share=mine, device=accelerator.device
     ) as source:
         while state.step < steps:
             step = state.step
             times = step_generator(config.seed, step, Stream.TIMES)
-            whole_draw = objective.draw(config.batch_size, step=step, generator=times)
+            whole_draw = objective.draw(config.batch_size, generator=times)
             draw = whole_draw.part(mine.start, mine.stop).to(accelerator.device)
             uniform = partial(drawn, torch.rand, step=step)
             images, cells = _augmented(source.batch(step), config, uniform)
@@ -165,20 +163,14 @@ def fit(
             grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
             state.optimizer.step()
             state.ema.update(state.model)
-            t = torch.cat([o.t for o in terms])
-            error = torch.cat([o.error.detach() for o in terms])
-            if isinstance(objective, RunningErrorLoss):
-                sums = objective.bin_sums(t, error, math.prod(x.shape[1:]))
-                objective.remember(accelerator.reduce(sums, reduction="sum"))
-                state.memory = objective.memory
             state.step = step + 1
             yield StepRecord(
                 step=state.step,
-                tau=float(whole_draw.tau.min()),
+                tau=float(whole_draw.tau),
                 learning_rate=config.learning_rate_at(step),
-                t=t,
+                t=torch.cat([o.t for o in terms]),
                 loss=torch.cat([o.loss.detach() for o in terms]),
-                error=error,
+                error=torch.cat([o.error.detach() for o in terms]),
                 grad_norm=grad_norm.detach(),
             )
 
