@@ -161,7 +161,7 @@ def begun(tmp_path_factory):
 
     def save(folder, state, real=job.save_checkpoint, **options):
         for average in state.ema.shadow.values():
-            average *= 5.0
+            average += 0.5
         return real(folder, state, **options)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -169,9 +169,6 @@ def begun(tmp_path_factory):
         run = train(tmp_path_factory.mktemp("alone") / "begun", 2).parents[1]
     (run / GRID).unlink()
     return run
-
-
-WORST = []
 
 
 class Told(NamedTuple):
@@ -219,7 +216,6 @@ def test_a_network_spread_over_two_processes_learns_what_one_does(told, begun, t
             for key, value in ours.items():
                 assert value.shape == theirs[key].shape
                 scale = float(theirs[key].abs().max())
-                WORST.append((float((value - theirs[key]).abs().max()), scale, name, key))
                 assert (value - theirs[key]).abs().max() <= 1e-6 * max(1, scale)
     fresh, average, theirs = (
         (place / GRID).read_bytes()
@@ -234,8 +230,9 @@ def test_a_network_spread_over_two_processes_learns_what_one_does(told, begun, t
 @pytest.mark.slow
 def test_long_work_of_one_process_is_waited_for_and_a_signal_to_one_ends_both(told):
     out, other = (each["run"] for each in told.scenes)
+    # 143 of who was told itself; who was not stops as if by Ctrl-C.
+    assert [text.splitlines()[-1] for text in (out, other)] == ["code 130", "code 143"]
     for text in (out, other):
-        assert text.endswith("code 143\n"), told.errors
         assert {line for line in text.splitlines() if line[:5] == "drawn"} == {"drawn 2"}
     assert sorted(text.count("decoded") for text in (out, other)) == [0, 1]
     saved = [int(line.split()[1]) for line in out.splitlines() if line[:5] == "saved"]
