@@ -41,7 +41,7 @@ def start_together(
 
 def finish_together(started: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each."""
-    said = [process.communicate(timeout=240) for process in started]
+    said = [process.communicate(timeout=280) for process in started]
     return [
         (process.returncode, out, err) for process, (out, err) in zip(started, said, strict=True)
     ]

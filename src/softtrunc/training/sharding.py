@@ -83,6 +83,16 @@ def spread(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """A copy on the device of `like`, in its order in memory and spread as it is.
+
+    The optimiser's one kernel goes through a parameter and its moments without a look at strides.
+    """
+    if _is_spread(like):
+        return spread(tensor, like)
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+
+
 def joined(part: Tensor, like: Tensor) -> Tensor:
     """The whole of what every process has a part of, spread as `like` is."""
     if not _is_spread(like):
