@@ -8,6 +8,7 @@ has its own group and a time, after which all of the group is killed and said wh
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import queue
@@ -27,7 +28,26 @@ _CHANGES = {
     "shutil.rmtree",
 }
 # One thread each: what forks is to have no other.
-_ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+_ALONE = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "ACCELERATE_USE_CPU": "1",
+}
+_JOBS = (
+    "anatomy",
+    "edit",
+    "export",
+    "import_checkpoint",
+    "measure_files",
+    "prepare",
+    "study",
+    "train",
+)
+_OTHERS = (
+    *("torch._dynamo", "accelerate", "torchmetrics", "sklearn.datasets", "sklearn.model_selection"),
+    *("matplotlib.backends.backend_agg", "jinja2"),
+)
 
 
 class Change(NamedTuple):
@@ -139,24 +159,10 @@ class _InOneProcess:
 
 def _prepare() -> None:
     """Import what commands import, once for all children, and let all that they write be seen."""
-    import accelerate
-    import jinja2
-    import matplotlib.backends.backend_agg
+    for name in (*_OTHERS, *(f"softtrunc.jobs.{job}" for job in _JOBS)):
+        importlib.import_module(name)
     import safetensors.torch
-    import sklearn.datasets
-    import sklearn.model_selection
-    import torch._dynamo
-    import torchmetrics
 
-    import softtrunc.jobs.anatomy
-    import softtrunc.jobs.edit
-    import softtrunc.jobs.export
-    import softtrunc.jobs.import_checkpoint
-    import softtrunc.jobs.measure_files
-    import softtrunc.jobs.prepare
-    import softtrunc.jobs.study
-    import softtrunc.jobs.train
-    import softtrunc.report  # noqa: F401
     from softtrunc.jobs import side_by_side
 
     side_by_side.multiprocessing.get_context = lambda _: _InOneProcess  # type: ignore[attr-defined,assignment,return-value]
@@ -203,7 +209,7 @@ def _serve() -> None:
     os.dup2(2, 1)  # nothing but answers is to go there
     _prepare()
     if Path("/proc/self/task").exists():
-        assert len(os.listdir("/proc/self/task")) == 1, "a fork would lack threads"
+        assert len(list(Path("/proc/self/task").iterdir())) == 1, "a fork would lack threads"
     for line in sys.stdin:
         command, folder, at = json.loads(line)
         with tempfile.TemporaryFile() as told:
