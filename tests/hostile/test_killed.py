@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import snapshot, times
+from harness import at_length, snapshot, times
 from killing import HALF, Change, Children
 from world import VERBS
 
 # These write in all the ways that there are; the others are tried with the flag.
-WRITERS = ["data prepare", "import", "export", "sample", "edit encode", "train"]
-if times(1) > 1:
+WRITERS = ["data prepare", "import", "export", "sample", "train"]
+if at_length():
     WRITERS = [name for name, verb in VERBS.items() if verb.writes]
 
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from softtrunc.feedback.files import whole_folder
+from softtrunc.plain_state import plain_names, plain_state
 from softtrunc.pretrained import check_finite, check_shapes, load_exactly, read_shapes
 from softtrunc.training.state import TrainState
 
@@ -97,9 +98,15 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by the names under which a checkpoint has them."""
+    plain = plain_names(model.state_dict())
+    return {plain[name]: parameter for name, parameter in model.named_parameters()}
+
+
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     """Adam's moments under the names of their parameters, and what the loss remembers."""
-    names = {id(p): name for name, p in state.model.named_parameters()}
+    names = {id(p): name for name, p in _plain_parameters(state.model).items()}
     memory: dict[str, Tensor] = {} if state.memory is None else {_MEMORY: state.memory}
     return memory | {
         f"{names[id(parameter)]}:{key}": value
@@ -114,7 +121,7 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
     Raises:
         CheckpointError: if some are missing, unknown or of another shape; nothing has changed then.
     """
-    parameters = dict(state.model.named_parameters())
+    parameters = _plain_parameters(state.model)
     found: dict[str, dict[str, Tensor]] = {}
     for entry, value in tensors.items():
         name, _, key = entry.rpartition(":")
@@ -155,10 +162,11 @@ def save_checkpoint(
     final = folder / f"step-{state.step:08d}"
     if final.exists():  # a step's state is a function of the run: it is already there
         return final
-    model = state.model.state_dict()
+    model, plain = plain_state(state.model), plain_names(state.model.state_dict())
+    averaged = {plain[name]: value for name, value in state.ema.shadow.items()}
     contents = {
         WEIGHTS_FILES["raw"]: model,
-        WEIGHTS_FILES["ema"]: {**model, **state.ema.shadow},
+        WEIGHTS_FILES["ema"]: {**model, **averaged},
         _OPTIMIZER_FILE: _optimizer_tensors(state),
     }
     try:
@@ -256,6 +264,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
+def _plainly(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By plain names, which checkpoints of wrapped models did not always have."""
+    return {name: tensors[old] for old, name in plain_names(tensors).items()}
+
+
 @contextmanager
 def _as_checkpoint_error() -> Iterator[None]:
     try:
@@ -299,8 +312,8 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
         CheckpointError: if a file is damaged or does not fit.
     """
     info = _verify(path)
-    averaged = _read(path / WEIGHTS_FILES["ema"])
-    moments = _read(path / _OPTIMIZER_FILE)
+    averaged = _plainly(_read(path / WEIGHTS_FILES["ema"]))
+    moments = _plainly(_read(path / _OPTIMIZER_FILE))
     if info.moments is not None and info.moments != len(moments):
         raise CheckpointError(
             f"{path / _OPTIMIZER_FILE}: holds {len(moments)} tensors, not the {info.moments} that "
@@ -311,7 +324,8 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
         check_finite(moments, str(path / _OPTIMIZER_FILE))
         raw = path / WEIGHTS_FILES["raw"]
         load_exactly(state.model, _read(raw), str(raw))
-    state.ema.load({n: averaged[n] for n in state.ema.shadow}, updates=info.ema_updates)
+    plain = plain_names(state.model.state_dict())
+    state.ema.load({n: averaged[plain[n]] for n in state.ema.shadow}, updates=info.ema_updates)
     state.memory = moments.pop(_MEMORY, None)
     _load_optimizer_tensors(state, moments, path / _OPTIMIZER_FILE)
     state.step = info.step
