@@ -23,6 +23,7 @@ from softtrunc.feedback.errors import all_of
 from softtrunc.feedback.files import whole_file, write_text
 from softtrunc.feedback.text import one_line
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig
+from softtrunc.plain_state import plain_names, plain_state, saved_names, state_for, unwrapped
 from softtrunc.sde import SDE, SDES, Conditioning, Prediction
 
 CONFIG_FILE = "config.json"
@@ -66,13 +67,16 @@ class PretrainedParts(NamedTuple):
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load a state in which every tensor of the module stands, in its shape, and no other.
 
+    What wraps the module, or wrapped the one that was saved, makes no difference; of tensors that
+    the module ties, one stands for all.
+
     Raises:
         ValueError: if a tensor is missing, unknown, wrongly shaped or not finite: the first are
             named, and all in its notes; the module is then untouched.
     """
     check_shapes(module, {name: tuple(t.shape) for name, t in tensors.items()}, where)
     check_finite(tensors, where)
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(state_for(module, tensors, where))
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -100,16 +104,21 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def check_shapes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Compare shapes with those of a module, which need take no memory: it may be on "meta".
 
+    Names are compared, and told, without the parts that wrappers add.
+
     Raises:
         ValueError: if a tensor is missing, unknown or wrongly shaped.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    problems = [f"missing {n}" for n in own if n not in shapes]
-    problems += [f"unknown {n}" for n in shapes if n not in own]
+    state, saved = module.state_dict(), saved_names(module)
+    own = {plain: tuple(state[name].shape) for name, plain in plain_names(state).items()}
+    found = {plain: shapes[name] for name, plain in plain_names(shapes).items()}
+    there = {saved[name] for name in found if name in saved}
+    problems = [f"missing {n}" for n in own if saved[n] not in there and saved[n] == n]
+    problems += [f"unknown {n}" for n in found if n not in own]
     problems += [
-        f"{n} has shape {shapes[n]} instead of {own[n]}"
+        f"{n} has shape {found[n]} instead of {own[n]}"
         for n in own
-        if n in shapes and own[n] != shapes[n]
+        if n in found and own[n] != found[n]
     ]
     if problems:
         raise all_of(f"{where}: does not fit the network", problems)
@@ -121,9 +130,10 @@ def write_pretrained(parts: PretrainedParts, folder: Path, card: str | None) -> 
     Raises:
         ValueError: if the SDE has no form on disk.
     """
-    network: dict[str, Any] = {"type": type(parts.network).__name__}
-    if isinstance(parts.network, ScoreUNet):
-        network |= parts.network.config.to_dict()
+    itself = unwrapped(parts.network)
+    network: dict[str, Any] = {"type": type(itself).__name__}
+    if isinstance(itself, ScoreUNet):
+        network |= itself.config.to_dict()
     config = {
         "library": "softtrunc",
         "format": _FORMAT,
@@ -138,9 +148,7 @@ def write_pretrained(parts: PretrainedParts, folder: Path, card: str | None) -> 
     except TypeError as error:
         raise ValueError(f"{type(parts.sde).__name__} cannot be saved: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: value.detach().contiguous() for name, value in parts.network.state_dict().items()
-    }
+    state = plain_state(itself)
     write_text(folder / CARD_FILE, card or _default_card(parts))
     write_text(folder / CONFIG_FILE, text)
     with whole_file(folder / WEIGHTS_FILE) as partial:
@@ -312,6 +320,7 @@ def upload_folder(
 def _default_card(parts: PretrainedParts) -> str:
     """A card for a model of which nothing is known but itself."""
     count = sum(parameter.numel() for parameter in parts.network.parameters())
+    kind = type(unwrapped(parts.network)).__name__
     low, high = parts.value_range
     return f"""---
 library_name: softtrunc
@@ -322,7 +331,7 @@ tags:
 
 # A score model
 
-`{type(parts.network).__name__}` with {count:,} parameters over `{parts.sde!r}`; data in \
+`{kind}` with {count:,} parameters over `{parts.sde!r}`; data in \
 [{low:g}, {high:g}].
 
 ```python

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness import Outcome, Proof, times
+from harness import Outcome, Proof, at_length, part, times
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 
@@ -67,7 +67,7 @@ def test_flipped_bits(hostile: Proof, right, content):
     torch.save(content, stream)
     plain = stream.getvalue()
     # Half of them anywhere, half where the structure is: the pickle and the directory at the end.
-    for number in range(times(32)):
+    for number in range(times(6)):
         at = (
             draw.randrange(len(plain))
             if number % 2
@@ -84,7 +84,7 @@ def test_cut_padded_and_overwritten(hostile: Proof, right, content):
     stream = io.BytesIO()
     torch.save(content, stream)
     plain = stream.getvalue()
-    for number in range(times(12)):
+    for number in range(times(3)):
         kind, at = number % 3, draw.randrange(1, len(plain))
         damaged = {
             0: plain[:at],
@@ -139,9 +139,9 @@ def test_files_that_are_no_checkpoints(hostile: Proof, right, content):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
-        archive.writestr("archive/data/0", bytes(300 << 20))
+        archive.writestr("archive/data/0", bytes((300 if at_length() else 30) << 20))
     kinds["zip of zeros"] = stream.getvalue()
-    for name, data in kinds.items():
+    for name, data in part(kinds.items(), 10):
         Path("c.pth").write_bytes(data)
         outcome = hostile.attempt(name, *command("c.pth"))
         assert "ran" not in outcome.out
@@ -172,7 +172,7 @@ def test_weights_that_do_not_fit(hostile: Proof, right, content):
         change()
         return f"{name} at {key}"
 
-    for number in range(times(24)):
+    for number in range(times(6)):
         state, shadow = dict(content["model"]), list(content["ema"]["shadow_params"])
         what = alter(state, shadow, number)
         torch.save(content | {"model": state, "ema": {"shadow_params": shadow}}, "c.pth")
@@ -191,7 +191,7 @@ def test_the_same_weights_in_other_wrappings(hostile: Proof, right, content):
         dict(zip(trained, shadow, strict=True)),
         {f"_orig_mod.{k}": v for k, v in zip(trained, shadow, strict=True)},
     ]
-    for number in range(times(10)):
+    for number in range(times(3)):
         prefix = "".join(draw.choices(["module.", "_orig_mod."], k=draw.randrange(4)))
         model = {prefix + key: value for key, value in plain.items()}
         average = forms[number % len(forms)]
@@ -209,7 +209,7 @@ def test_configurations(hostile: Proof, right):
     places = [
         (section, key) for section in ("data", "model", "training") for key in VE_KEYS[section]
     ]
-    for _ in range(times(32)):
+    for _ in range(times(6)):
         config = configuration(SMALL)
         section, key = draw.choice(places)
         if draw.random() < 0.15:
@@ -222,7 +222,7 @@ def test_configurations(hostile: Proof, right):
         hostile.attempt(
             what, *command("whole.pth", "odd.json"), right=lambda _: None, writes=["run"]
         )
-    for name, text in {
+    texts = {
         "empty": "",
         "list": "[]",
         "deep": "[" * 100_000,
@@ -231,7 +231,8 @@ def test_configurations(hostile: Proof, right):
         "no sections": "{}",
         "sections that are none": '{"data": 1, "model": [], "training": null}',
         "another family": '{"model": {"name": "ddpm"}, "data": {}, "training": {}}',
-    }.items():
+    }
+    for name, text in part(texts.items(), 4):
         Path("odd.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         hostile.attempt(name, *command("whole.pth", "odd.json"))
 

@@ -33,7 +33,7 @@ def fresh(place: Path) -> None:
 
 def test_edits_that_leave_a_trace_of_time(hostile: Proof, prepared):
     draw = random.Random(0)
-    for _ in range(times(25)):
+    for _ in range(times(8)):
         fresh(prepared)
         name = draw.choice(["train.npy", "train.npy", "test.npy", "train-labels.npy"])
         content = bytearray((prepared / name).read_bytes())
@@ -50,7 +50,7 @@ def test_edits_that_leave_a_trace_of_time(hostile: Proof, prepared):
 
 def test_edits_that_leave_none_are_found_by_looking_at_all(hostile: Proof, prepared):
     draw = random.Random(1)
-    for _ in range(times(12)):
+    for _ in range(times(5)):
         fresh(prepared)
         file = prepared / "train.npy"
         before, content = file.stat(), bytearray(file.read_bytes())
@@ -103,7 +103,7 @@ def test_odd_cards(hostile: Proof, prepared):
     ]
     keys = ["format", "sample", "labels", "labels_sha256", "converted", "skipped"]
     inner = ["count", "channels", "height", "width", "levels", "fingerprint", "name", "split"]
-    for _ in range(times(25)):
+    for _ in range(times(8)):
         fresh(prepared)
         card = json.loads((prepared / "train.json").read_text())
         key = draw.choice([*keys, *(("card", name) for name in inner)])

@@ -111,7 +111,7 @@ def choices(seed: int, count: int, *starts: str) -> Iterator[tuple[list[str], st
 
 
 def test_values_on_the_command_line(hostile: Proof):
-    for others, key, value in choices(0, 25, ""):
+    for others, key, value in choices(0, 12, ""):
         hostile.attempt(
             words(key, value),
             *("recipes", "show", RECIPE, *sets(*others, f"{key}={flow(value)}")),
@@ -120,7 +120,7 @@ def test_values_on_the_command_line(hostile: Proof):
 
 
 def test_values_in_files(hostile: Proof):
-    for others, key, value in choices(1, 10, ""):
+    for others, key, value in choices(1, 5, ""):
         content = {"extends": RECIPE}
         Path("own.yaml").write_text(
             yaml.safe_dump(content | wraps(key, value), allow_unicode=True), encoding="utf-8"
@@ -133,7 +133,7 @@ def test_values_in_files(hostile: Proof):
 
 
 def test_plans(hostile: Proof):
-    for others, key, value in choices(2, 8, "data", "sde", "trunc", "obj", "net", "train", "samp"):
+    for others, key, value in choices(2, 4, "data", "sde", "trunc", "obj", "net", "train", "samp"):
         hostile.attempt(
             words(key, value),
             *("train", RECIPE, *sets(*SMALL, *others, f"{key}={flow(value)}"), "--dry-run"),

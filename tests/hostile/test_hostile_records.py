@@ -73,7 +73,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def test_odd_figures(hostile: Proof, folder):
     draw = random.Random(0)
-    for _ in range(times(12)):
+    for _ in range(times(6)):
         changed = content()
         path = draw.choice(places(changed))
         inner: Any = changed
@@ -98,7 +98,7 @@ def test_odd_cards_of_the_data(hostile: Proof, folder):
     import yaml
 
     draw, text = random.Random(1), (folder / "recipe.yaml").read_text()
-    for _ in range(times(10)):
+    for _ in range(times(5)):
         recipe = yaml.safe_load(text)
         card = recipe["provenance"]["data"]
         if draw.random() < 0.2:

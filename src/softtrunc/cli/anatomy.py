@@ -7,10 +7,18 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import Data, Overrides, RunFolders, Weights, as_overrides
+from softtrunc.cli.options import (
+    Data,
+    Overrides,
+    RunFolders,
+    Weights,
+    as_overrides,
+    refuse_unused,
+)
 
 
 def anatomy(
+    context: typer.Context,
     runs: RunFolders,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; RUN/anatomy unless given.")
@@ -43,6 +51,8 @@ def anatomy(
     from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.jobs.anatomy import anatomy as measure
 
+    if len(runs) == 1:
+        refuse_unused(context, "one run alone has no chimeras", "samples")
     out = out or runs[0] / "anatomy"
     found = measure(
         runs,

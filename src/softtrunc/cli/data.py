@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from softtrunc.cli.options import refuse_unused
+
 data = typer.Typer(
     help="Look through images, and prepare them for training.",
     no_args_is_help=True,
@@ -53,6 +55,7 @@ def inspect(
 
 @data.command("prepare")
 def prepare(
+    context: typer.Context,
     source: Source,
     out: Annotated[Path, typer.Option(help="The folder to make.")],
     preset: Annotated[
@@ -84,6 +87,10 @@ def prepare(
     from softtrunc.cli.data_tables import card_table
     from softtrunc.jobs.prepare import prepare_data
 
+    if preset is not None:
+        refuse_unused(context, f"--preset {preset} says it", "size", "channels")
+    else:
+        refuse_unused(context, "only a --preset has a count", "allow_count")
     cards = prepare_data(
         source,
         out,

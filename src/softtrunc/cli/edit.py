@@ -16,6 +16,7 @@ from softtrunc.cli.options import (
     Steps,
     Weights,
     as_overrides,
+    refuse_unused,
 )
 
 if TYPE_CHECKING:
@@ -58,8 +59,14 @@ def _open(
     return Editor.open(run, weights=weights, overrides=changes, progress=ConsoleProgress())
 
 
+def _refuse_held_out(context: typer.Context, images: list[Path] | None) -> None:
+    if images:
+        refuse_unused(context, "images are named, so none is taken of the data", "count", "data")
+
+
 @edit.command()
 def encode(
+    context: typer.Context,
     run: RunFolder,
     images: Images = None,
     out: Annotated[
@@ -75,6 +82,7 @@ def encode(
     from softtrunc.cli.console import stdout
     from softtrunc.cli.table import round_trip_table
 
+    _refuse_held_out(context, images)
     editor = _open(run, data, None, None, precision, overrides, weights)
     trips, nfe = editor.encode(images or [], count, out)
     stdout().print(round_trip_table(trips))
@@ -109,6 +117,7 @@ def interpolate(
 
 @edit.command()
 def inpaint(
+    context: typer.Context,
     run: RunFolder,
     images: Images = None,
     mask: Annotated[
@@ -131,6 +140,7 @@ def inpaint(
     seed: Seed = 0,
 ) -> None:
     """Fill in part of images with the unconditional model."""
+    _refuse_held_out(context, images)
     editor = _open(run, data, sampler, steps, precision, overrides, weights)
     drawn = editor.inpaint(images or [], count, mask, out, variants=variants, seed=seed)
     editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")
@@ -138,6 +148,7 @@ def inpaint(
 
 @edit.command()
 def colorize(
+    context: typer.Context,
     run: RunFolder,
     images: Images = None,
     out: Annotated[Path, typer.Option(help="A .png with a row for each image.")] = Path(
@@ -154,6 +165,7 @@ def colorize(
     seed: Seed = 0,
 ) -> None:
     """Find colours for grey images with the unconditional model."""
+    _refuse_held_out(context, images)
     editor = _open(run, data, sampler, steps, precision, overrides, weights)
     drawn = editor.colorize(images or [], count, out, variants=variants, seed=seed)
     editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
+from typer import Context, Option
 
-from softtrunc.cli.options import Data, MaybeRunFolder, Overrides, Weights, as_overrides, figures_of
+from softtrunc.cli.options import (
+    Data,
+    MaybeRunFolder,
+    Overrides,
+    Weights,
+    as_overrides,
+    figures_of,
+    refuse_unused,
+)
 
 if TYPE_CHECKING:
     from softtrunc.records import Figure
@@ -69,7 +77,13 @@ Count = Annotated[
 ]
 
 
+_OF_A_RUN = ("checkpoint", "weights", "overrides")
+_OF_BITS = ("limit", "passes", "dequantization", "eps", "probes", "per_image")
+_OF_SAMPLES = ("features", "mode", "count", "stats")
+
+
 def evaluate(
+    context: Context,
     run: MaybeRunFolder = None,
     bpd: Bpd = False,
     fid: Fid = False,
@@ -111,17 +125,18 @@ def evaluate(
     figures = [name for name, wanted in named.items() if wanted]
     bpd = bpd or per_image is not None or dequantization is not None or eps is not None
     if samples is not None:
-        if run is not None or bpd:
-            what = f"a run ({run})" if run is not None else "bits/dim"
-            raise UserError(
-                f"--samples and {what}: images alone have no model: leave one of them out"
-            )
+        unused = ("run", "bpd", *_OF_BITS, *_OF_A_RUN)
+        refuse_unused(context, "images alone have no model", *unused)
         _evaluate_files(samples, data, stats, figures, split, count, features, mode, out)
         return
     if run is None:
         raise UserError("evaluate: name a run folder, or --samples PATH --data PATH")
     if out is not None:
         raise UserError("--out belongs to --samples: a run's figures go to its evaluation.json")
+    if figures and not bpd:
+        refuse_unused(context, f"no bits/dim are asked for (--{figures[0]} alone)", *_OF_BITS)
+    if bpd and not figures:
+        refuse_unused(context, "bits/dim alone are asked for", *_OF_SAMPLES)
     keys = {
         "data.source": data,
         "evaluation.features": features,

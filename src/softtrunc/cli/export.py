@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import RunFolder, Weights
+from softtrunc.cli.options import RunFolder, Weights, refuse_unused
 
 
 def export(
+    context: typer.Context,
     run: RunFolder,
     out: Annotated[
         Path | None, typer.Option(help="The folder to write; RUN/export unless given.")
@@ -31,6 +32,8 @@ def export(
     from softtrunc.cli.console import echo
     from softtrunc.jobs.export import export_run, push_export
 
+    if push is None:
+        refuse_unused(context, "nothing is pushed", "private")
     folder = export_run(run, out or run / "export", weights=weights)
     echo(str(folder))
     if push is not None:

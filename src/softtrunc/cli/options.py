@@ -66,3 +66,30 @@ def figures_of(dequantization: str | None) -> Sequence[str] | None:
     if dequantization is not None and dequantization not in KNOWN:
         raise UserError(f"--dequantization {dequantization}: {nearest(dequantization, KNOWN)}")
     return None if dequantization is None else KNOWN[dequantization]
+
+
+def refuse_unused(context: typer.Context, why: str, *names: str) -> None:
+    """Refuse options that were given and would change nothing.
+
+    Args:
+        context: of the command.
+        why: what makes them useless.
+        names: parameters of the command, as Python calls them.
+
+    Raises:
+        UserError: naming those that stand on the command line.
+    """
+    from softtrunc.feedback.errors import UserError
+
+    told = [
+        next((flag for flag in parameter.opts if flag.startswith("--")), str(parameter.name))
+        for parameter in context.command.params
+        if parameter.name in names and _is_given(context, parameter.name)
+    ]
+    if told:
+        raise UserError(f"{', '.join(told)}: {why}: leave {'it' if len(told) == 1 else 'them'} out")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -15,10 +15,12 @@ from softtrunc.cli.options import (
     Steps,
     Weights,
     as_overrides,
+    refuse_unused,
 )
 
 
 def sample(
+    context: typer.Context,
     run: MaybeRunFolder = None,
     count: Annotated[
         int | None,
@@ -86,6 +88,7 @@ def sample(
     if trajectory is not None:
         if second is not None:
             raise UserError("--trajectory shows one run: leave out --above, --below and --at")
+        refuse_unused(context, "--trajectory FILE says where and how", "out", "batch_size")
         draw_trajectory(first, trajectory, count or 8, **drawn)
         progress.say(f"how {count or 8} images come about: {trajectory}")
         return

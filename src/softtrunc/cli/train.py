@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import Data, Overrides, as_overrides
+from softtrunc.cli.options import Data, Overrides, as_overrides, refuse_unused
 
 _MEASURED = 10.0
 """Seconds for which a dry run trains to find this machine's rate."""
 
 
 def train(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
     data: Data = None,
     out: Annotated[
@@ -56,6 +57,7 @@ def train(
 
         echo(describe(resolved, tflops=tflops, seconds=_MEASURED if tflops is None else 0.0))
         return
+    refuse_unused(context, "belongs to --dry-run", "tflops")
 
     from softtrunc.cli.console import ConsoleProgress, echo
     from softtrunc.feedback.signals import stopped_code

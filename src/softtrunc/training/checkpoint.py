@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from softtrunc.feedback.files import whole_folder
+from softtrunc.plain_state import plain_names, plain_state, state_for
 from softtrunc.pretrained import check_finite, check_shapes, load_exactly, read_shapes
-from softtrunc.training.sharding import joined, laid_out, local, spread, whole
+from softtrunc.training.sharding import is_sharded, joined, laid_out, local, spread, whole
 from softtrunc.training.state import TrainState
 
 Weights = Literal["ema", "raw"]
@@ -96,9 +97,15 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by the names under which a checkpoint has them."""
+    plain = plain_names(model.state_dict())
+    return {plain[name]: parameter for name, parameter in model.named_parameters()}
+
+
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     """Adam's moments under the names of their parameters."""
-    names = {id(p): name for name, p in state.model.named_parameters()}
+    names = {id(p): name for name, p in _plain_parameters(state.model).items()}
     return {
         f"{names[id(parameter)]}:{key}": whole(value)
         for parameter, slots in state.optimizer.state.items()
@@ -112,7 +119,7 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
     Raises:
         CheckpointError: if some are missing, unknown or of another shape; nothing has changed then.
     """
-    parameters = dict(state.model.named_parameters())
+    parameters = _plain_parameters(state.model)
     found: dict[str, dict[str, Tensor]] = {}
     for entry, value in tensors.items():
         name, _, key = entry.rpartition(":")
@@ -183,8 +190,12 @@ def save_checkpoint(
 def _contents(state: TrainState) -> dict[str, dict[str, Tensor]]:
     """Whole tensors by file."""
     model = state.model.state_dict()
-    average = {name: joined(part, model[name]) for name, part in state.ema.shadow.items()}
-    raw = {name: whole(value) for name, value in model.items()}
+    plain = plain_names(model)
+    average = {plain[name]: joined(part, model[name]) for name, part in state.ema.shadow.items()}
+    if is_sharded(state.model):
+        raw = {plain[name]: whole(value) for name, value in model.items()}
+    else:
+        raw = plain_state(state.model)
     return {
         WEIGHTS_FILES["raw"]: raw,
         WEIGHTS_FILES["ema"]: {**raw, **average},
@@ -273,6 +284,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
+def _plainly(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By plain names, which checkpoints of wrapped models did not always have."""
+    return {name: tensors[old] for old, name in plain_names(tensors).items()}
+
+
 @contextmanager
 def _as_checkpoint_error() -> Iterator[None]:
     try:
@@ -316,8 +332,8 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
         CheckpointError: if a file is damaged or does not fit.
     """
     info = _verify(path)
-    averaged = _read(path / WEIGHTS_FILES["ema"])
-    moments = _read(path / _OPTIMIZER_FILE)
+    averaged = _plainly(_read(path / WEIGHTS_FILES["ema"]))
+    moments = _plainly(_read(path / _OPTIMIZER_FILE))
     if info.moments is not None and info.moments != len(moments):
         raise CheckpointError(
             f"{path / _OPTIMIZER_FILE}: holds {len(moments)} tensors, not the {info.moments} that "
@@ -330,9 +346,11 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
         weights = _read(raw)
         check_shapes(state.model, {n: tuple(t.shape) for n, t in weights.items()}, str(raw))
         check_finite(weights, str(raw))
+        given = state_for(state.model, weights, str(raw))
     into = state.model.state_dict()
-    state.model.load_state_dict({name: spread(t, into[name]) for name, t in weights.items()})
-    average = {n: local(spread(averaged[n], into[n])) for n in state.ema.shadow}
+    plain = plain_names(into)
+    state.model.load_state_dict({name: spread(t, into[name]) for name, t in given.items()})
+    average = {n: local(spread(averaged[plain[n]], into[n])) for n in state.ema.shadow}
     state.ema.load(average, updates=info.ema_updates)
     _load_optimizer_tensors(state, moments, path / _OPTIMIZER_FILE)
     state.step = info.step
