@@ -175,6 +175,7 @@ class _Training:
         self.data = build_data(recipe, "train", progress)
         if going_on:
             run.check_same(recipe, self.data.card)
+            run.check_places()
         card = self.data.card
         self.check = _Check(self.data, here=self.main)
         self.config = build_training(recipe)
