@@ -17,14 +17,14 @@ from torch import nn
 from softtrunc import density, metrics, samplers
 from softtrunc.data import ImageDataset, to_uint8
 from softtrunc.networks import ScoreUNet, preset
-from softtrunc.objective import MixedLoss, RunningErrorLoss, SoftTruncationLoss
+from softtrunc.objective import MixedLoss, SoftTruncationLoss
 from softtrunc.score import ScoreModel
 from softtrunc.sde import VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
-from softtrunc.times import ImportanceTimes, LogSNRTimes, ProportionalTimes, UniformTimes
+from softtrunc.times import ImportanceTimes, LogSNRTimes, UniformTimes
 from softtrunc.training import Monitor, Stopwatch, TrainingConfig, TrainState, fit
 from softtrunc.training import batches as training_batches
 from softtrunc.truncation import HardTruncation, PowerPrior, WeightPrior
-from softtrunc.weighting import PriorWeight, SigmoidWeight, likelihood_weight, variance_weight
+from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
 
 SDES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(), "rve": ReciprocalVESDE()}
 SHAPE = (4, 1, 4, 4)
@@ -75,7 +75,6 @@ def losses():
         "importance": lambda sde: ImportanceTimes(sde, stratified=True),
         "uniform": lambda sde: UniformTimes(sde, stratified=True, average=True),
         "log_snr": lambda sde: LogSNRTimes(sde),
-        "proportional": lambda sde: ProportionalTimes(sde, likelihood_weight(sde)),
     }
     weights = {
         "likelihood": likelihood_weight,
@@ -90,11 +89,7 @@ def losses():
     vp = SDES["vp"]
     plain = SoftTruncationLoss(vp, PowerPrior(1.0), ImportanceTimes(vp), likelihood_weight(vp))
     other = SoftTruncationLoss(vp, PowerPrior(1.0), UniformTimes(vp), variance_weight(vp))
-    each = SoftTruncationLoss(
-        vp, PowerPrior(0.0), ImportanceTimes(vp), likelihood_weight(vp), per="example"
-    )
     yield pytest.param(MixedLoss(plain, other, 100.0, balanced=True), id="mixed")
-    yield pytest.param(each, id="tau-each")
 
 
 @pytest.mark.parametrize("objective", list(losses()))
@@ -124,7 +119,7 @@ def test_priors_and_times(machine, prior):
     if prior == "hard":
         prior = HardTruncation()
     if prior == "w":
-        prior = WeightPrior(SigmoidWeight(sde, 2.0), likelihood_weight(sde))
+        prior = WeightPrior(lambda t: t * likelihood_weight(sde)(t), likelihood_weight(sde))
     on_device = torch.Generator(machine.device).manual_seed(0)
     tau = prior.sample(8, generator=on_device)
     assert isinstance(tau, Held)
@@ -132,8 +127,7 @@ def test_priors_and_times(machine, prior):
         assert isinstance(found, Held)
     weight = PriorWeight(likelihood_weight(sde), prior)
     assert isinstance(weight(torch.rand(3, device=machine.device)), Held)
-    for law in (ImportanceTimes(sde), ProportionalTimes(sde, likelihood_weight(sde))):
-        assert isinstance(law.draw(8, 1e-3, generator=on_device).t, Held)
+    assert isinstance(ImportanceTimes(sde).draw(8, 1e-3, generator=on_device).t, Held)
 
 
 def methods():
@@ -275,8 +269,7 @@ class AtOnce:
 
 
 @pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("kind", ["soft", "running"])
-def test_training(machine, waits, monkeypatch, resident, kind):
+def test_training(machine, waits, monkeypatch, resident):
     monkeypatch.setattr(training_batches, "_RESIDENT_BYTES", 2**30 if resident else 0)
     monkeypatch.setattr(training_batches, "ThreadPoolExecutor", AtOnce)
     images = np.random.default_rng(0).integers(0, 17, (64, 1, 4, 4)).astype(np.uint8)
@@ -287,10 +280,9 @@ def test_training(machine, waits, monkeypatch, resident, kind):
     loss = SoftTruncationLoss(
         sde, PowerPrior(1.0), ImportanceTimes(sde, stratified=True), likelihood_weight(sde)
     )
-    objective = loss if kind == "soft" else RunningErrorLoss(loss, power=0.5)
     alone = Alone(machine.device)
     monitor = Monitor(alone, dimensions=16, summed=False, clock=Stopwatch())
-    records = fit(state, objective, images, config, steps=5, accelerator=alone)
+    records = fit(state, loss, images, config, steps=5, accelerator=alone)
     next(records)  # brings the data, and the optimiser's moments
     _, waited = waits(lambda: [monitor.add(record) for record in records])
     if machine.device.type == "cuda":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from exact import Gaussian
-from integrals import expected_error, integrate, truncated_loss
+from integrals import expected_error, truncated_loss
 from scipy import stats
 from torch import Tensor, nn
 
@@ -29,9 +29,7 @@ from softtrunc import (
     likelihood_weight,
     variance_weight,
 )
-from softtrunc.objective import RunningErrorLoss
 from softtrunc.sde import random_normal
-from softtrunc.truncation import even_quantiles
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), ReciprocalVESDE()]
 EVENTS = [(), (2,), (3, 8, 8)]
@@ -169,34 +167,6 @@ def test_one_tau_for_the_batch_and_no_time_below_it(sde, times):
     assert len(taus) == 20, "tau is to be drawn anew for every step"
 
 
-def test_per_example_each_has_its_own_tau_and_no_time_below_it():
-    data, model = pair(VPSDE())
-    prior = PowerPrior(1.1)
-    loss = soft(VPSDE(), prior=prior, per="example")
-    terms = loss(model, data.sample(3_000, generator=seeded(0)), generator=seeded(4))
-    assert terms.tau.shape == terms.t.shape == terms.loss.shape == (3_000,)
-    assert (terms.t >= terms.tau).all()
-    # Fails by chance with probability 1e-4; the seed is fixed.
-    result = stats.kstest(terms.tau.numpy(), lambda v: prior.cdf(torch.from_numpy(v)).numpy())
-    assert result.pvalue > 1e-4
-    given = loss.draw(4, tau=0.2, generator=seeded(0))
-    assert given.tau == 0.2
-
-
-def test_an_even_sequence_gives_tau_by_the_step():
-    prior, times = PowerPrior(1.1), seeded(0)
-    loss = soft(VPSDE(), prior=prior, even=7)
-    expected = prior.icdf(even_quantiles(1, seed=7, step=30))[0]
-    assert torch.equal(loss.draw(4, step=30, generator=times).tau, expected)
-    assert torch.equal(mixed_even(loss).draw(4, step=30, generator=times).tau, expected)
-    each = replace(loss, per="example").draw(4, step=30, generator=times)
-    assert torch.equal(each.tau, prior.icdf(even_quantiles(4, seed=7, step=30)))
-    assert loss.draw(4, step=30, tau=0.2).tau == 0.2
-    # Without a step it is drawn like any other.
-    free, plain = (part.draw(4, generator=seeded(3)) for part in (loss, replace(loss, even=None)))
-    assert torch.equal(free.tau, plain.tau)
-
-
 def mixed_even(loss: SoftTruncationLoss) -> MixedLoss:
     variance = replace(loss, weighting=variance_weight(loss.sde))
     return MixedLoss(loss, variance, 1.0)
@@ -220,17 +190,14 @@ def test_a_given_tau_is_kept(tau):
     assert (terms.t >= 0.2).all()
 
 
-@pytest.mark.parametrize("per", ["step", "example"])
 @every_event
 @both_laws
-def test_parts_of_a_step_make_the_whole(times, event, per):
+def test_parts_of_a_step_make_the_whole(times, event):
     """Micro-batches and processes that share one draw repeat the undivided batch."""
     sde = VPSDE()
     data, model = pair(sde, event)
     x = data.sample(12, generator=seeded(0))
-    loss = SoftTruncationLoss(
-        sde, PowerPrior(1), times(sde, stratified=True), variance_weight(sde), per=per
-    )
+    loss = SoftTruncationLoss(sde, PowerPrior(1), times(sde, stratified=True), variance_weight(sde))
     draw = loss.draw(12, generator=seeded(1))
     noise = random_normal(x.shape, generator=seeded(2), dtype=torch.float64)
     whole = loss(model, x, draw=draw, noise=noise)
@@ -238,11 +205,10 @@ def test_parts_of_a_step_make_the_whole(times, event, per):
         loss(model, x[a:b], draw=draw.part(a, b), noise=noise[a:b])
         for a, b in [(0, 5), (5, 6), (6, 12)]
     ]
-    for name in ("loss", "t", "error", *(["tau"] if per == "example" else [])):
+    for name in ("loss", "t", "error"):
         joined = torch.cat([getattr(part, name) for part in parts])
         torch.testing.assert_close(joined, getattr(whole, name), rtol=1e-14, atol=0)
-    if per == "step":
-        assert {float(part.tau) for part in parts} == {float(whole.tau)}
+    assert {float(part.tau) for part in parts} == {float(whole.tau)}
 
 
 def test_equal_generators_give_equal_losses():
@@ -339,7 +305,6 @@ def test_soft_truncation_averages_to_the_prior_weighted_loss(sde, weight, times)
         [loss(model, part, generator=generator).loss.mean() for part in x.split(32)]
     )
 
-    each = replace(loss, per="example")(model, x, generator=seeded(10)).loss
     weighted = replace(
         loss, prior=HardTruncation(prior.eps), weighting=PriorWeight(loss.weighting, prior)
     )
@@ -350,7 +315,6 @@ def test_soft_truncation_averages_to_the_prior_weighted_loss(sde, weight, times)
     exact = truncated_loss(data, model, weighted.weighting, prior.eps)
     assert (steps.mean() - exact).abs() < 4 * soft_error
     assert (single.mean() - exact).abs() < 4 * single_error
-    assert (each.mean() - exact).abs() < 4 * each.std() / len(each) ** 0.5
     combined = (soft_error**2 + single_error**2).sqrt()
     assert (steps.mean() - single.mean()).abs() < 4 * combined
     assert combined < 0.1 * exact
@@ -469,11 +433,6 @@ class LatePrior(HardTruncation):
             lambda: soft(VPSDE(), reduction="avg"),
             r"""reduction 'avg' is unknown: write "mean" or""",
         ),
-        (lambda: soft(VPSDE(), per="batch"), r"""per 'batch' is unknown: write "step" or"""),
-        (
-            lambda: MixedLoss(soft(VPSDE(), per="example"), soft(VPSDE()), 1.0),
-            r"both halves share one tau: write per: step",
-        ),
         (
             lambda: replace(soft(VPSDE()), times=UniformTimes(VESDE())),
             r"times were made for VESDE.*the loss for VPSDE",
@@ -522,139 +481,3 @@ def test_losses_are_values():
 
 
 # The loss over its running error. Gaussians again, so that the error at each time is known.
-
-
-def bins_in_time(loss: RunningErrorLoss) -> Tensor:
-    """The times between which the bins of log-SNR lie, from T down."""
-    sde, bins = loss.base.sde, loss.memory.shape[1]
-    ends = torch.tensor([sde.t_max, loss.base.prior.eps], dtype=torch.float64)
-    low, high = sde.log_snr(ends).tolist()
-    edges = sde.time_of_log_snr(torch.linspace(low, high, bins + 1, dtype=torch.float64))
-    return torch.cat([ends[:1], edges[1:-1], ends[1:]])
-
-
-def mean_errors(loss: RunningErrorLoss, data: Gaussian, model: Gaussian) -> Tensor:
-    """`E[error per dimension | bin]` by quadrature, times drawn uniformly in log-SNR."""
-    sde, edges = loss.base.sde, bins_in_time(loss)
-
-    def rate(t: Tensor) -> Tensor:
-        return sde.diffusion(t).square() / sde.marginal(t).sigma.square()
-
-    means = []
-    for high, low in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        sums = [
-            integrate(f, low, high)
-            for f in (lambda t: rate(t) * expected_error(data, model, t), rate)
-        ]
-        means.append(sums[0] / sums[1] / data.mean.numel())
-    return torch.stack(means)
-
-
-@unhindered
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@every_sde
-def test_running_error_is_the_mean_error_of_its_bin(sde, reduction):
-    data, model = pair(sde)
-    base = soft(sde, prior=HardTruncation(), reduction=reduction)
-    # So slow a decay that the mean is over all that was seen: 40,000 examples, 5,000 a bin.
-    loss = RunningErrorLoss(base, 1.0, bins=8, momentum=1 - 1e-9)
-    generator = seeded(11)
-    errors = []
-    for _ in range(40):
-        terms = loss(model, data.sample(1_000, generator=generator), generator=generator)
-        loss.remember(loss.bin_sums(terms.t, terms.error, 2))
-        errors.append(terms.error / (2 if reduction == "sum" else 1))
-    assert loss.memory[1].sum() == pytest.approx(40_000 + 8, rel=1e-4)
-    total, count = loss.memory - 1.0  # without the example that it starts with
-    spread = torch.cat(errors).std() * 2  # of one bin, generously
-    exact = mean_errors(loss, data, model)
-    assert ((total / count - exact).abs() < 4 * spread / count.sqrt()).all()
-    assert exact.max() / exact.min() > 2, "the bins are to differ"
-
-
-@unhindered
-@pytest.mark.parametrize("power", [0.5, 1.0])
-@every_sde
-def test_expected_loss_over_the_running_error_is_the_integral(sde, power):
-    data, model = pair(sde)
-    loss = RunningErrorLoss(soft(sde, prior=HardTruncation(), reduction="sum"), power, bins=6)
-    exact = mean_errors(loss, data, model)
-    loss.memory = torch.stack([exact * 50, torch.full_like(exact, 50.0)])
-    x = data.sample(20_000, generator=seeded(12))
-    terms = loss(model, x, generator=seeded(13))
-    edges = bins_in_time(loss).tolist()
-    integral = sum(
-        truncated_loss(data, model, likelihood_weight(sde), low, high) * mean**-power
-        for high, low, mean in zip(edges[:-1], edges[1:], exact, strict=True)
-    )
-    error = terms.loss.std() / 20_000**0.5
-    assert (terms.loss.mean() - integral).abs() < 4 * error
-    assert torch.equal(terms.error, loss.base(model, x, generator=seeded(13)).error)
-    if power == 1.0:
-        # Every bin has the same share of the loss: 1/2 Z D / 6 of its part of the integral.
-        bins = loss._bin(terms.t)
-        shares = torch.stack([terms.loss[bins == i].mean() for i in range(6)])
-        spread = terms.loss.std() * (6 / 20_000) ** 0.5
-        assert ((shares - shares.mean()).abs() < 6 * spread).all()
-
-
-def test_a_fresh_running_error_changes_nothing():
-    data, model = pair(VPSDE())
-    base = soft(VPSDE())
-    x = data.sample(5, generator=seeded(0))
-    ours = RunningErrorLoss(base, 0.5)(model, x, generator=seeded(1))
-    theirs = base(model, x, generator=seeded(1))
-    assert torch.equal(ours.loss, theirs.loss)
-    assert torch.equal(ours.t, theirs.t)
-
-
-def test_running_error_forgets_by_examples_and_not_by_parts():
-    loss = RunningErrorLoss(soft(VPSDE()), 1.0, bins=2, momentum=0.9)
-    t = torch.tensor([1.0, 0.9, 1e-5], dtype=torch.float64)
-    error = torch.tensor([0.5, 0.3, 0.2])
-    parts = loss.bin_sums(t[:1], error[:1], 2) + loss.bin_sums(t[1:], error[1:], 2)
-    whole = loss.bin_sums(t, error, 2)
-    torch.testing.assert_close(parts, whole, rtol=1e-14, atol=0)
-    torch.testing.assert_close(whole[1], torch.tensor([2.0, 1.0], dtype=torch.float64))
-    loss.remember(whole)
-    decayed = torch.tensor([0.81, 0.9], dtype=torch.float64)
-    torch.testing.assert_close(loss.memory[1], decayed + whole[1])
-    torch.testing.assert_close(loss.memory[0], decayed + torch.tensor([0.8, 0.2]).double())
-    before = loss.memory
-    loss.remember(torch.zeros(2, 2, dtype=torch.float64))
-    assert torch.equal(loss.memory, before), "a bin that saw nothing forgets nothing"
-
-
-def test_running_error_weighs_without_gradient():
-    model = score_model(VPSDE(), torch.float64)
-    loss = RunningErrorLoss(soft(VPSDE()), 1.0)
-    x = pair(VPSDE())[0].sample(6, generator=seeded(0))
-    first = loss(model, x, generator=seeded(1))
-    loss.remember(loss.bin_sums(first.t, first.error, 2))
-    assert not loss.memory.requires_grad
-    again = loss(model, x, generator=seeded(1))
-    scale = (again.loss / first.loss).detach()
-    assert not torch.allclose(scale, torch.ones_like(scale))
-    parameters = list(model.parameters())
-    for g, e in zip(
-        torch.autograd.grad(again.loss.sum(), parameters),
-        torch.autograd.grad((scale * first.loss).sum(), parameters),
-        strict=True,
-    ):
-        torch.testing.assert_close(g, e)
-
-
-@unhindered
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"power": 0.0}, r"power=0\.0: need a number > 0"),
-        ({"power": float("nan")}, r"power=nan"),
-        ({"power": 1.0, "bins": 0}, r"bins=0: need a whole number >= 1"),
-        ({"power": 1.0, "momentum": 1.0}, r"momentum=1\.0: need 0 < momentum < 1"),
-    ],
-)
-def test_a_mistaken_running_error_is_refused_in_one_line(options, said):
-    with pytest.raises(ValueError, match=said) as caught:
-        RunningErrorLoss(soft(VPSDE()), **options)
-    assert "\n" not in str(caught.value)

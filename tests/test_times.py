@@ -20,16 +20,12 @@ from softtrunc import (
     HardTruncation,
     ImportanceTimes,
     PowerPrior,
-    PriorWeight,
     ReciprocalVESDE,
     SubVPSDE,
     TimeDraw,
-    TruncationPrior,
     UniformTimes,
-    likelihood_weight,
-    variance_weight,
 )
-from softtrunc.times import LogSNRTimes, ProportionalTimes, TimeLaw
+from softtrunc.times import LogSNRTimes, TimeLaw
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), ReciprocalVESDE()]
 TRUNCATIONS = [1e-5, 1e-3, 0.3]
@@ -286,130 +282,9 @@ PRIORS = [PowerPrior(0.4), PowerPrior(1.0), PowerPrior(2.0, tau_max=0.3), HardTr
 every_prior = pytest.mark.parametrize("prior", PRIORS, ids=str)
 
 
-def proportional(sde: SDE, prior: TruncationPrior, make=likelihood_weight, **options):
-    return ProportionalTimes(sde, PriorWeight(make(sde), prior), prior.eps, **options)
-
-
-def counted(times: ProportionalTimes, t: Tensor) -> Tensor:
-    """What an error at t counts: w(t) / sigma(t)^2."""
-    return times.weight(t) / times.sde.marginal(t).sigma.square()
-
-
 def integral(h, low: float | Tensor, kink: float) -> Tensor:
     """Of h over [low, T], in two pieces where the prior's cdf has a corner."""
     low = torch.as_tensor(low, dtype=torch.float64)
     if kink == 1.0:
         return integrate(h, low)
     return integrate(h, low.clamp(max=kink), kink) + integrate(h, low.clamp(min=kink))
-
-
-@every_tau
-@every_prior
-@pytest.mark.parametrize("make", [likelihood_weight, variance_weight])
-@every_sde
-def test_every_example_of_proportional_times_counts_the_same(sde, make, prior, tau):
-    times = proportional(sde, prior, make)
-    draw = times.draw(1_000, tau, generator=seeded(12))
-    kink = getattr(prior, "tau_max", 1.0)
-    z = integral(lambda t: counted(times, t), tau, kink)
-    torch.testing.assert_close(
-        draw.weight * counted(times, draw.t), z.expand(1_000), rtol=1e-5, atol=0
-    )
-
-
-@unhindered
-@every_tau
-@every_prior
-@every_sde
-def test_proportional_times_integrate(sde, prior, tau):
-    times = proportional(sde, prior)
-    kink = getattr(prior, "tau_max", 1.0)
-    draw = times.draw(20_000, tau, generator=seeded(13))
-    # One example in each of 10^5 equal cells stands for the law itself: no noise to hide behind.
-    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    grid = times._at(u, torch.tensor(tau, dtype=torch.float64))
-    for shape in (lambda t: (3 * t.log()).cos(), lambda t: t.sqrt()):
-
-        def h(t: Tensor, shape=shape) -> Tensor:
-            return counted(times, t) * shape(t)
-
-        exact = integral(h, tau, kink)
-        assert_within_errors(draw.weight * h(draw.t), exact)
-        size = integral(lambda t: counted(times, t), tau, kink)
-        assert ((grid.weight * h(grid.t)).mean() - exact).abs() < 1e-5 * size
-
-
-@every_sde
-def test_proportional_to_the_likelihood_weight_are_importance_times(sde):
-    u = torch.linspace(0, 1 - 1e-9, 1_001, dtype=torch.float64)
-    for tau in TRUNCATIONS:
-        low = torch.tensor(tau, dtype=torch.float64)
-        ours = ProportionalTimes(sde, likelihood_weight(sde))._at(u, low)
-        theirs = ImportanceTimes(sde)._at(u, low)
-        torch.testing.assert_close(ours.t, theirs.t, rtol=1e-5, atol=0)
-        torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("stratified", [False, True])
-@every_prior
-@every_sde
-def test_proportional_times_follow_their_law(sde, prior, stratified):
-    times = proportional(sde, prior, stratified=stratified)
-    kink = getattr(prior, "tau_max", 1.0)
-    t = times.draw(400, 1e-5, generator=seeded(14)).t
-    above = integral(lambda v: counted(times, v), torch.cat([t, t.new_tensor([1e-5])]), kink)
-    quantiles = 1 - above[:-1] / above[-1]
-    assert stats.kstest(quantiles.numpy(), "uniform").pvalue > 1e-4
-    if stratified:
-        cells = (quantiles * 400).floor().long().clamp(0, 399)
-        # Whoever sits on the edge of a cell may be counted into the next.
-        assert len(cells.unique()) > 395
-
-
-def test_fewer_proportional_times_are_small_than_importance_times():
-    ours = proportional(VPSDE(), PowerPrior(1.0)).draw(4_000, 1e-5, generator=seeded(15)).t
-    theirs = ImportanceTimes(VPSDE()).draw(4_000, 1e-5, generator=seeded(15)).t
-    assert (ours < 1e-4).double().mean() < 0.5 * (theirs < 1e-4).double().mean()
-
-
-@every_tau
-@every_prior
-@every_sde
-def test_the_cdf_of_proportional_times_is_where_they_lie(sde, prior, tau):
-    times, low = proportional(sde, prior), torch.tensor(tau, dtype=torch.float64)
-    u = torch.linspace(0, 1 - 1e-9, 101, dtype=torch.float64)
-    torch.testing.assert_close(times.cdf(times._at(u, low).t, low), u, rtol=0, atol=1e-9)
-    kink = getattr(prior, "tau_max", 1.0)
-    t = low ** torch.linspace(1, 0, 7, dtype=torch.float64)
-    above = integral(lambda v: counted(times, v), t, kink)
-    torch.testing.assert_close(times.cdf(t, low), 1 - above / above[0], rtol=0, atol=1e-5)
-
-
-@unhindered
-@pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
-@every_prior
-@every_sde
-def test_extreme_quantiles_of_proportional_times_are_finite(sde, prior, u):
-    times = proportional(sde, prior)
-    for tau in (1e-5, 1e-3, 0.3, 1 - 1e-9):
-        draw = times._at(*(torch.tensor(v, dtype=torch.float64) for v in (u, tau)))
-        assert tau <= draw.t <= 1
-        assert torch.isfinite(draw.weight * counted(times, draw.t))
-
-
-def test_each_example_of_proportional_times_may_have_its_own_tau():
-    times = proportional(VPSDE(), PowerPrior(1.0))
-    tau = torch.tensor([1e-5, 0.01, 0.5, 0.9], dtype=torch.float64)
-    each = times.draw(4, tau, generator=seeded(16))
-    for i in range(4):
-        one = times.draw(4, float(tau[i]), generator=seeded(16))
-        torch.testing.assert_close(each.t[i], one.t[i], rtol=1e-14, atol=0)
-        torch.testing.assert_close(each.weight[i], one.weight[i], rtol=1e-14, atol=0)
-
-
-def test_proportional_times_refuse_what_they_have_no_law_for():
-    with pytest.raises(ValueError, match=r"eps=0\.0: need 0 < eps < 1"):
-        ProportionalTimes(VPSDE(), likelihood_weight(VPSDE()), 0.0)
-    times = proportional(VPSDE(), PowerPrior(1.0, 1e-3))
-    with pytest.raises(ValueError, match=r"tau=1e-05: need tau >= 0\.001"):
-        times.draw(3, 1e-5)

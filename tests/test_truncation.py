@@ -28,8 +28,7 @@ from softtrunc import (
     likelihood_weight,
     variance_weight,
 )
-from softtrunc.truncation import WeightPrior, even_quantiles
-from softtrunc.weighting import SigmoidWeight
+from softtrunc.truncation import WeightPrior
 
 EXPONENTS = [0.0, 0.8, 0.9, 1.0, 1.1, 2.0, 3.0, 50.0]
 every_k = pytest.mark.parametrize("k", EXPONENTS)
@@ -272,39 +271,14 @@ def discrepancy(u: Tensor) -> float:
     return stats.kstest(u.numpy(), "uniform").statistic
 
 
-@pytest.mark.parametrize("n", [1, 5])
-@pytest.mark.parametrize("first", [0, 1_000, 10**12])
-def test_any_run_of_even_quantiles_covers_the_unit_interval(first, n):
-    for count in (10, 100, 1_000):
-        steps = range(first, first + count)
-        u = torch.cat([even_quantiles(n, seed=3, step=step) for step in steps])
-        assert discrepancy(u) < (1 + math.log(count * n)) / (count * n)
-        random = torch.rand(
-            count * n, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-        )
-        assert discrepancy(u) < 0.8 * discrepancy(random)
-
-
-def test_over_the_seeds_an_even_quantile_is_uniform():
-    u = torch.cat([even_quantiles(1, seed=seed, step=77) for seed in range(2_000)])
-    # Fails by chance with probability 1e-4; the seeds are fixed.
-    assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-4
-
-
-def test_even_quantiles_are_a_function_of_seed_and_step():
-    nine = even_quantiles(1, seed=1, step=9)
-    assert torch.equal(nine, even_quantiles(1, seed=1, step=9))
-    assert not torch.equal(nine, even_quantiles(1, seed=2, step=9))
-    # A step of several draws goes along the same sequence.
-    singles = [even_quantiles(1, seed=1, step=i) for i in range(8, 12)]
-    assert torch.equal(even_quantiles(4, seed=1, step=2), torch.cat(singles))
-
-
 # The prior of a wanted weight.
 
 
 def sigmoid_prior(sde, center: float, **options) -> WeightPrior:
-    return WeightPrior(SigmoidWeight(sde, center), likelihood_weight(sde), **options)
+    def target(t):
+        return likelihood_weight(sde)(t) * torch.sigmoid(center - sde.log_snr(t))
+
+    return WeightPrior(target, likelihood_weight(sde), **options)
 
 
 SIGMOIDS = [

@@ -46,10 +46,7 @@ def send(v: Tensor, device: torch.device) -> Tensor:
 
 
 def expand_to(v: Float[Tensor, "*batch"], x: Float[Tensor, "b *event"]) -> Tensor:
-    """`v` of shape `()` or `(B,)` in the dtype of `x` `(B, *event)`, to multiply it.
-
-    A number `()` may stay on the CPU: it goes along with the operation.
-    """
+    """`v`, `()` or `(B,)`, in the dtype of `x` to multiply it; a number may stay on the CPU."""
     v = v.to(x.dtype)
     return v if v.ndim == 0 else send(v, x.device).reshape(-1, *([1] * (x.ndim - 1)))
 
@@ -80,8 +77,7 @@ def widen(t: Tensor, device: torch.device | None = None) -> Tensor:
 
 
 def _narrow(v: Tensor, like: Tensor) -> Tensor:
-    """Back to the caller's precision, but never below float32."""
-    return v.to(torch.promote_types(like.dtype, torch.float32))
+    return v.to(torch.promote_types(like.dtype, torch.float32))  # never below float32
 
 
 @dataclass(frozen=True)
@@ -233,8 +229,7 @@ class SDE(abc.ABC):
         return expand_to(alpha, x) * x + expand_to(sigma, x) * noise
 
 
-# alpha(1) = exp(-(beta_min + beta_max) / 4) is to be a float32.
-_LARGEST_BETAS = 320.0
+_LARGEST_BETAS = 320.0  # alpha(1) = exp(-(beta_min + beta_max) / 4) is to be a float32
 
 
 @dataclass(frozen=True)
@@ -342,8 +337,7 @@ class _VarianceExploding(SDE):
 class VESDE(_VarianceExploding):
     """Variance-exploding SDE (Song et al. 2021, eq. 9): sigma geometric in t, alpha = 1.
 
-    In units of the data, `sigma_min` is sigma(0), `sigma_max` sigma(1): about the largest distance
-    between two data points. ValueError unless 0 < sigma_min < sigma_max.
+    ValueError unless 0 < sigma_min < sigma_max, which is about the largest distance of two data.
     """
 
     def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -385,8 +379,7 @@ class ReciprocalVESDE(_VarianceExploding):
 
     @property
     def _span(self) -> float:
-        """The length of [1, 1/eps], over which log sigma runs its range."""
-        return 1.0 / self.eps - 1.0
+        return 1.0 / self.eps - 1.0  # length of [1, 1/eps], where log sigma runs its range
 
     def _log_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         descent = (1.0 / t - 1.0) / self._span

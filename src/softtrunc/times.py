@@ -8,10 +8,7 @@ integrates over log-SNR instead, in which it makes no difference how fast the SD
 from __future__ import annotations
 
 import abc
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -19,9 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softtrunc.sde import SDE, wide_dtype
-
-# Of the numerical law, equal in log t. On [1e-5, 1] a panel is 0.07 % of its time long.
-_PANELS = 16_384
 
 
 class TimeDraw(NamedTuple):
@@ -155,74 +149,3 @@ class LogSNRTimes(TimeLaw):
         # The clamp takes up the last bit lost on the way through log-SNR and back.
         t = self.sde.time_of_log_snr(l_max - z * u).clamp(max=self.sde.t_max).maximum(tau)
         return TimeDraw(t, torch.ones_like(u) if self.average else z.expand(len(u)))
-
-
-@dataclass(frozen=True)
-class ProportionalTimes(TimeLaw):
-    """t drawn in proportion to what an error there counts: density proportional to `w / sigma^2`.
-
-    Under the weighting w every example then carries the same coefficient, `1/2 Z(tau)` with Z the
-    integral of `w / sigma^2` over [tau, T]. For `w = g^2` this is `ImportanceTimes`; with a
-    `PriorWeight` no example is spent on small times that Soft Truncation seldom looks at.
-
-    It is for integrands that vanish where w does. The law is numerical, its density level in log t
-    within each of 16,384 panels; of the integral of w that costs less than 1e-5.
-
-    Args:
-        sde: the forward diffusion.
-        weight: the weight w(t) >= 0 of the loss, smooth on the scale of log t.
-        eps: smallest time that can be drawn, in (0, T).
-        stratified: one draw in each of n equal cells of the law: lower variance, the same law.
-
-    Raises:
-        ValueError: if eps is out of range, or a `tau` below eps is asked for.
-    """
-
-    sde: SDE
-    weight: Callable[[Tensor], Tensor]
-    eps: float = 1e-5
-    stratified: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.eps < self.sde.t_max:
-            raise ValueError(f"ProportionalTimes: eps={self.eps}: need 0 < eps < {self.sde.t_max}")
-
-    @property
-    def _panel(self) -> float:
-        return math.log(self.sde.t_max / self.eps) / _PANELS
-
-    def _rate(self, t: Tensor) -> Tensor:
-        return self.weight(t) / self.sde.marginal(t).sigma.square()
-
-    @cached_property
-    def _mass(self) -> Tensor:
-        """The integral of w / sigma^2 from eps to each edge of the panels."""
-        edges = torch.arange(_PANELS + 1, dtype=torch.float64) * self._panel
-        t = (self.eps * edges.exp()).clamp(max=self.sde.t_max)
-        mass = torch.cumulative_trapezoid(self._rate(t) * t, dx=self._panel)
-        return torch.nn.functional.pad(mass, (1, 0))
-
-    def _mass_below(self, t: Tensor) -> Tensor:
-        mass = self._mass.to(t)
-        place = (t / self.eps).clamp(min=1.0).log() / self._panel
-        i = place.long().clamp(max=_PANELS - 1)
-        return torch.lerp(mass[i], mass[i + 1], place - i)
-
-    def cdf(self, t: Tensor, tau: Tensor) -> Tensor:
-        """The integral of `w / sigma^2` from tau to t over that from tau to T."""
-        below = self._mass_below(tau)
-        return ((self._mass_below(t) - below) / (self._mass[-1] - below)).clamp(0.0, 1.0)
-
-    def _at(self, u: Tensor, tau: Tensor) -> TimeDraw:
-        if bool((tau < self.eps).any()):
-            raise ValueError(f"ProportionalTimes: tau={float(tau.min())}: need tau >= {self.eps}")
-        mass = self._mass.to(u)
-        below = self._mass_below(tau)
-        z = mass[-1] - below
-        wanted = below + u * z
-        i = (torch.searchsorted(mass, wanted, right=True) - 1).clamp(max=_PANELS - 1)
-        place = i + (wanted - mass[i]) / (mass[i + 1] - mass[i])
-        t = (self.eps * (place * self._panel).exp()).clamp(max=self.sde.t_max).maximum(tau)
-        rate = self._rate(t)
-        # Where nothing counts (w_P at eps) an example counts nothing.
-        return TimeDraw(t, torch.where(rate > 0.0, z / rate, 0.0))

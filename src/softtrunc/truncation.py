@@ -19,9 +19,6 @@ from torch import Tensor
 # Of the numerical prior, equal in log tau. On [1e-5, 1] a panel is 0.07 % of its time long.
 _PANELS = 16_384
 
-# 2^64 over the golden ratio: its multiples modulo 2^64 are spread as evenly as those of any number.
-_GOLDEN = 0x9E3779B97F4A7C15
-
 
 class TruncationPrior(abc.ABC):
     """A law of the truncation time tau.
@@ -239,16 +236,3 @@ class WeightPrior(TruncationPrior):
         i = (torch.searchsorted(cdf, u) - 1).clamp(min=0)
         f = ((u - cdf[i]) / (cdf[i + 1] - cdf[i])).nan_to_num(0.0).clamp(0.0, 1.0)
         return (self.eps * ((i + f) * self._panel).exp()).clamp(self.eps, self.tau_max)
-
-
-def even_quantiles(n: int, *, seed: int, step: int) -> Float[Tensor, " n"]:
-    """Quantiles in [0, 1) for the `n` draws of a step that cover a law evenly over the steps.
-
-    Draw i of a run, `n step <= i < n (step + 1)`, is `shift + i / golden ratio` modulo 1, with a
-    shift by the seed (a Kronecker sequence). Over the seeds each is uniform; over any m draws in a
-    row the share below a quantile is off by order `log(m) / m`, not `m^-1/2`.
-    """
-    # Whole numbers, so that no step is too late to be exact.
-    turns = [i * _GOLDEN % 2**64 / 2**64 for i in range(n * step, n * (step + 1))]
-    shift = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (torch.tensor(turns, dtype=torch.float64) + shift) % 1.0

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,21 +34,6 @@ def likelihood_weight(sde: SDE) -> Weighting:
 def variance_weight(sde: SDE) -> Weighting:
     """`w = sigma^2`: plain noise prediction; the best-looking samples, a worse likelihood."""
     return _Square(sde, "sigma")
-
-
-@dataclass(frozen=True)
-class SigmoidWeight:
-    """`w = g^2 sigmoid(center - log-SNR)`: the likelihood's, fading where there is little noise.
-
-    Kingma and Gao 2023 (arXiv 2303.00848). Its ratio to g^2 rises with t: a `WeightPrior` has it.
-    """
-
-    sde: SDE
-    center: float
-
-    def __call__(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """The weight at `t`."""
-        return self.sde.diffusion(t).square() * torch.sigmoid(self.center - self.sde.log_snr(t))
 
 
 @dataclass(frozen=True)

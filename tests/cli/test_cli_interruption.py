@@ -1,6 +1,7 @@
 """Runs that are killed, stopped or spread over processes end in the same weights."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,10 @@ import time
 import pytest
 from command_line import TINY, environment, start
 from safetensors.torch import load_file
+from together import finish_together, start_together
+
+from softtrunc.cli import main
+from softtrunc.jobs import train as job
 
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 THIRTY = [*TINY, "--set", "training.steps=30", "--set", "training.checkpoint_every=6"]
@@ -39,7 +44,7 @@ def last(folder):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight") / "run"
-    finish(start(*train(folder), cwd=folder.parent))
+    assert main(train(folder)) == 0
     return folder
 
 
@@ -55,7 +60,7 @@ def test_thirty_steps_straight_equal_twelve_killed_and_eighteen(straight, tmp_pa
     wait_for(folder / "checkpoints" / "step-00000012", process)
     process.kill()
     process.communicate()
-    finish(start(*train(folder, "--resume"), cwd=tmp_path))
+    assert main(train(folder, "--resume")) == 0
     for name in FILES:
         assert (last(folder) / name).read_bytes() == (last(straight) / name).read_bytes()
     assert [row["step"] for row in losses(folder)] == [row["step"] for row in losses(straight)]
@@ -65,18 +70,22 @@ def test_thirty_steps_straight_equal_twelve_killed_and_eighteen(straight, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_cleanly(straight, tmp_path, number):
+def test_a_signal_saves_and_exits_cleanly(straight, tmp_path, monkeypatch, capsys, number):
     folder = tmp_path / "run"
-    process = start(*train(folder, "--set", "training.checkpoint_every=1000"), cwd=tmp_path)
-    wait_for(folder / "metrics.jsonl", process)
-    while not (folder / "metrics.jsonl").read_text():
-        time.sleep(0.01)
-    process.send_signal(number)
-    assert "stopped at step" in finish(process, 128 + number)
-    (checkpoint,) = (folder / "checkpoints").iterdir()
-    step = json.loads((checkpoint / "state.json").read_text())["step"]
-    assert 5 <= step < 30
-    finish(start(*train(folder, "--resume"), cwd=tmp_path))
+
+    def fit(*arguments, real=job.fit, **options):
+        for record in real(*arguments, **options):
+            if record.step == 7:
+                os.kill(os.getpid(), number)
+            yield record
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "fit", fit)
+        code = main(train(folder, "--set", "training.checkpoint_every=1000"))
+    assert code == 128 + number
+    assert "stopped at step 7 with a checkpoint" in capsys.readouterr().err
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000007"]
+    assert main(train(folder, "--resume")) == 0
     for name in FILES:
         assert (last(folder) / name).read_bytes() == (last(straight) / name).read_bytes()
 
@@ -106,21 +115,16 @@ os._exit(0)  # as softtrunc's own __main__ ends: gloo's threads may abort an ord
 
 
 def launch(processes, cwd, *command):
-    """accelerate launch; its --cpu flag starts one process whatever the number, this way is two."""
-    flags = ["--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0"]
-    flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if processes > 1:
-        flags.append("--multi_gpu")
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *flags, *command],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    """What the first of so many processes says. A launcher would cost as much as one of them."""
+    if processes == 1:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=cwd, env=environment(), capture_output=True, text=True
+        )
+        ended = [(done.returncode, done.stdout, done.stderr)]
+    else:
+        ended = finish_together(start_together(command, cwd, processes=processes))
+    assert all(code == 0 for code, _, _ in ended), [err[-3000:] for _, _, err in ended]
+    return ended[0][1]
 
 
 @pytest.mark.slow

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from accelerate.state import AcceleratorState
 from command_line import TINY, environment
 
 from softtrunc.cli import main
+from softtrunc.runs.folder import Run
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -321,3 +323,41 @@ def test_a_recipe_far_too_large_for_its_weights_is_refused_before_it_is_built(
     (copy / "recipe.yaml").write_text(text.replace("base_channels: 8", "base_channels: 80000"))
     told = refused(capsys, "sample", str(copy), "-n", "2", "--out", str(tmp_path / "x.npz"))
     assert "does not fit the network" in told
+
+
+@pytest.fixture
+def another_precision():
+    """accelerate's own is one for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("another_precision")
+def test_resume_may_change_how_it_is_computed_and_says_so(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    command = ["train", "digits-vp-nll-st", "--out", str(copy), "--resume", *TINY]
+    changes = ["training.precision=bf16", "training.timeout=60", "training.micro_batch_size=8"]
+    changes += ["training.tf32=false", "training.channels_last=true"]
+    changes.append("network.options.checkpoint_activations=true")
+    step = max(path.name for path in (copy / "checkpoints").iterdir())
+    steps = int(step.removeprefix("step-")) + 1
+    sets = [word for change in changes for word in ("--set", change)]
+    assert main([*command, *sets, "--steps", str(steps)]) == 0
+    provenance = Run(copy).provenance()
+    (resumed,) = provenance["resumed"]
+    assert resumed["step"] == steps - 1
+    assert resumed["processes"] == 1
+    assert {key: change["to"] for key, change in resumed["changed"].items()} == {
+        "network.options.checkpoint_activations": True,
+        "training.channels_last": True,
+        "training.micro_batch_size": 8,
+        "training.precision": "bf16",
+        "training.steps": steps,
+        "training.tf32": False,
+        "training.timeout": 60.0,
+    }
+    assert provenance["created"] == Run(run).provenance()["created"]
+    assert main([*command, *sets, "--steps", str(steps)]) == 0
+    assert Run(copy).provenance()["resumed"][1]["changed"] == {}

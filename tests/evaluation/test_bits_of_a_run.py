@@ -191,7 +191,8 @@ def test_shares_of_a_number_that_does_not_divide(opened, digits, processes):
     for chunk in measurement.chunks():
         assert whole.add(chunk) == len(chunk.images)
     for place in range(processes):
-        for chunk in measurement.chunks(share=(place, processes)):
+        share = slice(place, None, processes)
+        for chunk in measurement.chunks(deal=lambda items, share=share: iter(items[share])):
             assert shared.add(chunk) == len(chunk.images)  # none twice
     assert whole.complete
     assert shared.complete

@@ -17,6 +17,7 @@ from stand_in import StandIn, save_stand_in
 from softtrunc.data import ImageDataset, load_digits_split
 from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures
 from softtrunc.evaluation.features import share_of
+from softtrunc.feedback.processes import company
 from softtrunc.feedback.progress import Silent
 from softtrunc.metrics import (
     FeatureStatistics,
@@ -74,7 +75,12 @@ class Lines(Silent):
 
 def judge(extractor, progress=None) -> Judge:
     return Judge(
-        extractor, Accelerator(cpu=True), batch_size=11, seed=3, progress=progress or Silent()
+        extractor,
+        Accelerator(cpu=True),
+        company(),
+        batch_size=11,
+        seed=3,
+        progress=progress or Silent(),
     )
 
 
@@ -219,6 +225,7 @@ from accelerate import Accelerator
 from test_distances import ALL, judge, pictures, samples_of, share_of
 from softtrunc.metrics import TorchScriptFeatures
 from softtrunc.evaluation.distances import Judge
+from softtrunc.feedback.processes import company
 from softtrunc.feedback.progress import Silent
 
 accelerator = Accelerator(cpu=True)
@@ -226,7 +233,7 @@ assert accelerator.num_processes == int(os.environ["WORLD_SIZE"])
 extractor = TorchScriptFeatures(__import__("pathlib").Path(sys.argv[2]))
 found = []
 for again in range(2):  # the second time with kept statistics
-    judge = Judge(extractor, accelerator, batch_size=11, seed=3, progress=Silent())
+    judge = Judge(extractor, accelerator, company(), batch_size=11, seed=3, progress=Silent())
     found += judge.measure(samples_of(pictures(41, 1)), {"train": pictures(61, 2)}, ALL)
 assert accelerator.is_main_process or not found
 print(*(f"{f.key}={f.value!r}" for f in found), sep="\\n", flush=True)
@@ -252,7 +259,9 @@ def test_two_processes_find_what_one_does(tmp_path):
             "MASTER_PORT": str(port),
             "ACCELERATE_USE_CPU": "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+            ),
             "SOFTTRUNC_CACHE": str(tmp_path / f"cache-{world}"),
         }
         here = str(Path(__file__).parent)

@@ -17,7 +17,7 @@ from softtrunc.cli import main
 from softtrunc.data import open_dataset, stretch_levels
 from softtrunc.feedback.progress import Silent
 from softtrunc.jobs.trajectory import draw_trajectory
-from softtrunc.recipes import UserError, load_recipe, schema
+from softtrunc.recipes import UserError, load_recipe, sampling
 from softtrunc.recipes.build import build_sampler, build_score
 from softtrunc.runs.draw import cut, draw, draw_batches, draw_to
 from softtrunc.runs.open_run import open_run
@@ -136,7 +136,7 @@ def test_every_option_of_every_sampler_is_a_key():
                 assert getattr(sampler, key) != getattr(default, key), f"{name}.{key}"
     open_above = load_recipe("digits-vp-nll", ["sampling={sampler: heun, churn_range: [1, null]}"])
     assert build_sampler(open_above.sampling, VPSDE()).churn_range == (1.0, float("inf"))
-    assert get_args(schema.Grid) == get_args(Grid)
+    assert get_args(sampling.Grid) == get_args(Grid)
     json.dumps(open_above.sampling.model_dump(mode="json"), allow_nan=False)
 
 

@@ -7,8 +7,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from training_small import small_data, small_objective, small_state, weights
 
-from softtrunc import PowerPrior
-from softtrunc.objective import RunningErrorLoss
 from softtrunc.training import (
     Monitor,
     NonFiniteLossError,
@@ -21,7 +19,6 @@ from softtrunc.training import (
 )
 from softtrunc.training.batches import BatchSource
 from softtrunc.training.randomness import DataOrder, Stream, step_seed
-from softtrunc.truncation import even_quantiles
 
 CONFIG = TrainingConfig(batch_size=12, warmup_steps=5, learning_rate=1e-3, seed=3)
 
@@ -40,14 +37,6 @@ def run(accelerator, config, steps, state=None, objective=None):
     return state, records
 
 
-def per_example():
-    return dataclasses.replace(small_objective(), per="example")
-
-
-def over_running_error():
-    return RunningErrorLoss(small_objective(), 0.5)
-
-
 def test_training_lowers_the_loss(accelerator):
     config = dataclasses.replace(CONFIG, batch_size=64, learning_rate=1e-2)
     _, records = run(accelerator, config, 120)
@@ -55,40 +44,17 @@ def test_training_lowers_the_loss(accelerator):
     assert np.mean(error[-20:]) < 0.7 * np.mean(error[:5])
 
 
-@pytest.mark.parametrize("make", [small_objective, over_running_error])
-def test_resume_repeats_an_uninterrupted_run_bit_for_bit(accelerator, tmp_path, make):
-    straight, _ = run(accelerator, CONFIG, 30, objective=make())
-    first, _ = run(accelerator, CONFIG, 12, objective=make())
+def test_resume_repeats_an_uninterrupted_run_bit_for_bit(accelerator, tmp_path):
+    straight, _ = run(accelerator, CONFIG, 30)
+    first, _ = run(accelerator, CONFIG, 12)
     path = save_checkpoint(tmp_path, first)
     second = small_state(CONFIG, seed=99)  # another random start, to be overwritten
     load_checkpoint(path, second)
     assert second.step == 12
-    run(accelerator, CONFIG, 30, second, make())
-    if make is over_running_error:
-        assert torch.equal(straight.memory, second.memory)
+    run(accelerator, CONFIG, 30, second)
     expected, got = weights(straight), weights(second)
     assert expected.keys() == got.keys()
     assert [n for n in expected if not torch.equal(expected[n], got[n])] == []
-
-
-def test_the_loss_remembers_the_errors_of_every_step(accelerator):
-    objective = over_running_error()
-    state, records = run(accelerator, CONFIG, 10, objective=objective)
-    by_hand = over_running_error()
-    for record in records:
-        by_hand.remember(by_hand.bin_sums(record.t, record.error, 36))
-    assert torch.equal(state.memory, by_hand.memory)
-    assert state.memory[1].sum() > 100
-    assert run(accelerator, CONFIG, 1)[0].memory is None
-
-
-def test_low_discrepancy_truncations_go_by_the_step(accelerator):
-    even = dataclasses.replace(small_objective(), even=3)
-    state, records = run(accelerator, CONFIG, 4, objective=even)
-    _, rest = run(accelerator, CONFIG, 8, state, even)
-    quantiles = torch.cat([even_quantiles(1, seed=3, step=step) for step in range(8)])
-    taus = PowerPrior(1.0).icdf(quantiles).tolist()
-    assert [r.tau for r in records + rest] == taus
 
 
 def test_another_seed_is_another_run(accelerator):
@@ -97,12 +63,11 @@ def test_another_seed_is_another_run(accelerator):
     assert not torch.equal(one.model.network.first.weight, other.model.network.first.weight)
 
 
-@pytest.mark.parametrize("make", [small_objective, over_running_error, per_example])
 @pytest.mark.parametrize("micro", [1, 3, 6])
-def test_micro_batches_change_nothing_but_rounding(accelerator, micro, make):
-    whole, records = run(accelerator, CONFIG, 6, objective=make())
+def test_micro_batches_change_nothing_but_rounding(accelerator, micro):
+    whole, records = run(accelerator, CONFIG, 6)
     cut = dataclasses.replace(CONFIG, micro_batch_size=micro)
-    parts, part_records = run(accelerator, cut, 6, objective=make())
+    parts, part_records = run(accelerator, cut, 6)
     for a, b in zip(records, part_records, strict=True):
         assert a.tau == b.tau
         assert torch.equal(a.t, b.t)

@@ -34,8 +34,8 @@ class SmallNetwork(nn.Module):
         return self.frozen * self.last(torch.nn.functional.silu(h))
 
 
-def small_data(count: int = 50) -> ImageDataset:
-    images = np.random.default_rng(0).integers(0, 17, (count, 1, 6, 6), dtype=np.uint8)
+def small_data(count: int = 50, channels: int = 1) -> ImageDataset:
+    images = np.random.default_rng(0).integers(0, 17, (count, channels, 6, 6), dtype=np.uint8)
     return ImageDataset.create(images, name="noise", split="train", source="test", levels=17)
 
 

@@ -53,8 +53,11 @@ def stdout(width: int = 120) -> Console:
 
     Of several processes that share the work only the first one speaks.
     """
-    quiet = os.environ.get("RANK", "0") != "0"
-    return _Verbatim(width=None if sys.stdout.isatty() else width, quiet=quiet)
+    return _Verbatim(width=None if sys.stdout.isatty() else width, quiet=not _first())
+
+
+def _first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 class _Bar:
@@ -96,7 +99,7 @@ class ConsoleProgress:
     """Progress on standard error, so that standard output holds results alone."""
 
     def __init__(self) -> None:
-        self._console = _Verbatim(stderr=True)
+        self._console = _Verbatim(stderr=True, quiet=not _first())
         self._display: Progress | None = None
         self._open = 0
 

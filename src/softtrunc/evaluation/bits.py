@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,9 @@ from softtrunc.evaluation.image_results import COLUMNS, Chunk, ImageResults
 from softtrunc.evaluation.protocol import DensityProtocol
 from softtrunc.records import Figure, FigureData
 from softtrunc.score import ScoreModel
+
+Deal = Callable[[Sequence[tuple[int, int]]], Iterator[tuple[int, int]]]
+"""Which of some batches, each a pass and its first image, a process is to measure."""
 
 _CHECK_FACTOR = 30.0
 """How much tighter the tolerance is against which the solver's error is measured."""
@@ -79,40 +82,37 @@ class BitsMeasurement:
         self,
         results: ImageResults,
         *,
-        share: tuple[int, int] = (0, 1),
+        deal: Deal = iter,
         advance: Callable[[int, str], None] | None = None,
     ) -> None:
         """Measure what `results` lacks of this process's share.
 
         Args:
             results: filled in.
-            share: this process's place among how many.
+            deal: gives this process its share of the batches, see `Company.deal`.
             advance: called with the number of images that became known and a note.
         """
-        for chunk in self.chunks(results.seen, share=share):
+        for chunk in self.chunks(results.seen, deal=deal):
             new = results.add(chunk) + results.gather()
             if advance is not None:
                 advance(new, results.note())
 
-    def chunks(
-        self, seen: np.ndarray | None = None, *, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[Chunk]:
+    def chunks(self, seen: np.ndarray | None = None, *, deal: Deal = iter) -> Iterator[Chunk]:
         """Measure batch after batch.
 
-        The batches are cut once, from the number of images and the batch size alone, and dealt out
-        in turns: each image of each pass belongs to exactly one process, whatever was measured
-        before.
+        The batches are cut once, from the number of images and the batch size alone, and dealt out:
+        each image of each pass belongs to exactly one process, whatever was measured before.
 
         Args:
             seen: (passes, n), true where a result is at hand and none is wanted; it may change on
                 the way. None: all are wanted.
-            share: this process's place among how many.
+            deal: gives this process its share of the batches.
         """
-        size, (place, processes) = self.protocol.batch_size, share
+        size = self.protocol.batch_size
         n = self.protocol.images(self.data)
         self.model.eval()
         batches = [(t, i) for t in range(self.protocol.passes) for i in range(0, n, size)]
-        for turn, first in batches[place::processes]:
+        for turn, first in deal(batches):
             images = np.arange(first, min(n, first + size))
             if seen is not None:
                 images = images[~seen[turn, images]]

@@ -116,7 +116,7 @@ class Judge(FeatureReader):
 
     Args:
         extractor: of features and class probabilities.
-        accelerator: the processes among which images are shared, and the device.
+        accelerator: the device. `company`: the processes among which images are shared.
         batch_size: images at a time in each.
         seed: of the subsets of the kernel distance and of the reference images that are kept.
         progress: where bars and lines go.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from softtrunc.data import ImageDataset, stretch_levels
 from softtrunc.feedback.errors import UserError, nearest, user_errors
+from softtrunc.feedback.processes import Company
 from softtrunc.feedback.progress import Progress
 from softtrunc.metrics import (
     DigitsFeatures,
@@ -106,7 +107,7 @@ class FeatureReader:
 
     Args:
         extractor: of features and class probabilities.
-        accelerator: the processes among which images are shared, and the device.
+        accelerator: the device. `company`: the processes among which images are shared.
         batch_size: images at a time in each.
         seed: of the reference images whose features are kept.
         progress: where bars and lines go.
@@ -116,6 +117,7 @@ class FeatureReader:
         self,
         extractor: FeatureExtractor,
         accelerator: Accelerator,
+        company: Company,
         *,
         batch_size: int,
         seed: int,
@@ -123,6 +125,7 @@ class FeatureReader:
     ) -> None:
         self._extractor = extractor
         self._accelerator = accelerator
+        self._company = company
         self._batch_size = batch_size
         self._seed = seed
         self._progress = progress
@@ -164,6 +167,7 @@ class FeatureReader:
                 gatherer.update(pixels.to(device), chosen)
                 place += len(images)
                 bar.advance(len(images))
+        self._company.meet()
         found: Gathered = gatherer.compute()
         return found
 
@@ -242,7 +246,8 @@ class FeatureReader:
                 found = [loaded]
             except ValueError as error:
                 self._progress.say(f"reference statistics are computed again: {error}")
-        if self._accelerator.num_processes > 1:
+        self._company.meet()
+        if self._company.size > 1:
             broadcast_object_list(found)
         return found[0]
 

@@ -111,8 +111,14 @@ class ImageResults:
             found += self._take(chunk)
         return found
 
-    def wait_for_others(self, advance: Callable[[int, str], None]) -> None:
+    def wait_for_others(
+        self, advance: Callable[[int, str], None], look: Callable[[], None]
+    ) -> None:
         """Take in what other processes bring until nothing is missing.
+
+        Args:
+            advance: as that of a bar.
+            look: raises if they are dead, see `Company.look`.
 
         Raises:
             RunFailedError: if nothing has come for a day.
@@ -128,6 +134,7 @@ class ImageResults:
                     "brings them: all processes must see the same run folder"
                 )
             else:
+                look()
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     @property

@@ -23,6 +23,10 @@ class RunFailedError(Exception):
     """The work itself went wrong: what happened, and what to change."""
 
 
+class ToldElsewhereError(RunFailedError):
+    """Another process of the job failed, and said why."""
+
+
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Tell the known word closest to `word`, or all of them if none is close."""
     known = sorted(known)

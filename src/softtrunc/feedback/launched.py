@@ -6,7 +6,6 @@ import os
 import sys
 from datetime import timedelta
 
-_KEY = "softtrunc/told"
 _PATIENCE = timedelta(seconds=5)
 
 
@@ -26,6 +25,11 @@ def is_first_to_tell() -> bool:
         return _count_of_tellers() == 1
     except (RuntimeError, ValueError, KeyError):  # torch's DistError among them
         return os.environ.get("RANK", "0") == "0"
+
+
+def told_key() -> str:
+    """What is in the store once a process has told; a restart of the launcher's is another try."""
+    return f"softtrunc/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _has_group() -> bool:
@@ -49,6 +53,4 @@ def _count_of_tellers() -> int:
             is_master=False,
             timeout=_PATIENCE,
         )
-    # A restart of the launcher's is another attempt.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return int(store.add(f"{_KEY}/{attempt}", 1))
+    return int(store.add(told_key(), 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,12 +21,20 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long ago it asked; 0.0 if none did."""
+        return 0.0 if self.signal is None else time.monotonic() - self._since
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler."""
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C means now
         global _last
+        if self.signal is None:
+            self._since = time.monotonic()
         self.signal = _last = number
 
 

@@ -284,7 +284,7 @@ def _law(opened: OpenRun, log_snr: Tensor) -> list[_Law]:
     taus = [tau for row in late for tau in row.taus]
     norms = [norm for row in late for norm in row.grad_norms]
     clip = opened.recipe.training.grad_clip
-    known = bool(taus) and len(taus) == len(norms) and objective.per == "step"
+    known = bool(taus) and len(taus) == len(norms)
     law = law_of_times(
         objective,
         log_snr,

@@ -85,6 +85,7 @@ class Chimeras:
             self._judge = Judge(
                 open_extractor(self._spec.features, self._spec.resize, train),
                 opened[0].accelerator,
+                opened[0].company,
                 batch_size=self._spec.batch_size,
                 seed=self._spec.seed,
                 progress=progress,

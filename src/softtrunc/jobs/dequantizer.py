@@ -20,7 +20,7 @@ from softtrunc.feedback.progress import Progress
 from softtrunc.runs.open_run import OpenRun
 
 _SECONDS_BETWEEN_LOOKS = 0.2
-_PATIENCE = 24 * 3600.0
+_SLOW_DISK = 120.0
 
 
 def obtain_dequantizer(
@@ -60,16 +60,24 @@ def obtain_dequantizer(
             width=spec.width,
         )
     dequantizer.to(opened.device)
+
+    def obtain() -> bool:
+        """Read it, or train and write it: only the main process finds none."""
+        if _load(path, identity, dequantizer):
+            return True
+        if not opened.company.main:
+            return False
+        _train(opened, data, dequantizer, progress)
+        with whole_file(path) as partial:
+            tensors = {k: v.contiguous() for k, v in dequantizer.state_dict().items()}
+            save_file(tensors, partial, metadata={"identity": identity})
+        return True
+
     began = time.monotonic()
-    while not _load(path, identity, dequantizer):
-        if opened.accelerator.is_main_process:
-            _train(opened, data, dequantizer, progress)
-            with whole_file(path) as partial:
-                tensors = {k: v.contiguous() for k, v in dequantizer.state_dict().items()}
-                save_file(tensors, partial, metadata={"identity": identity})
-            break
-        if time.monotonic() - began > _PATIENCE:
-            raise RunFailedError(f"{path}: no other process brought a dequantizer")
+    found = opened.company.main_first(obtain)
+    while not (found or obtain()):  # a network disk shows other machines' files with a delay
+        if time.monotonic() - began > _SLOW_DISK:
+            raise RunFailedError(f"{path}: not there: all processes must see the same run folder")
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     return dequantizer.eval()
 

@@ -56,7 +56,7 @@ class EvaluationFile:
         """Add a figure, in the place of an earlier one that answers the same question."""
         kept = [f for f in self.evaluation.figures if not _same(f, figure)]
         self.evaluation = dataclasses.replace(self.evaluation, figures=(*kept, figure))
-        if not self._opened.accelerator.is_main_process:
+        if not self._opened.company.main:
             return
         if self._displaced is not None:
             write_evaluation(*self._displaced)

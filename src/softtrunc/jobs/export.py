@@ -11,6 +11,7 @@ from PIL import Image
 
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import check_place, whole_folder
+from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.text import one_line
 from softtrunc.interop import DiffusersUNet
 from softtrunc.jobs.card import model_card
@@ -41,12 +42,13 @@ def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
         The folder.
 
     Raises:
-        UserError: if the run cannot be opened or the place is taken.
+        UserError: if the run cannot be opened, or the place is taken or being written.
     """
-    check_place(out)
-    opened = open_run(path, weights=weights)
-    with user_errors(f"--out {out}"), whole_folder(out) as partial:
-        _write(opened, partial, weights, title=path.resolve().name)
+    with only_one(out, "exporting to it"):
+        check_place(out)
+        opened = open_run(path, weights=weights)
+        with user_errors(f"--out {out}"), whole_folder(out) as partial:
+            _write(opened, partial, weights, title=path.resolve().name)
     return out
 
 

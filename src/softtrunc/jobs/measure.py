@@ -40,11 +40,11 @@ from softtrunc.jobs.measured import (
     samples_protocol,
 )
 from softtrunc.metrics import FeatureExtractor
-from softtrunc.recipes.build import build_data
 from softtrunc.recipes.load import override_recipe
 from softtrunc.records import Evaluation, Figure
 from softtrunc.runs.draw import draw_batches
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, package_versions
+from softtrunc.runs.node_images import open_images
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
@@ -103,7 +103,7 @@ def measure(
     progress = progress or Silent()
     opened = open_run(path, weights=weights, overrides=overrides, checkpoint=checkpoint)
     spec = opened.recipe.evaluation
-    if not opened.accelerator.is_main_process:
+    if not opened.company.main:
         progress = Silent()
     if samples is None:
         samples = ("fid",) if spec.features is not None else ()
@@ -132,8 +132,9 @@ def measure(
         check_images(one, data[split])
     extractor = None
     if wanted:
-        with opened.accelerator.main_process_first():
-            extractor = open_extractor(spec.features, spec.resize, data.get("train"))
+        extractor = opened.company.main_first(
+            lambda: open_extractor(spec.features, spec.resize, data.get("train"))
+        )
     file = EvaluationFile(opened, weights)
     if at:
         for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
@@ -142,7 +143,7 @@ def measure(
         compared = {name: data[name] for name in references if name in data}
         for figure in _measure_samples(opened, extractor, compared, wanted, known, progress):
             file.add(figure)
-    opened.accelerator.wait_for_everyone()
+    opened.company.meet()
     return file.evaluation
 
 
@@ -162,7 +163,7 @@ def _open_images(
     opened: OpenRun, splits: Sequence[str], progress: Progress
 ) -> dict[str, ImageDataset]:
     """The images by split, "train" among them, which must be those of the training."""
-    data = {name: build_data(opened.recipe, name, progress) for name in splits}
+    data = {name: open_images(opened.recipe, name, opened.company, progress) for name in splits}
     given = data["train"].card.fingerprint
     if opened.card.fingerprint not in (UNKNOWN_FINGERPRINT, given):
         raise UserError(
@@ -217,7 +218,7 @@ def _measure_bits(
         progress: where bars go.
         per_image: a file for every image's result in every pass.
     """
-    main, folder = at[0].accelerator.is_main_process, at[0].run.path / "evaluation.partial"
+    main, folder = at[0].company.main, at[0].run.path / "evaluation.partial"
     weights = _digest(at[0].model)
     rows: list[TableRows] = []
     begun: set[tuple[str, float]] = set()
@@ -259,7 +260,7 @@ def _fill(
     label: str,
 ) -> ImageResults:
     """Measure this process's share; on the main process the results are of all."""
-    accelerator, dequantizer = opened.accelerator, measurement.dequantizer
+    together, dequantizer = opened.company, measurement.dequantizer
     protocol, images = measurement.protocol, measurement.data
     identity = {
         "figure": measurement.key,
@@ -272,13 +273,12 @@ def _fill(
     place = parts_folder(folder, measurement.key, identity)
     results = ImageResults(protocol.passes, protocol.images(images), place)
     done = results.gather()
-    if done and accelerator.is_main_process:
+    if done and together.main:
         progress.say(f"{measurement.key}: {done} results of an interrupted evaluation are used")
     with progress.task(label, results.seen.size, done) as bar:
-        share = (accelerator.process_index, accelerator.num_processes)
-        measurement.fill(results, share=share, advance=bar.advance)
-        if accelerator.is_main_process:
-            results.wait_for_others(bar.advance)
+        measurement.fill(results, deal=together.deal, advance=bar.advance)
+        if together.main:
+            results.wait_for_others(bar.advance, together.look)
     return results
 
 
@@ -309,13 +309,14 @@ class _Drawer:
             if batch.first < shown:
                 self._first.append(batch.images)
             yield batch.images
-        if self._opened.accelerator.is_main_process and self._grid is not None:
+        if self._opened.company.main and self._grid is not None:
             pixels = stretch_levels(torch.cat(self._first)[:shown], self._opened.card.levels)
             save_grid(pixels, self._grid)
 
     def nfe(self) -> int:
         """The most network evaluations of any batch of any process."""
         accelerator = self._opened.accelerator
+        self._opened.company.meet()
         mine = torch.tensor([self._nfe], device=accelerator.device)
         return int(accelerator.gather(mine).max())
 
@@ -342,6 +343,7 @@ def _measure_samples(
     judge = Judge(
         extractor,
         opened.accelerator,
+        opened.company,
         batch_size=spec.batch_size,
         seed=spec.seed,
         progress=progress,

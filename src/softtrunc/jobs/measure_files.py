@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from softtrunc.data import ImageDataset, open_dataset
@@ -25,7 +24,10 @@ from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import write_text
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.records import Figure
+from softtrunc.runs.devices import find_devices
 from softtrunc.runs.folder import now, package_versions
+
+_TIMEOUT = 600.0  # of the processes' exchanges: no recipe says it
 
 
 class JudgedFiles(NamedTuple):
@@ -82,9 +84,10 @@ def measure_files(
         _check_alike(ours, theirs)
     elif wanted & {"kid", "prdc"}:
         raise UserError(f"--data {data}: holds statistics and no images: kid and prdc need images")
-    accelerator = Accelerator()
-    with accelerator.main_process_first():
-        extractor = open_extractor(features, mode, theirs or ours)
+    accelerator, together = find_devices(_TIMEOUT)
+    if not together.main:
+        progress = Silent()
+    extractor = together.main_first(lambda: open_extractor(features, mode, theirs or ours))
 
     def read(numbers: range) -> Iterator[Tensor]:
         for part in torch.arange(numbers.start, numbers.stop).split(batch_size):
@@ -102,7 +105,9 @@ def measure_files(
     source = Path(samples)
     out = out or source.with_name(f"{source.name}-evaluation.json")
     found: list[Figure] = []
-    judge = Judge(extractor, accelerator, batch_size=batch_size, seed=seed, progress=progress)
+    judge = Judge(
+        extractor, accelerator, together, batch_size=batch_size, seed=seed, progress=progress
+    )
     references = {} if theirs is None else {split: theirs}
     for figure in judge.measure(judged, references, wanted, known):
         found.append(figure)
@@ -117,6 +122,7 @@ def measure_files(
         with user_errors(f"--out {out}"):
             write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
     progress.say(f"figures in {out}")
+    together.meet()
     return JudgedFiles(judged.count, tuple(found))
 
 

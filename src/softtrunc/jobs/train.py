@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,23 +13,30 @@ from accelerate import Accelerator
 from jaxtyping import UInt8
 from torch import Tensor
 
-from softtrunc.data import ImageDataset, stretch_levels, to_uint8
+from softtrunc.data import stretch_levels, to_uint8
 from softtrunc.data.pictures import save_grid
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
 from softtrunc.feedback.files import complaint
+from softtrunc.feedback.locks import only_one
+from softtrunc.feedback.processes import company, is_lost
 from softtrunc.feedback.progress import Progress, Silent
-from softtrunc.feedback.signals import stop_on_signal
+from softtrunc.feedback.signals import StopRequest, stop_on_signal
+from softtrunc.jobs.data_check import DataCheck
+from softtrunc.jobs.shared_grid import draw_together
+from softtrunc.networks.blocks import AttentionBlock, ResidualBlock
 from softtrunc.recipes.build import (
-    build_data,
     build_model,
     build_objective,
     build_sampler,
+    build_score,
     build_sde,
     build_training,
 )
 from softtrunc.recipes.schema import Recipe
 from softtrunc.records import append_metrics
+from softtrunc.runs.devices import Devices, find_devices
 from softtrunc.runs.folder import Run, flatten
+from softtrunc.runs.node_images import open_images
 from softtrunc.training import (
     Monitor,
     NonFiniteLossError,
@@ -43,9 +50,13 @@ from softtrunc.training import (
     remove_unfinished,
     save_checkpoint,
 )
+from softtrunc.training.sharding import local, shard
+from softtrunc.training.speed import fast_kernels, lay_channels_last, prefers_channels_last
 
-# A signal is answered within this many steps where several processes train.
-_STEPS_BETWEEN_QUESTIONS = 10
+# Several processes that train ask each other about signals after so many seconds, and in no more
+# than so many steps: the next steps may be slower than those before.
+_SECONDS_BETWEEN_QUESTIONS = 2.0
+_STEPS_BETWEEN_QUESTIONS = 50
 # Unreadable files are named one by one up to here.
 _MOST_NAMED = 20
 
@@ -93,104 +104,88 @@ def train(
         raise UserError(
             f"training.tracker={spec.tracker}: not installed: pip install 'softtrunc[tracking]'"
         )
-    accelerator = accelerator or Accelerator(
-        mixed_precision=spec.precision, log_with=spec.tracker, project_dir=out
+    devices = (
+        find_devices(spec.timeout, precision=spec.precision, tracker=spec.tracker, folder=out)
+        if accelerator is None
+        else Devices(accelerator, company())
     )
+    together = devices.company
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks > accelerator.num_processes == 1:
+    if tasks > together.size == 1:
         raise UserError(
             f"srun started {tasks} tasks that do not know of each other, and all would write "
             f"{out}: start one a node, with `accelerate launch -m softtrunc train ...` in it"
         )
-    if progress is None or not accelerator.is_main_process:
+    if progress is None or not together.main:
         progress = Silent()
-    training = _Training(recipe, Run(out), resume, accelerator, progress)
-    if verify:
-        training.check.wait()
-    accelerator.wait_for_everyone()  # every process has looked before the first one writes
-    try:
-        training.begin()
-        training.go(progress)
-    except FloatingPointError as error:  # of the samples
-        raise RunFailedError(f"{error}; {training.kept()}") from error
-    except OSError as error:
-        what = f"{complaint(error)}: {training.kept()}; make room, then --resume"
-        raise RunFailedError(what) from error
-    step, seconds = training.state.step, training.clock.seconds
-    return TrainOutcome(step, seconds, interrupted=step < spec.steps)
-
-
-class _Check:
-    """Every pixel of prepared data, compared with their card while training has begun.
-
-    Args:
-        data: the images. `here`: whether this is the process that compares.
-    """
-
-    def __init__(self, data: ImageDataset, *, here: bool) -> None:
-        self._data = data
-        self._error: ValueError | None = None
-        # A daemon: nobody waits for it who has a reason to end.
-        self._thread = threading.Thread(target=self._compare, daemon=True, name="softtrunc-verify")
-        if here and data.unread:
-            self._thread.start()
-
-    def _compare(self) -> None:
+    with only_one(out, "training into it") if together.main else nullcontext():
+        training = _Training(recipe, Run(out), resume, devices, progress)
+        if verify:
+            training.check.wait()
+        together.meet()  # every process has looked before the first one writes
         try:
-            self._data.verify()
-        except ValueError as error:
-            self._error = error
-
-    def look(self) -> None:
-        """Refuse data that are known by now to have changed.
-
-        Raises:
-            UserError: if they have.
-        """
-        if self._error is not None:
-            raise UserError(f"{self._error}; nothing learned of them was saved") from self._error
-
-    def wait(self) -> None:
-        """Refuse data that have changed, once all of them were read.
-
-        Raises:
-            UserError: if they have.
-        """
-        if self._thread.is_alive():
-            self._thread.join()
-        self.look()
+            with fast_kernels(devices.accelerator.device, tf32=spec.tf32):
+                training.begin()
+                training.go(progress)
+        except FloatingPointError as error:  # of the samples
+            raise RunFailedError(f"{error}; {training.kept()}") from error
+        except OSError as error:
+            what = f"{complaint(error)}: {training.kept()}; make room, then --resume"
+            raise RunFailedError(what) from error
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
+            raise RunFailedError(
+                f"another process of this training is gone; {training.kept()}; go on with --resume"
+            ) from error
+    return TrainOutcome(training.state.step, training.clock.seconds, interrupted=training.stopped)
 
 
 class _Training:
     """One training: everything is built, and what can be refused is refused, before it begins."""
 
     def __init__(
-        self, recipe: Recipe, run: Run, resume: bool, accelerator: Accelerator, progress: Progress
+        self, recipe: Recipe, run: Run, resume: bool, devices: Devices, progress: Progress
     ) -> None:
-        self.recipe, self.run, self.accelerator = recipe, run, accelerator
-        self.main = bool(accelerator.is_main_process)
+        self.recipe, self.run = recipe, run
+        self.accelerator, self.company = devices
+        accelerator, self.main = self.accelerator, self.company.main
         going_on = resume and run.exists
         if not going_on:
             run.check_vacant()
-        self.data = build_data(recipe, "train", progress)
+        self.data = open_images(recipe, "train", self.company, progress)
         if going_on:
             run.check_same(recipe, self.data.card)
             run.check_places()
         card = self.data.card
-        self.check = _Check(self.data, here=self.main)
+        self.check = DataCheck(self.data, here=self.main)
         self.config = build_training(recipe)
         self.objective = build_objective(recipe)
         self.sampler = build_sampler(recipe.sampling, build_sde(recipe))
         self.model = build_model(
             recipe, channels=card.channels, image_size=(card.height, card.width)
-        ).to(accelerator.device)
+        )
+        self.sharded = recipe.training.shard and self.company.size > 1
+        if self.sharded:
+            blocks = (ResidualBlock, AttentionBlock)
+            units = [part for part in self.model.network.modules() if isinstance(part, blocks)]
+            shard(self.model.network, units, accelerator.device)
+        self.model.to(accelerator.device)
+        channels_last = recipe.training.channels_last
+        if channels_last is None:
+            channels_last = prefers_channels_last(
+                self.model.network, accelerator.device, recipe.training.precision
+            )
+        if channels_last and not self.sharded:  # shards cannot have it
+            lay_channels_last(self.model.network)
         with user_errors("training"):
-            _, micro = micro_batches(self.config, accelerator.num_processes)
-            for size in (self.config.batch_size, micro):
+            _, self.micro = micro_batches(self.config, accelerator.num_processes)
+            for size in (self.config.batch_size, self.micro):
                 self.objective.draw(size)  # what the loss cannot split is refused now
         self.state = TrainState.create(self.model, self.config)
         self.clock = Stopwatch(self._load() if going_on else 0.0)
         self.clock.pause()
+        self.stopped = False
         self.monitor = Monitor(
             accelerator,
             dimensions=self.data.images[0].size,
@@ -222,7 +217,10 @@ class _Training:
         run, spec = self.run, self.recipe.training
         if self.main:
             with user_errors(f"--out {run.path}"):
-                run.start(self.recipe, self.data.card)
+                if run.exists:
+                    run.go_on(self.recipe, self.state.step, processes=self.company.size)
+                else:
+                    run.start(self.recipe, self.data.card, processes=self.company.size)
             remove_unfinished(run.checkpoints)
             run.cut_metrics(self.state.step)
             run.samples.mkdir(exist_ok=True)
@@ -237,6 +235,7 @@ class _Training:
     def go(self, progress: Progress) -> None:
         """Take steps until all are done or a signal comes."""
         spec, state, note = self.recipe.training, self.state, ""
+        self.company.meet()  # what the first process wrote may have taken a while
         records = fit(
             state,
             self.objective,
@@ -247,14 +246,17 @@ class _Training:
             accelerator=self.accelerator,
         )
         label = f"train {self.run.path.name}"
-        if self._owes_grid():  # a kill came between a checkpoint and its grid
-            self._sample()
-        self.clock.resume()
         with stop_on_signal() as stop, progress.task(label, spec.steps, done=state.step) as bar:
+            # A kill may have come between a checkpoint and its grid.
+            if self._owes_grid() and not self._sample(stop):
+                self.stopped = True
+                return
+            questions = _Questions(self.accelerator, self.clock, state.step)
+            self.clock.resume()
             for record in records:
                 self.monitor.add(record)
                 step = state.step
-                wanted = self._all_stop(step, stop.signal is not None)
+                wanted = questions.any_stop(step, stop.signal is not None)
                 saving = step % spec.checkpoint_every == 0 or step == spec.steps or wanted
                 if saving or step % spec.log_every == 0:
                     self.check.look()
@@ -265,30 +267,26 @@ class _Training:
                     # A signal is answered at once: who goes on looks at the data again.
                     self.check.look() if wanted else self.check.wait()
                     self._save()
-                if self._owes_grid():
-                    self._sample()
+                    wanted |= self.company.meet(vote=stop.signal is not None, stop=stop)
+                if not wanted and self._owes_grid() and not self._sample(stop):
+                    self._save()  # before anything that others take part in
+                    self._log()
+                    wanted = True
                 self.clock.resume()
                 if wanted:
+                    self.stopped = True
                     break
-        self.accelerator.wait_for_everyone()
+        self.company.meet()
         if spec.tracker is not None:
             self.accelerator.end_training()
 
     def _owes_grid(self) -> bool:
         """Whether a grid of the present step is wanted and not there."""
         every, step = self.recipe.training.sample_every, self.state.step
-        if not self.main or every is None or step == 0 or step % every:
+        if every is None or step == 0 or step % every:
             return False
-        return not (self.run.samples / f"step-{step:08d}.png").exists()
-
-    def _all_stop(self, step: int, wanted: bool) -> bool:
-        """Whether any process is to stop; they ask each other, to stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return wanted
-        if step % _STEPS_BETWEEN_QUESTIONS:
-            return False
-        mine = torch.tensor(float(wanted), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(mine, reduction="sum").item() > 0)
+        file = self.run.samples / f"step-{step:08d}.png"
+        return self.company.from_main(lambda: not file.exists())
 
     def _log(self) -> str:
         """Write a line of metrics; what to show of it beside the bar."""
@@ -305,14 +303,20 @@ class _Training:
         return f"loss {row.loss:.4f}  {row.images_per_second:,.0f} img/s"
 
     def _save(self) -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+        wrong = not all(bool(torch.isfinite(local(p)).all()) for p in self.model.parameters())
+        if self.company.meet(vote=wrong) if self.sharded else wrong:
             raise RunFailedError(
                 f"step {self.state.step}: the weights are not finite: lower "
                 f"training.learning_rate; {self.kept()}"
             )
-        if self.main:
-            keep = self.recipe.training.keep_checkpoints
-            save_checkpoint(self.run.checkpoints, self.state, seconds=self.clock.seconds, keep=keep)
+        if self.main or self.sharded:
+            save_checkpoint(
+                self.run.checkpoints,
+                self.state,
+                seconds=self.clock.seconds,
+                keep=self.recipe.training.keep_checkpoints,
+                write=self.main,
+            )
 
     def kept(self) -> str:
         """What is left of a run that failed."""
@@ -321,21 +325,67 @@ class _Training:
             f"the last checkpoint is kept in {saved[-1]}" if saved else "no checkpoint was written"
         )
 
-    def _sample(self) -> None:
-        """Draw samples of the averaged weights, from the same seeds every time."""
-        count = self.recipe.training.samples
-        shape = (count, *self.data.images.shape[1:])
-        self.model.eval()
-        with self.state.ema.applied(self.model):
-            drawn = self.sampler.sample(self.model, shape, seeds=range(count))
-        images = to_uint8(
-            drawn.x,
-            levels=self.data.card.levels,
-            value_range=self.model.value_range,
-            dequantized=self.recipe.data.dequantize,
-        )
-        self._save_grid(images, f"step-{self.state.step:08d}")
+    def _sample(self, stop: StopRequest) -> bool:
+        """Draw samples of the averaged weights, from the same seeds every time.
+
+        All processes take part. False: a signal came first, and the grid is still owed.
+        """
+        card, model, spec = self.data.card, self.model, self.recipe.sampling
+        model.eval()
+        with self.state.ema.applied(model):
+            images = draw_together(
+                self.recipe.training.samples,
+                self.data.images.shape[1:],
+                self.micro,
+                sampler=self.sampler,
+                model=model,
+                score=build_score(spec, model),
+                to_levels=lambda x: to_uint8(
+                    x,
+                    levels=card.levels,
+                    value_range=model.value_range,
+                    dequantized=self.recipe.data.dequantize,
+                ),
+                company=self.company,
+                stop=stop,
+                in_step=self.sharded,
+            )
+        if images is not None and self.main:
+            self._save_grid(images, f"step-{self.state.step:08d}")
+        return images is not None
 
     def _save_grid(self, images: UInt8[Tensor, "n c h w"], name: str) -> None:
         shown = stretch_levels(images, self.data.card.levels)
         save_grid(shown, self.run.samples / f"{name}.png")
+
+
+class _Questions:
+    """Processes that train ask each other whether any is to stop, to stop at the same step.
+
+    That costs a wait for the device, so they do it by the clock: not in every quick step, in every
+    slow one. They agree on the next step to ask at by the slowest one's clock.
+
+    Args:
+        accelerator: the processes. `clock`: counts the training time. `step`: how many are done.
+    """
+
+    def __init__(self, accelerator: Accelerator, clock: Stopwatch, step: int) -> None:
+        self._accelerator = accelerator
+        self._clock = clock
+        self._next = step + 1
+        self._last = step, clock.seconds
+
+    def any_stop(self, step: int, wanted: bool) -> bool:
+        """Whether any process is to stop; all must call it after every step."""
+        if self._accelerator.num_processes == 1:
+            return wanted
+        if step < self._next:
+            return False
+        last, since = self._last
+        each = (self._clock.seconds - since) / (step - last)
+        mine = torch.tensor([float(wanted), each], device=self._accelerator.device)
+        votes, seconds = self._accelerator.gather(mine).reshape(-1, 2).unbind(1)
+        most = _SECONDS_BETWEEN_QUESTIONS / max(float(seconds.max()), 1e-9)
+        self._next = step + max(1, min(_STEPS_BETWEEN_QUESTIONS, int(most)))
+        self._last = step, self._clock.seconds  # the device has been waited for
+        return bool(votes.any())

@@ -11,7 +11,7 @@ from softtrunc.data import ImageDataset, find_preset, open_dataset
 from softtrunc.feedback.errors import UserError, missing_packages, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
-from softtrunc.objective import MixedLoss, Objective, RunningErrorLoss, SoftTruncationLoss
+from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
 from softtrunc.samplers import (
     Ancestral,
@@ -26,16 +26,10 @@ from softtrunc.samplers import (
 )
 from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.sde import SDE, SDES
-from softtrunc.times import ImportanceTimes, LogSNRTimes, ProportionalTimes, TimeLaw, UniformTimes
+from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
-from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior, WeightPrior
-from softtrunc.weighting import (
-    PriorWeight,
-    SigmoidWeight,
-    Weighting,
-    likelihood_weight,
-    variance_weight,
-)
+from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
+from softtrunc.weighting import PriorWeight, Weighting, likelihood_weight, variance_weight
 
 # Image files that decode to more bytes than this are to be prepared once, not at every start.
 _LARGEST_UNPREPARED = 4 << 30
@@ -62,9 +56,6 @@ def build_prior(recipe: schema.Recipe) -> TruncationPrior:
     with user_errors("truncation.eps"):
         sde.check_smallest_time(spec.eps)
     with user_errors("truncation"):
-        if spec.sigmoid is not None:
-            wanted, given = SigmoidWeight(sde, spec.sigmoid), likelihood_weight(sde)
-            return WeightPrior(wanted, given, spec.eps, spec.tau_max)
         if spec.hard:
             return HardTruncation(spec.eps)
         return PowerPrior(spec.k, spec.eps, spec.tau_max)
@@ -74,7 +65,6 @@ def build_objective(recipe: schema.Recipe) -> Objective:
     """The loss."""
     spec, sde, prior = recipe.objective, build_sde(recipe), build_prior(recipe)
     weights = {"likelihood": likelihood_weight(sde), "variance": variance_weight(sde)}
-    even = recipe.training.seed if recipe.truncation.sequence == "low_discrepancy" else None
     laws: dict[str, TimeLaw] = {
         "importance": ImportanceTimes(sde, stratified=spec.stratified),
         "uniform": UniformTimes(sde, stratified=spec.stratified, average=spec.average),
@@ -82,8 +72,7 @@ def build_objective(recipe: schema.Recipe) -> Objective:
     }
 
     def loss(times: str, weight: Weighting, prior: TruncationPrior) -> SoftTruncationLoss:
-        per = recipe.truncation.per
-        return SoftTruncationLoss(sde, prior, laws[times], weight, spec.reduction, per, even)
+        return SoftTruncationLoss(sde, prior, laws[times], weight, spec.reduction)
 
     with user_errors("objective"):
         if spec.weighting == "mixed":
@@ -96,9 +85,7 @@ def build_objective(recipe: schema.Recipe) -> Objective:
         weight = weights[spec.weighting]
         if spec.expected:
             weight, prior = PriorWeight(weight, prior), HardTruncation(prior.eps)
-        laws["proportional"] = ProportionalTimes(sde, weight, prior.eps, stratified=spec.stratified)
-        plain = loss(spec.times, weight, prior)
-        return RunningErrorLoss(plain, spec.error_power) if spec.error_power else plain
+        return loss(spec.times, weight, prior)
 
 
 def build_network_config(

@@ -17,6 +17,12 @@ from softtrunc.recipes.schema import Recipe
 
 _TAGS = ("kind", "sampler")
 
+# Keys of version 0.1 that chose among arms no study found better, and what they were by default.
+_RETIRED: dict[str, dict[str, Any]] = {
+    "truncation": {"sigmoid": None, "per": "step", "sequence": "random"},
+    "objective": {"error_power": 0.0},
+}
+
 
 def _library() -> dict[str, Path]:
     """Every recipe and base of the package by name; bases begin with an underscore."""
@@ -155,9 +161,30 @@ def parse_recipe(raw: Mapping[str, Any], where: str) -> Recipe:
         UserError: naming the first thing that is wrong, and `where`.
     """
     try:
-        return Recipe.model_validate(dict(raw))
+        return Recipe.model_validate(_without_retired(raw, where))
     except ValidationError as error:
         raise _explain(error, where) from error
+
+
+def _without_retired(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The mapping without keys that are gone, as an older run's recipe holds them by default.
+
+    Raises:
+        UserError: if one of them has another value.
+    """
+    kept = dict(raw)
+    for section, retired in _RETIRED.items():
+        given = kept.get(section)
+        if not isinstance(given, Mapping):
+            continue
+        for key, default in retired.items():
+            if given.get(key, default) != default:
+                raise UserError(
+                    f"{where}: {section}.{key}={given[key]}: gone, since no study found it better "
+                    "(docs/results.md): leave it out"
+                )
+        kept[section] = {key: value for key, value in given.items() if key not in retired}
+    return kept
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:

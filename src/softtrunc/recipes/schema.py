@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from softtrunc.evaluation.figure import FIGURES_BY_DEQUANTIZATION, DensityFigure
+from softtrunc.recipes.sampling import DPMSolverSampling, Sampling
 from softtrunc.recipes.values import (
     Count,
     Held,
@@ -25,9 +26,14 @@ from softtrunc.recipes.values import (
     Time,
 )
 
-__all__ = ["FIGURES_BY_DEQUANTIZATION", "Data", "Evaluation", "Recipe", "Sampling"]
-
-Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
+__all__ = [
+    "FIGURES_BY_DEQUANTIZATION",
+    "DPMSolverSampling",
+    "Data",
+    "Evaluation",
+    "Recipe",
+    "Sampling",
+]
 
 
 class Data(Section):
@@ -86,31 +92,20 @@ SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
 
 
 class Truncation(Section):
-    """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard.
-
-    - `sigmoid`: in place of k, P(tau <= t) ~ sigmoid(`sigmoid` - log-SNR), which is then what the
-      weight is multiplied by in expectation; null: k decides.
-    - `per`: one tau for every "step", or for every "example" of it.
-    - `sequence`: "random", or "low_discrepancy" (any run of steps covers the law evenly).
-    """
+    """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard."""
 
     k: float = 1.0
     eps: float = 1e-5
     tau_max: float = 1.0
-    sigmoid: float | None = None
-    per: Literal["step", "example"] = "step"
-    sequence: Literal["random", "low_discrepancy"] = "random"
 
     @property
     def hard(self) -> bool:
         """Whether tau is always eps."""
-        return self.sigmoid is None and self.k == math.inf
+        return self.k == math.inf
 
     @property
     def words(self) -> str:
         """The law in short."""
-        if self.sigmoid is not None:
-            return f"sigmoid({self.sigmoid:g} - log-SNR)"
         return "hard" if self.hard else f"k = {self.k:g}"
 
 
@@ -126,40 +121,32 @@ class Objective(Section):
 
     - `weighting`: "likelihood" (g^2), "variance" (sigma^2) or "mixed" (see `mixed`).
     - `times`: "importance" (log-SNR uniform, the loss an integral over time), "uniform",
-      "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as "uniform",
-      for RVE the same as for the VE that it is in another clock), or "proportional" (to the
-      expected weight, so that every example counts the same; with `expected`).
+      or "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as
+      "uniform", for RVE the same as for the VE that it is in another clock).
     - `stratified`: one time in each of batch-size many equal cells.
     - `average`: divide the integral by the length of its range (with times: uniform or log_snr).
     - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the paper's
       ablation. The mean gradient is the same without clipping only: `training.grad_clip` shortens
       the long steps of small tau, which moves Soft Truncation's weight to large times.
-    - `error_power`: divide the loss by this power of its running error at the same log-SNR.
     - `reduction`: "mean" or "sum" over the dimensions.
     """
 
     weighting: Literal["likelihood", "variance", "mixed"] = "likelihood"
-    times: Literal["importance", "uniform", "log_snr", "proportional"] = "importance"
+    times: Literal["importance", "uniform", "log_snr"] = "importance"
     stratified: bool = True
     average: bool = False
     expected: bool = False
-    error_power: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
     reduction: Literal["mean", "sum"] = "mean"
     mixed: Mixed = Mixed()
 
     @model_validator(mode="after")
     def _combinations(self) -> Objective:
-        sampled = self.times in ("importance", "proportional")
-        if self.average and sampled and self.weighting != "mixed":
+        if self.average and self.times == "importance" and self.weighting != "mixed":
             raise ValueError(
                 "average: true belongs to uniform times: write times: uniform, or average: false"
             )
-        if self.times == "proportional" and not self.expected:
-            raise ValueError("times: proportional belongs to expected: true: write both")
         if self.expected and self.weighting == "mixed":
             raise ValueError("expected: true has no mixed form: choose likelihood or variance")
-        if self.error_power and self.weighting == "mixed":
-            raise ValueError("error_power has no mixed form: choose likelihood or variance")
         return self
 
 
@@ -183,9 +170,15 @@ class Training(Section):
     - `micro_batch_size`: most examples in one forward pass; null: no limit.
     - `precision`: "no" (float32) or "bf16" (autocast; schedules stay in float64).
     - `compile`: run the network through torch.compile.
+    - `tf32`: CUDA may multiply float32 in TF32 while it trains.
+    - `channels_last`: how weights of convolutions lie in memory; null: as is known to be faster.
     - `log_every`, `sample_every`, `checkpoint_every`: steps between lines of metrics.jsonl, grids
       of samples and checkpoints; `keep_checkpoints`: how many of the newest stay (null: all).
     - `samples`: images in a grid.
+    - `shard`: spread weights, gradients, moments and average over the processes (PyTorch's FSDP2),
+      for networks that one device cannot hold; slower.
+    - `timeout`: seconds after which a process that waits for the others' part of a step gives up;
+      one that shows no sign of life for a minute, or so long if that is less, is taken for dead.
     - `tracker`: also log to "tensorboard" (into the run folder) or "wandb"; both come with
       `pip install 'softtrunc[tracking]'`.
     """
@@ -203,110 +196,22 @@ class Training(Section):
     seed: Seed = 0
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
+    tf32: bool = True
+    channels_last: bool | None = None
     log_every: Count = 100
     sample_every: Count | None = 10_000
     checkpoint_every: Count = 10_000
     keep_checkpoints: Count | None = 3
     samples: Held = 64
+    shard: bool = False
+    timeout: Annotated[float, Field(ge=1.0, le=1e6)] = 600.0
     tracker: Literal["tensorboard", "wandb"] | None = None
 
-
-class _Sampler(Section):
-    """What every sampler may be told.
-
-    - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
-    - `denoise_final`: end with Tweedie's formula at `t_end`.
-    - `precision`: of the network "fp32", or "bf16" or "fp16" under autocast; the state stays
-      in float32.
-    """
-
-    sampler: str
-    t_end: Time | None = None
-    denoise_final: bool = True
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-
-
-class _FixedSteps(_Sampler):
-    """What samplers may be told whose times are known before they start.
-
-    - `steps`: how many.
-    - `grid`: what is equally spaced: "uniform" (t), "reciprocal" (1/t), "log_snr", "edm"
-      ((sigma / alpha)^(1/7)) or "asinh" (densest where signal and noise are alike); null: t, for
-      RVE 1/t.
-    """
-
-    steps: Held
-    grid: Grid | None = None
-
-
-class PCSampling(_FixedSteps):
-    """Predictor-corrector (Song et al. 2021).
-
-    - `steps`: network evaluations divided by `1 + corrector_steps`.
-    - `snr`: signal-to-noise ratio of the Langevin steps.
-    - `predictor`: how the reverse SDE is discretised.
-    """
-
-    sampler: Literal["pc"] = "pc"
-    steps: Held = 1000
-    snr: Positive = 0.16
-    corrector_steps: Natural = 1
-    predictor: Literal["reverse_diffusion", "ancestral", "euler_maruyama"] = "reverse_diffusion"
-
-
-class SDESampling(_FixedSteps):
-    """The reverse SDE, step by step: Euler-Maruyama or ancestral sampling."""
-
-    sampler: Literal["euler_maruyama", "ancestral"]
-    steps: Held = 1000
-
-
-class ODESampling(_Sampler):
-    """Probability-flow ODE with an adaptive Runge-Kutta method.
-
-    - `rtol`, `atol`: tolerances of a step. `max_steps`: attempted steps after which to give up.
-    """
-
-    sampler: Literal["ode"] = "ode"
-    rtol: Positive = 1e-5
-    atol: Positive = 1e-5
-    max_steps: Count = 10_000
-
-
-class HeunSampling(_FixedSteps):
-    """Heun's method on the EDM grid.
-
-    - `churn`: noise put in along the way (S_churn); 0: deterministic.
-    - `churn_range`: the values of sigma / alpha between which it is put in; null: no upper bound.
-    - `churn_noise`: its standard deviation relative to what the schedule loses (S_noise).
-    """
-
-    sampler: Literal["heun"] = "heun"
-    steps: Held = 18
-    grid: Grid | None = "edm"
-    churn: NotNegative = 0.0
-    churn_range: tuple[NotNegative, Positive | None] = (0.0, None)
-    churn_noise: Positive = 1.0
-
-
-class DPMSolverSampling(_FixedSteps):
-    """DPM-Solver++ in log-SNR.
-
-    - `order`: 1 (DDIM), 2 ("2M") or 3 ("3M").
-    - `stochastic`: solve the reverse SDE instead of the probability flow.
-    - `grid`: null is "asinh", for order 3 "log_snr".
-    """
-
-    sampler: Literal["dpm_solver"] = "dpm_solver"
-    steps: Held = 20
-    order: Literal[1, 2, 3] = 2
-    stochastic: bool = False
-
-
-Sampling = Annotated[
-    PCSampling | SDESampling | ODESampling | HeunSampling | DPMSolverSampling,
-    Field(discriminator="sampler"),
-]
+    @model_validator(mode="after")
+    def _layout_of_shards(self) -> Training:
+        if self.shard and self.channels_last:
+            raise ValueError("channels_last: true cannot be had with shard: true: leave one out")
+        return self
 
 
 class Dequantizer(Section):
@@ -389,10 +294,3 @@ class Recipe(Section):
     sampling: Sampling = DPMSolverSampling()
     evaluation: Evaluation = Evaluation()
     paper: Paper | None = None
-
-    @model_validator(mode="after")
-    def _tau_is_drawn(self) -> Recipe:
-        drawn = (self.truncation.per, self.truncation.sequence) != ("step", "random")
-        if self.objective.expected and drawn:
-            raise ValueError("expected: true draws no tau: leave out truncation.per and .sequence")
-        return self

@@ -46,7 +46,8 @@ class Section(BaseModel):
         """Python takes true for 1."""
         for key, value in values.items() if isinstance(values, Mapping) else ():
             many = value if isinstance(value, list | tuple) else (value,)
-            flag = key in cls.model_fields and cls.model_fields[key].annotation is bool
+            known = cls.model_fields.get(key)
+            flag = known is not None and known.annotation in (bool, bool | None)
             if not flag and any(isinstance(one, bool) for one in many):
                 raise ValueError(f"{key} is true or false, where a number or a word is to stand")
         return values

@@ -97,8 +97,7 @@ class RunRecord:
     def truncation(self) -> Truncation | None:
         """The law of tau that the recipe asks for, None if it names no power of tau."""
         k, eps, tau_max = (self.number("truncation", key) for key in ("k", "eps", "tau_max"))
-        other = self.setting("truncation", "sigmoid") is not None
-        if other or k is None or eps is None or not 0.0 < eps < 1.0:
+        if k is None or eps is None or not 0.0 < eps < 1.0:
             return None
         return Truncation(k, eps, tau_max if tau_max is not None and eps < tau_max <= 1.0 else 1.0)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from softtrunc.data import stretch_levels, to_uint8
 from softtrunc.feedback.errors import user_errors
+from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import stop_on_signal
 from softtrunc.recipes.build import build_sampler, build_score
@@ -19,6 +22,9 @@ from softtrunc.runs.folder import package_versions
 from softtrunc.runs.open_run import OpenRun, open_run, with_below
 from softtrunc.runs.sample_files import Destination, missing
 from softtrunc.training import WEIGHTS_FILES, Weights, find_checkpoint, read_checkpoint_info
+
+# A network disk shows other machines' files with a delay of up to a minute.
+_SLOW_DISK = 120.0
 
 
 class DrawnBatch(NamedTuple):
@@ -55,7 +61,7 @@ def to_levels(opened: OpenRun, x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n 
 def draw_batches(opened: OpenRun, parts: Iterable[range], *, seed: int = 0) -> Iterator[DrawnBatch]:
     """Draw images batch by batch; image i depends on `seed + i` alone.
 
-    Where several processes share the work, process r of n draws `cut(count, batch_size)[r::n]`: a
+    Where several processes share the work, each takes whole batches of `cut(count, batch_size)`: a
     batch is the same whoever draws it. In batches of other sizes a network may round otherwise,
     and a few pixels then differ by a grey level.
 
@@ -120,9 +126,14 @@ def _weights_record(opened: OpenRun, weights: Weights) -> dict[str, Any]:
     }
 
 
+def _missing(place: Destination, parts: Sequence[range]) -> list[range]:
+    """What is still to be drawn, part by part."""
+    return missing(parts, [piece.span for piece in place.pieces()])
+
+
 def _left(place: Destination, parts: Sequence[range]) -> int:
     """How many images are still to be drawn."""
-    return sum(map(len, missing(parts, [piece.span for piece in place.pieces()])))
+    return sum(map(len, _missing(place, parts)))
 
 
 def draw_to(
@@ -141,7 +152,7 @@ def draw_to(
 
     Grey levels fewer than 256 are stretched to 0 ... 255. At no time is more than a batch in
     memory. Under several processes all must call it, and `out` must be on a disk that they share;
-    each draws its share of the batches. Whatever ends the work, the same call goes on with it:
+    whoever is free draws the next batch. Whatever ends the work, the same call goes on with it:
     finished batches lie beside `out` until all are there. SIGINT and SIGTERM end it after the
     present batch. The result is the same bytes however often it was ended and whatever the number
     of processes.
@@ -158,52 +169,79 @@ def draw_to(
         progress: where bars go.
 
     Raises:
-        UserError: if the run, a key or the place is not usable, or other images were begun there.
+        UserError: if the run, a key or the place is not usable, other images were begun there, or
+            another process draws into it.
     """
     opened = open_run(path, weights=weights, overrides=overrides)
     if below is not None:
         other = open_run(below[0], weights=weights, overrides=overrides)
         opened = with_below(opened, other, below[1])
-    accelerator = opened.accelerator
-    main = accelerator.is_main_process
-    progress = progress if progress is not None and main else Silent()
+    together = opened.company
+    if progress is None or not together.main:
+        progress = Silent()
     name = "drawn" if below is None else "chimera"
     place = Destination(out or opened.run.samples / name, first_number=seed)
     protocol = _protocol(opened, weights, seed)
-    build_sampler(
-        opened.recipe.sampling, opened.model.sde
-    )  # what it refuses is refused before anything is made
-    if place.is_finished(protocol, count):
-        return DrawOutcome(place.out, count, interrupted=False)
-    accelerator.wait_for_everyone()  # every process has looked before the first one writes
-    if main:
-        place.begin(protocol)
-    accelerator.wait_for_everyone()
+    # What it refuses is refused before anything is made.
+    build_sampler(opened.recipe.sampling, opened.model.sde)
     parts = cut(count, batch_size)
-    todo = missing(parts, [piece.span for piece in place.pieces()])
-    accelerator.wait_for_everyone()  # the same list everywhere, before it grows
-    before = count - sum(map(len, todo))
+
+    def begin() -> list[tuple[int, int]] | None:
+        """What is left to draw; None: these images are finished."""
+        if place.is_finished(protocol, count):
+            return None
+        place.begin(protocol)
+        return [(part.start, part.stop) for part in _missing(place, parts)]
+
+    with only_one(place.out, "drawing it") if together.main else nullcontext():
+        todo = together.from_main(begin)
+        if todo is None:
+            return DrawOutcome(place.out, count, interrupted=False)
+        left = _draw_pieces(
+            opened, place, parts, [range(*ends) for ends in todo], seed=seed, progress=progress
+        )
+        if together.main and not left:
+            place.finish(count, protocol, package_versions())
+        together.meet()
+    return DrawOutcome(place.out, count - left, interrupted=left > 0)
+
+
+def _draw_pieces(
+    opened: OpenRun,
+    place: Destination,
+    parts: Sequence[range],
+    todo: Sequence[range],
+    *,
+    seed: int,
+    progress: Progress,
+) -> int:
+    """Draw this process's share of `todo`, a piece each; how many images nobody has drawn."""
+    together, count = opened.company, parts[-1].stop
+    shown = count - sum(map(len, todo))
     with (
         stop_on_signal() as stop,
-        progress.task(f"sample {opened.run.path.name}", count, done=before) as bar,
+        progress.task(f"sample {opened.run.path.name}", count, done=shown) as bar,
     ):
-        shown = before
-        mine = todo[accelerator.process_index :: accelerator.num_processes]
-        for batch in draw_batches(opened, mine, seed=seed):
+        for batch in draw_batches(opened, together.deal(todo), seed=seed):
             images = stretch_levels(batch.images, opened.card.levels)
             place.add(batch.first, images, batch.nfe)
             done = shown + len(batch.images)
-            if main and accelerator.num_processes > 1:  # the bar is of all processes together
+            if together.main and together.size > 1:  # the bar is of all processes together
                 done = count - _left(place, parts)
             bar.advance(done - shown)
             shown = done
             if stop.signal is not None:
                 break
-        accelerator.wait_for_everyone()
-        left = _left(place, parts)
-        accelerator.wait_for_everyone()
-        if main and not left:
+        stopped = together.meet(vote=stop.signal is not None, stop=stop)
+        left = together.from_main(lambda: _settled(place, parts, patient=not stopped))
+        if not left:
             bar.advance(count - shown)
-            place.finish(count, protocol, package_versions())
-    accelerator.wait_for_everyone()
-    return DrawOutcome(place.out, count - left, interrupted=left > 0)
+    return left
+
+
+def _settled(place: Destination, parts: Sequence[range], *, patient: bool) -> int:
+    """How many images are missing, once the disk shows what other machines have written."""
+    began = time.monotonic()
+    while (left := _left(place, parts)) and patient and time.monotonic() - began < _SLOW_DISK:
+        time.sleep(0.5)
+    return left

@@ -23,7 +23,8 @@ __all__ = ["UNKNOWN_FINGERPRINT", "Run", "differing", "flatten", "now", "package
 UNKNOWN_FINGERPRINT = "unknown"
 """In the data card of an imported run, whose training data were not at hand."""
 
-# What may change when a run goes on: how long it runs and what it writes, not what it computes.
+# What may change when a run goes on: how long it runs, what it writes and how it is computed up to
+# rounding and the draws of dropout; not what it computes.
 _FREE_ON_RESUME = (
     "name",
     "description",
@@ -35,6 +36,13 @@ _FREE_ON_RESUME = (
     "training.samples",
     "training.tracker",
     "training.micro_batch_size",
+    "training.precision",
+    "training.compile",
+    "training.tf32",
+    "training.channels_last",
+    "training.timeout",
+    "training.shard",
+    "network.options.checkpoint_activations",
     "sampling",
     "evaluation",
     "data.source",  # the fingerprint says whether the data are the same, not where they lie
@@ -133,9 +141,26 @@ class Run:
         """
         return self._record().provenance
 
-    def start(self, recipe: Recipe, card: DataCard) -> None:
+    def start(self, recipe: Recipe, card: DataCard, *, processes: int = 1) -> None:
         """Write `recipe.yaml`; the run exists from here on."""
-        provenance = {"created": now(), "versions": package_versions(), "data": asdict(card)}
+        how = {"created": now(), "versions": package_versions(), "processes": processes}
+        self._write(recipe, {**how, "data": asdict(card)})
+
+    def go_on(self, recipe: Recipe, step: int, *, processes: int) -> None:
+        """Write `recipe.yaml` anew, with what changed at `step` beside how the run was started."""
+        was = self._record()
+        changes = differing(self.recipe().model_dump(), recipe.model_dump())
+        resumed = {
+            "step": step,
+            "at": now(),
+            "versions": package_versions(),
+            "processes": processes,
+            "changed": {key: {"from": old, "to": new} for key, (old, new) in changes.items()},
+        }
+        earlier = was.provenance.get("resumed") or []
+        self._write(recipe, {**was.provenance, "resumed": [*earlier, resumed]})
+
+    def _write(self, recipe: Recipe, provenance: Mapping[str, Any]) -> None:
         records.write_recipe(self.recipe_file, RecipeRecord(recipe.model_dump(), provenance))
 
     def check_vacant(self) -> None:

@@ -11,9 +11,11 @@ from accelerate import Accelerator
 
 from softtrunc.data import DataCard
 from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.feedback.processes import Company
 from softtrunc.recipes.build import build_model
 from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
+from softtrunc.runs.devices import find_devices
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, Run, differing
 from softtrunc.samplers import Chimera
 from softtrunc.score import ScoreFunction, ScoreModel
@@ -34,8 +36,9 @@ _FREE = ("sampling.", "evaluation.", "data.source")
 class OpenRun:
     """A run with its model in evaluation mode, on the device that accelerate chooses.
 
-    `accelerator` knows the processes among which work is shared. `below` is another run whose
-    score takes over at times <= `t` where samples are drawn, None for a run that draws alone.
+    `accelerator` and `company` know the processes among which work is shared. `below` is another
+    run whose score takes over at times <= `t` where samples are drawn, None for a run that draws
+    alone.
     """
 
     run: Run
@@ -45,6 +48,7 @@ class OpenRun:
     step: int
     seconds: float
     accelerator: Accelerator
+    company: Company
     below: OpenRun | None = None
     t: float = 0.0
 
@@ -106,9 +110,9 @@ def open_run(
         check_weights(found, sketch, weights)
         model = build_model(recipe, channels=card.channels, image_size=size)
         info = load_weights(found, model, weights)
-    accelerator = Accelerator()
+    accelerator, together = find_devices(recipe.training.timeout)
     model = model.to(accelerator.device).eval()
-    return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator)
+    return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator, together)
 
 
 def checkpoint_steps(path: Path) -> list[int]:

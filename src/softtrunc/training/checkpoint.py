@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from softtrunc.feedback.files import whole_folder
-from softtrunc.plain_state import plain_names, plain_state
+from softtrunc.plain_state import plain_names, plain_state, state_for
 from softtrunc.pretrained import check_finite, check_shapes, load_exactly, read_shapes
+from softtrunc.training.sharding import is_sharded, joined, laid_out, local, spread, whole
 from softtrunc.training.state import TrainState
 
 Weights = Literal["ema", "raw"]
@@ -34,8 +35,6 @@ WEIGHTS_FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.saf
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
-# In the optimiser's file, where every other entry begins with the name of a parameter.
-_MEMORY = ":memory"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _FILES = (*WEIGHTS_FILES.values(), _OPTIMIZER_FILE)
 
@@ -105,11 +104,10 @@ def _plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Adam's moments under the names of their parameters, and what the loss remembers."""
+    """Adam's moments under the names of their parameters."""
     names = {id(p): name for name, p in _plain_parameters(state.model).items()}
-    memory: dict[str, Tensor] = {} if state.memory is None else {_MEMORY: state.memory}
-    return memory | {
-        f"{names[id(parameter)]}:{key}": value
+    return {
+        f"{names[id(parameter)]}:{key}": whole(value)
         for parameter, slots in state.optimizer.state.items()
         for key, value in slots.items()
     }
@@ -132,8 +130,9 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
                 "delete this checkpoint and use an earlier one"
             )
         # Step counters stay where they were saved from; moments follow their parameter.
-        on = value if value.ndim == 0 else value.to(parameters[name].device)
-        found.setdefault(name, {})[key] = on
+        found.setdefault(name, {})[key] = (
+            value if value.ndim == 0 else laid_out(value, parameters[name])
+        )
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     if found and (set(trained) != set(found) or len({frozenset(v) for v in found.values()}) > 1):
         raise CheckpointError(
@@ -146,29 +145,34 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
 
 
 def save_checkpoint(
-    folder: Path, state: TrainState, *, seconds: float = 0.0, keep: int | None = None
+    folder: Path,
+    state: TrainState,
+    *,
+    seconds: float = 0.0,
+    keep: int | None = None,
+    write: bool = True,
 ) -> Path:
     """Write `state` as `folder/step-<step>`; call it on one process.
+
+    The files hold whole tensors. Where the network is spread over processes all must call it, and
+    one of them with `write`.
 
     Args:
         folder: the run's `checkpoints` folder, made if missing.
         state: what to save.
         seconds: training time so far, to go on from after a resume.
         keep: delete all but this many of the newest afterwards; None keeps all.
+        write: whether this is the process that writes.
 
     Returns:
         The folder of the checkpoint.
     """
     final = folder / f"step-{state.step:08d}"
+    contents = _contents(state)
+    if not write:
+        return final
     if final.exists():  # a step's state is a function of the run: it is already there
         return final
-    model, plain = plain_state(state.model), plain_names(state.model.state_dict())
-    averaged = {plain[name]: value for name, value in state.ema.shadow.items()}
-    contents = {
-        WEIGHTS_FILES["raw"]: model,
-        WEIGHTS_FILES["ema"]: {**model, **averaged},
-        _OPTIMIZER_FILE: _optimizer_tensors(state),
-    }
     try:
         with whole_folder(final) as partial:
             for name, tensors in contents.items():
@@ -181,6 +185,22 @@ def save_checkpoint(
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     return final
+
+
+def _contents(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """Whole tensors by file."""
+    model = state.model.state_dict()
+    plain = plain_names(model)
+    average = {plain[name]: joined(part, model[name]) for name, part in state.ema.shadow.items()}
+    if is_sharded(state.model):
+        raw = {plain[name]: whole(value) for name, value in model.items()}
+    else:
+        raw = plain_state(state.model)
+    return {
+        WEIGHTS_FILES["raw"]: raw,
+        WEIGHTS_FILES["ema"]: {**raw, **average},
+        _OPTIMIZER_FILE: _optimizer_tensors(state),
+    }
 
 
 def _write_info(folder: Path, state: TrainState, seconds: float, moments: int) -> None:
@@ -323,10 +343,15 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
         check_finite(averaged, str(path / WEIGHTS_FILES["ema"]))
         check_finite(moments, str(path / _OPTIMIZER_FILE))
         raw = path / WEIGHTS_FILES["raw"]
-        load_exactly(state.model, _read(raw), str(raw))
-    plain = plain_names(state.model.state_dict())
-    state.ema.load({n: averaged[plain[n]] for n in state.ema.shadow}, updates=info.ema_updates)
-    state.memory = moments.pop(_MEMORY, None)
+        weights = _read(raw)
+        check_shapes(state.model, {n: tuple(t.shape) for n, t in weights.items()}, str(raw))
+        check_finite(weights, str(raw))
+        given = state_for(state.model, weights, str(raw))
+    into = state.model.state_dict()
+    plain = plain_names(into)
+    state.model.load_state_dict({name: spread(t, into[name]) for name, t in given.items()})
+    average = {n: local(spread(averaged[plain[n]], into[n])) for n in state.ema.shadow}
+    state.ema.load(average, updates=info.ema_updates)
     _load_optimizer_tensors(state, moments, path / _OPTIMIZER_FILE)
     state.step = info.step
     return info

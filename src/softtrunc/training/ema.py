@@ -8,12 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from softtrunc.training.sharding import local
+
 
 class EMA:
     """Running average of a module's trainable parameters; buffers and frozen ones stay its own.
 
     After update n (counted from 0) the rate is `min(rate, (1 + n) / (10 + n))`: the average
-    forgets the random start quickly and reaches its full memory later.
+    forgets the random start quickly and reaches its full memory later. Of parameters that are
+    spread over processes each averages its own part.
 
     Args:
         module: whose parameters to follow.
@@ -29,7 +32,9 @@ class EMA:
         self.rate = rate
         self.updates = 0
         self.shadow: dict[str, Tensor] = {
-            name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad
+            name: local(p.detach()).clone()
+            for name, p in module.named_parameters()
+            if p.requires_grad
         }
 
     @torch.no_grad()
@@ -38,7 +43,7 @@ class EMA:
         rate = min(self.rate, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         parameters = dict(module.named_parameters())
-        current: list[Tensor] = [parameters[name] for name in self.shadow]
+        current: list[Tensor] = [local(parameters[name]) for name in self.shadow]
         torch._foreach_lerp_(list(self.shadow.values()), current, 1.0 - rate)
 
     @torch.no_grad()
@@ -63,17 +68,17 @@ class EMA:
         """Overwrite the module's parameters with the average."""
         parameters = dict(module.named_parameters())
         for name, value in self.shadow.items():
-            parameters[name].copy_(value)
+            local(parameters[name]).copy_(value)
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
         """Within the block the module carries the average; afterwards its own parameters again."""
         parameters = dict(module.named_parameters())
-        saved = {name: parameters[name].detach().clone() for name in self.shadow}
+        saved = {name: local(parameters[name].detach()).clone() for name in self.shadow}
         self.copy_to(module)
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, value in saved.items():
-                    parameters[name].copy_(value)
+                    local(parameters[name]).copy_(value)

@@ -8,9 +8,10 @@ stop, and finds the state consistent at every yield.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -19,10 +20,17 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from softtrunc.data import ImageDataset, to_model_range
-from softtrunc.objective import LossTerms, Objective, RunningErrorLoss, StepDraw
+from softtrunc.objective import LossTerms, Objective, StepDraw
 from softtrunc.score import ScoreFunction
 from softtrunc.training.batches import BatchSource
-from softtrunc.training.randomness import DataOrder, Stream, step_generator, step_seed
+from softtrunc.training.randomness import (
+    DataOrder,
+    Stream,
+    draw_share,
+    step_generator,
+    step_seed,
+)
+from softtrunc.training.sharding import gradients_kept, is_sharded, whole
 from softtrunc.training.state import TrainingConfig, TrainState
 
 
@@ -31,7 +39,7 @@ class StepRecord:
     """What one optimiser step did. Tensors stay on the device: reading them waits for it.
 
     - `step`: finished steps, this one included.
-    - `tau`: the truncation time, the same on all processes; of several, the smallest.
+    - `tau`: the truncation time, the same on all processes.
     - `learning_rate`: of this step.
     - `t`, `loss`, `error`: one value per example of this process's share, see `LossTerms`.
     - `grad_norm`: global norm of the gradient before clipping, ().
@@ -115,26 +123,26 @@ def fit(
     share, micro = micro_batches(config, accelerator.num_processes)
     start = accelerator.process_index * share
     mine = slice(start, start + share)
-    module = accelerator.prepare_model(_LossModule(state.model, objective))
+    sharded = is_sharded(state.model)
+    module = accelerator.prepare_model(_LossModule(state.model, objective), evaluation_mode=sharded)
+    no_sync = gradients_kept if sharded else accelerator.no_sync
+    drawn = partial(draw_share, share=mine, seed=config.seed, device=accelerator.device)
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     order = DataOrder(len(data), seed=config.seed)
-    if isinstance(objective, RunningErrorLoss) and state.memory is not None:
-        objective.memory = state.memory
     with BatchSource(
         data.images, order, batch_size=config.batch_size, share=mine, device=accelerator.device
     ) as source:
         while state.step < steps:
             step = state.step
             times = step_generator(config.seed, step, Stream.TIMES)
-            whole_draw = objective.draw(config.batch_size, step=step, generator=times)
+            whole_draw = objective.draw(config.batch_size, generator=times)
             draw = whole_draw.part(mine.start, mine.stop).to(accelerator.device)
-            images, cells = _augmented(source.batch(step), config, step, mine)
+            uniform = partial(drawn, torch.rand, step=step)
+            images, cells = _augmented(source.batch(step), config, uniform)
             x = to_model_range(
                 images, levels=data.card.levels, value_range=value_range, noise=cells
             )
-            generator = step_generator(config.seed, step, Stream.NOISE, x.device)
-            whole = (config.batch_size, *x.shape[1:])
-            noise = torch.randn(whole, generator=generator, device=x.device)[mine]
+            noise = drawn(torch.randn, x.shape[1:], step=step, stream=Stream.NOISE)
 
             for group in state.optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
@@ -146,43 +154,34 @@ def fit(
                 index = (start + first) // micro
                 torch.manual_seed(step_seed(config.seed, step, Stream.NETWORK, index))
                 last = first + micro == share
-                with nullcontext() if last else accelerator.no_sync(module):
+                with nullcontext() if last else no_sync(module):
                     out: LossTerms = module(x[part], draw.part(part.start, part.stop), noise[part])
                     # Each part weighs its share of the batch: the sum is the mean over all.
                     accelerator.backward(out.loss.sum() / share)
                 terms.append(out)
-            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
+            limit = config.grad_clip or math.inf
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
             state.optimizer.step()
             state.ema.update(state.model)
-            t = torch.cat([o.t for o in terms])
-            error = torch.cat([o.error.detach() for o in terms])
-            if isinstance(objective, RunningErrorLoss):
-                sums = objective.bin_sums(t, error, math.prod(x.shape[1:]))
-                objective.remember(accelerator.reduce(sums, reduction="sum"))
-                state.memory = objective.memory
             state.step = step + 1
             yield StepRecord(
                 step=state.step,
-                tau=float(whole_draw.tau.min()),
+                tau=float(whole_draw.tau),
                 learning_rate=config.learning_rate_at(step),
-                t=t,
+                t=torch.cat([o.t for o in terms]),
                 loss=torch.cat([o.loss.detach() for o in terms]),
-                error=error,
+                error=torch.cat([o.error.detach() for o in terms]),
                 grad_norm=grad_norm.detach(),
             )
 
 
 def _augmented(
-    images: UInt8[Tensor, "b c h w"], config: TrainingConfig, step: int, mine: slice
+    images: UInt8[Tensor, "b c h w"], config: TrainingConfig, uniform: Callable[..., Tensor]
 ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b c h w"] | None]:
     """Images mirrored at random, and where in its grey level's cell each pixel lies."""
-
-    def uniform(stream: Stream, *event: int) -> Tensor:
-        generator = step_generator(config.seed, step, stream, images.device)
-        shape = (config.batch_size, *event)
-        return torch.rand(shape, generator=generator, device=images.device)[mine]
-
     if config.flip:
-        mirrored = uniform(Stream.FLIPS)[:, None, None, None] < 0.5
+        mirrored = uniform((), stream=Stream.FLIPS)[:, None, None, None] < 0.5
         images = torch.where(mirrored, images.flip(-1), images)
-    return images, uniform(Stream.PIXELS, *images.shape[1:]) if config.dequantize else None
+    if not config.dequantize:
+        return images, None
+    return images, uniform(images.shape[1:], stream=Stream.PIXELS)

@@ -1,17 +1,22 @@
 """Random draws as a function of (seed, step): no generator state to carry, save or lose.
 
-Every process draws the numbers of the whole batch and takes its share, so a run does not depend
-on how many processes it was spread over, and a resumed run repeats the draws it would have made.
+A batch is cut into blocks of examples, each with a generator of its own. A process draws the blocks
+that its share touches, so a run does not depend on how many processes it was spread over, nobody
+draws what others need, and a resumed run repeats the draws it would have made.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+# Examples that share a generator: one each would be slow on a GPU, and more would be drawn in vain.
+_BLOCK = 16
 
 
 class Stream(enum.IntEnum):
@@ -32,10 +37,38 @@ def step_seed(seed: int, step: int, stream: Stream, part: int = 0) -> int:
 
 
 def step_generator(
-    seed: int, step: int, stream: Stream, device: torch.device | str = "cpu"
+    seed: int, step: int, stream: Stream, device: torch.device | str = "cpu", part: int = 0
 ) -> torch.Generator:
     """A fresh generator on `device` for one use in one step."""
-    return torch.Generator(device).manual_seed(step_seed(seed, step, stream))
+    return torch.Generator(device).manual_seed(step_seed(seed, step, stream, part))
+
+
+def draw_share(
+    make: Callable[..., Tensor],
+    event: tuple[int, ...],
+    *,
+    share: slice,
+    seed: int,
+    step: int,
+    stream: Stream,
+    device: torch.device,
+) -> Tensor:
+    """Numbers `(b, *event)` of the examples `share` of a batch, the same whatever the share.
+
+    Args:
+        make: `torch.randn` or `torch.rand`.
+        event: the shape of an example's numbers.
+        share: from where to where in the global batch.
+        seed, step, stream: what decides them.
+        device: where they are drawn.
+    """
+    first = share.start // _BLOCK
+    blocks = []
+    for block in range(first, -(-share.stop // _BLOCK)):
+        generator = step_generator(seed, step, stream, device, block)
+        blocks.append(make((_BLOCK, *event), generator=generator, device=device))
+    whole = torch.cat(blocks)[share.start - first * _BLOCK :]
+    return whole[: share.stop - share.start]
 
 
 class DataOrder:

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+
+_WIDE = 256  # channels of the paper's networks at their lowest resolutions
 
 
 @contextmanager
@@ -33,9 +36,19 @@ def fast_kernels(device: torch.device, *, tf32: bool = True) -> Iterator[None]:
         cudnn.allow_tf32, cudnn.benchmark = before[1:]
 
 
-def prefers_channels_last(device: torch.device, precision: str) -> bool:
+def prefers_channels_last(network: nn.Module, device: torch.device, precision: str) -> bool:
     """Whether convolutions are known to be faster with channels as the last axis in memory.
 
-    On CPUs they are in float32 and are not in bf16 (docs/results.md). Nowhere else was it measured.
+    On CPUs those of wide networks are in float32, and are not in bf16 or in small ones
+    (docs/results.md). Nowhere else was it measured.
     """
-    return device.type == "cpu" and precision == "no"
+    widths = (part.out_channels for part in network.modules() if isinstance(part, nn.Conv2d))
+    return device.type == "cpu" and precision == "no" and max(widths, default=0) >= _WIDE
+
+
+def lay_channels_last(network: nn.Module) -> None:
+    """Lay the weights of two-dimensional convolutions so; activations follow them.
+
+    To be called before an optimiser or an average copies their layout. No number changes.
+    """
+    torch.nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)

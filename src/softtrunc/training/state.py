@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from softtrunc.training.ema import EMA
 
@@ -67,18 +67,16 @@ class TrainingConfig:
 
 @dataclass
 class TrainState:
-    """Model, average, optimiser, the number of finished steps and what the loss remembers.
+    """Model, average, optimiser and the number of finished steps.
 
-    `memory` is that of a `RunningErrorLoss`, None for any other loss. Nothing else carries over
-    from step to step: the draws of a step, the order of the data included, follow from the seed
-    and the step number.
+    Nothing else carries over from step to step: the draws of a step, the order of the data
+    included, follow from the seed and the step number.
     """
 
     model: nn.Module
     ema: EMA
     optimizer: torch.optim.Optimizer
     step: int = 0
-    memory: Tensor | None = None
 
     @classmethod
     def create(cls, model: nn.Module, config: TrainingConfig) -> TrainState:

@@ -1,0 +1,67 @@
+"""A grid of samples that the processes of a training draw together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from accelerate.utils import gather_object
+from jaxtyping import UInt8
+from torch import Tensor
+
+from softtrunc.feedback.processes import Company
+from softtrunc.feedback.signals import StopRequest
+from softtrunc.runs.draw import cut
+from softtrunc.samplers import Sampler, ScoreHook
+from softtrunc.score import ScoreModel
+
+
+class _StoppedError(Exception):
+    """A signal came in the middle of a sample."""
+
+
+def draw_together(
+    count: int,
+    event: tuple[int, ...],
+    most: int,
+    *,
+    sampler: Sampler,
+    model: ScoreModel,
+    score: ScoreHook,
+    to_levels: Callable[[Tensor], UInt8[Tensor, "n c h w"]],
+    company: Company,
+    stop: StopRequest,
+    in_step: bool = False,
+) -> UInt8[Tensor, "n c h w"] | None:
+    """Samples from seeds 0 ... count - 1, shared by all processes; None if a signal came first.
+
+    A signal ends the work between two evaluations of the network: a checkpoint cannot wait.
+
+    Args:
+        count: of samples.
+        event: the shape of one.
+        most: in one forward pass.
+        sampler, model, score: what draws them.
+        to_levels: from samples to grey levels.
+        company: the processes. `stop`: a signal that came.
+        in_step: the processes hold parts of the network and evaluate it together: each draws all.
+    """
+
+    def watched(x: Tensor, t: Tensor) -> Tensor:
+        if stop.signal is not None and not in_step:
+            raise _StoppedError
+        return score(x, t)
+
+    drawn: list[tuple[int, Tensor]] = []
+    parts = cut(count, most if in_step else min(most, -(-count // company.size)))
+    with suppress(_StoppedError):
+        for part in parts if in_step else company.deal(parts):
+            shape = (len(part), *event)
+            samples = sampler.sample(model, shape, seeds=list(part), score_fn=watched)
+            drawn.append((part.start, to_levels(samples.x).cpu()))
+    if company.meet(vote=stop.signal is not None, stop=stop):
+        return None
+    # All are there: nobody waits in this for another's work.
+    together = drawn if in_step or company.size == 1 else gather_object(drawn)
+    return torch.cat([images for _, images in sorted(together, key=lambda piece: piece[0])])
