@@ -139,6 +139,25 @@ def test_a_grid_that_a_kill_prevented_is_drawn(run, monkeypatch):
     assert grid.read_bytes() == before
 
 
+@pytest.mark.parametrize("damage", ["a pipe", "a folder", "a link", "a line", "no grid"])
+def test_what_cannot_be_gone_on_with_is_refused_before_it_is_changed(run, capsys, damage):
+    file = run / ("samples/data.png" if damage == "no grid" else "metrics.jsonl")
+    text = file.read_bytes()
+    file.unlink()
+    if damage == "a pipe":
+        os.mkfifo(file)
+    elif damage == "a link":
+        file.symlink_to(file.name)
+    elif damage == "a line":
+        file.write_bytes(b"{]\n" + text)
+    else:
+        file.mkdir()
+    recipe = (run / "recipe.yaml").read_bytes()
+    assert main([*command("training.steps=6"), "--out", str(run), "--resume"]) == 2
+    assert file.name in told(capsys)
+    assert (run / "recipe.yaml").read_bytes() == recipe
+
+
 @pytest.mark.parametrize("damage", ["emptied", "partly", "shape", "infinite", "step"])
 def test_a_checkpoint_that_does_not_hold_together_is_refused(run, capsys, damage):
     folder = run / "checkpoints" / "step-00000004"

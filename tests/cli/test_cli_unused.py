@@ -6,8 +6,6 @@ import pytest
 
 from softtrunc.cli import main
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 SAMPLES = "evaluate --samples images --data more"
 
 

@@ -21,6 +21,7 @@ from softtrunc.cli.edit import edit
 from softtrunc.cli.evaluate import evaluate
 from softtrunc.cli.export import export
 from softtrunc.cli.import_ import import_
+from softtrunc.cli.options import Command
 from softtrunc.cli.recipes import recipes
 from softtrunc.cli.report import report
 from softtrunc.cli.sample import sample
@@ -43,14 +44,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
-app.command()(train)
-app.command()(sample)
-app.command()(evaluate)
-app.command()(anatomy)
+app.command(cls=Command)(train)
+app.command(cls=Command)(sample)
+app.command(cls=Command)(evaluate)
+app.command(cls=Command)(anatomy)
 app.command()(report)
 app.command()(study)
 app.command("import")(import_)
-app.command()(export)
+app.command(cls=Command)(export)
 app.add_typer(recipes, name="recipes")
 app.add_typer(data, name="data")
 app.add_typer(edit, name="edit")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import refuse_unused
+from softtrunc.cli.options import Command, refuse_unused
 
 data = typer.Typer(
     help="Look through images, and prepare them for training.",
@@ -53,7 +53,7 @@ def inspect(
         echo(str(grid))
 
 
-@data.command("prepare")
+@data.command("prepare", cls=Command)
 def prepare(
     context: typer.Context,
     source: Source,

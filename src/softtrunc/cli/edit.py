@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from softtrunc.cli.options import (
+    Command,
     Data,
     Overrides,
     Precision,
@@ -64,7 +65,7 @@ def _refuse_held_out(context: typer.Context, images: list[Path] | None) -> None:
         refuse_unused(context, "images are named, so none is taken of the data", "count", "data")
 
 
-@edit.command()
+@edit.command(cls=Command)
 def encode(
     context: typer.Context,
     run: RunFolder,
@@ -115,7 +116,7 @@ def interpolate(
     editor.progress.say(f"{len(drawn.x)} pictures in {drawn.nfe} network evaluations: {out}")
 
 
-@edit.command()
+@edit.command(cls=Command)
 def inpaint(
     context: typer.Context,
     run: RunFolder,
@@ -146,7 +147,7 @@ def inpaint(
     editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")
 
 
-@edit.command()
+@edit.command(cls=Command)
 def colorize(
     context: typer.Context,
     run: RunFolder,

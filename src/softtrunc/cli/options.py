@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer.core import TyperCommand
 
 
 def _shipped(path: Path | None) -> Path | None:
@@ -66,6 +67,12 @@ def figures_of(dequantization: str | None) -> Sequence[str] | None:
     if dequantization is not None and dequantization not in KNOWN:
         raise UserError(f"--dequantization {dequantization}: {nearest(dequantization, KNOWN)}")
     return None if dequantization is None else KNOWN[dequantization]
+
+
+class Command(TyperCommand):
+    """A command whose context is of the class that typer says it is."""
+
+    context_class = typer.Context
 
 
 def refuse_unused(context: typer.Context, why: str, *names: str) -> None:

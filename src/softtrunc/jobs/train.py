@@ -156,6 +156,7 @@ class _Training:
         self.data = open_images(recipe, "train", self.company, progress)
         if going_on:
             run.check_same(recipe, self.data.card)
+            run.check_places()
         card = self.data.card
         self.check = DataCheck(self.data, here=self.main)
         self.config = build_training(recipe)

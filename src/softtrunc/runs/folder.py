@@ -202,6 +202,20 @@ class Run:
                 f"(SHA-256 {card.fingerprint[:12]}): give the data it was started with"
             )
 
+    def check_places(self) -> None:
+        """Refuse a run to which no more can be written, before anything of it is changed.
+
+        Raises:
+            UserError: naming what stands in the place of a file, or a damaged line.
+        """
+        wanted = {self.samples: Path.is_dir, self.checkpoints: Path.is_dir}
+        wanted |= dict.fromkeys((self.metrics_file, self.samples / "data.png"), Path.is_file)
+        for path, fits in wanted.items():
+            if (path.exists() or path.is_symlink()) and not fits(path):
+                what = "folder" if fits is Path.is_dir else "regular file"
+                raise UserError(f"{path}: is no {what}: delete it, or put back what was there")
+        self.metrics()
+
     def metrics(self) -> tuple[MetricsLine, ...]:
         """The lines of `metrics.jsonl`; a last one cut short by a kill is left out.
 
