@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -236,11 +237,17 @@ def test_an_export_holds_nothing_from_outside_the_run(run, tmp_path, capsys):
     assert b"password" not in (tmp_path / "again" / "samples.png").read_bytes()
 
 
-@pytest.mark.parametrize("device", ["/dev/null", "fifo"])
+@pytest.mark.parametrize("device", ["null", "fifo"])
 def test_devices_and_pipes_are_no_place_to_write(run, tmp_path, capsys, device):
     if device == "fifo":
         device = str(tmp_path / "fifo")
         os.mkfifo(device)
+    else:  # one of our own: a command without the check would replace the machine's
+        device = str(tmp_path / "null")
+        try:
+            os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
     assert main(["report", str(run), "--out", device]) == 2
     assert "device or a pipe" in told(capsys)
     assert Path(device).exists()

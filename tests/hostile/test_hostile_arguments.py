@@ -72,10 +72,8 @@ PLACES = [
         "fifo",
         "socket",
         "piped",
-        "/dev/null",
-        "/dev/zero",
-        "/dev/tty",
-        "/proc/self/mem",
+        "null",
+        "zero",
     ),
     *("odd.npz", "odd.zip", "odd.png", "odd.gif", "odd.csv", "odd.parquet", "odd.json", "odd.yaml"),
 ]

@@ -13,7 +13,7 @@ from PIL import Image
 from test_hostile_arguments import Argument, altered, arguments
 from world import VERBS, add_special_files
 
-SPECIAL = ("fifo", "socket", "piped", "/dev/null", "/dev/zero")
+SPECIAL = ("fifo", "socket", "piped", "null", "zero")
 NAMED = [
     *("train.json", "train.npy", "dataset_info.json", "data.mdb", "x.parquet", "0.png", "a.zip"),
     *(

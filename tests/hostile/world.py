@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,7 +150,13 @@ def build_world(folder: Path) -> None:
 
 
 def add_special_files(folder: Path) -> None:
-    """A pipe, a socket, a link to itself and one to the pipe."""
+    """A pipe, a socket, a link to itself and one to the pipe; devices where one may make them.
+
+    They are ours: a command that does what it must not would replace the machine's own `/dev/null`.
+    """
+    for name, minor in (("null", 3), ("zero", 5)):
+        with contextlib.suppress(OSError):
+            os.mknod(folder / name, stat.S_IFCHR | 0o666, os.makedev(1, minor))
     os.mkfifo(folder / "fifo")
     with socket.socket(socket.AF_UNIX) as endpoint:
         endpoint.bind(os.path.relpath(folder / "socket"))  # a long path is refused
