@@ -89,7 +89,7 @@ def run(tmp_path_factory):
             "3 has no two halves",
         ),
         (["train", "digits-vp-nll", "--set", "sampling.t_end=5"], "less than 1"),
-        (["train", "digits-vp-nll", "--set", "training.steps=true"], "training.steps=True"),
+        (["train", "digits-vp-nll", "--set", "training.steps=true"], "training: steps is true or"),
         (["train", "digits-vp-nll", "--set", "name=../../x"], "name='../../x'"),
         (["train", "digits-vp-nll", "--out", "/dev/null/x"], "/dev/null/x"),
         (["train", "digits-vp-nll", "--data", 'it\'s "here"'], "no such data"),
