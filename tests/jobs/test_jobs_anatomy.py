@@ -68,15 +68,15 @@ def test_two_runs_go_on_where_they_were_stopped(runs, tmp_path, monkeypatch, cap
     paired = [part.bits_per_dim for part in whole.difference.bins]
     torch.testing.assert_close(torch.tensor(paired), torch.tensor(change))
     drawn = []
-    draw = anatomy_samples.Chimeras._draw
+    draw = anatomy_samples.draw_batches
 
-    def stopping(self, model, numbers):
-        drawn.append(numbers)
+    def stopping(opened, parts, *, seed):
+        drawn.append(parts)
         if len(drawn) == 4:
             raise KeyboardInterrupt
-        return draw(self, model, numbers)
+        return draw(opened, parts, seed=seed)
 
-    monkeypatch.setattr(anatomy_samples.Chimeras, "_draw", stopping)
+    monkeypatch.setattr(anatomy_samples, "draw_batches", stopping)
     with pytest.raises(KeyboardInterrupt):
         anatomy(runs, tmp_path / "stopped", **SMALL)
     again = anatomy(runs, tmp_path / "stopped", **SMALL)
