@@ -242,7 +242,7 @@ class Alone(Accelerator):
         self.device = device
         self.num_processes, self.process_index, self.is_main_process = 1, 0, True
 
-    def prepare_model(self, module):
+    def prepare_model(self, module, evaluation_mode=False):
         return module
 
     def backward(self, loss):
