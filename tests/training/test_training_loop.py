@@ -126,8 +126,8 @@ def test_flips_mirror_about_half_of_the_images():
     seen = []
 
     class Spy:
-        def draw(self, n, *, tau=None, step=None, generator=None):
-            return small_objective().draw(n, tau=tau, step=step, generator=generator)
+        def draw(self, n, *, tau=None, generator=None):
+            return small_objective().draw(n, tau=tau, generator=generator)
 
         def __call__(self, model, x, *, tau=None, draw=None, noise=None, generator=None):
             seen.append(x.clone())

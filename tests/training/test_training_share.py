@@ -36,8 +36,8 @@ class Spy:
     def __init__(self):
         self.seen = []
 
-    def draw(self, n, *, tau=None, step=None, generator=None):
-        return small_objective().draw(n, tau=tau, step=step, generator=generator)
+    def draw(self, n, *, tau=None, generator=None):
+        return small_objective().draw(n, tau=tau, generator=generator)
 
     def __call__(self, model, x, *, tau=None, draw=None, noise=None, generator=None):
         self.seen.append((x.clone(), noise.clone()))
