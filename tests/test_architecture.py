@@ -41,8 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "data": GROUND,
     "times": {"sde"},
     "noise": {"sde"},
-    "plain_state": set(),
-    "pretrained": {"networks", "sde", "plain_state"} | GROUND,
+    "pretrained": {"networks", "sde"} | GROUND,
     "score": {"sde", "pretrained"},
     "weighting": {"truncation", "sde"},
     "objective": {"truncation", "times", "weighting"} | WORDS,
@@ -51,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "density": {"flow", "noise", "times"} | WORDS,
     # A checkpoint may be described by the name of a recipe.
     "interop": {"networks", "recipes"} | WORDS | GROUND,
-    "training": {"objective", "data", "pretrained", "plain_state", "records"} | WORDS | GROUND,
+    "training": {"objective", "data", "pretrained", "records"} | WORDS | GROUND,
     # What the truncation prior makes of the times is told of the loss itself.
     "evaluation": {"samplers", "density", "metrics", "data", "records", "objective", "times"}
     | WORDS

@@ -23,7 +23,11 @@ from softtrunc.feedback.errors import all_of
 from softtrunc.feedback.files import whole_file, write_text
 from softtrunc.feedback.text import one_line
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig
-from softtrunc.plain_state import plain_names, plain_state, saved_names, state_for, unwrapped
+
+# What a state is called on disk is asked of this module, by whoever writes one.
+from softtrunc.networks.plain_state import plain_names as plain_names
+from softtrunc.networks.plain_state import plain_state as plain_state
+from softtrunc.networks.plain_state import saved_names, state_for, unwrapped
 from softtrunc.sde import SDE, SDES, Conditioning, Prediction
 
 CONFIG_FILE = "config.json"
@@ -64,19 +68,30 @@ class PretrainedParts(NamedTuple):
     value_range: tuple[float, float]
 
 
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Load a state in which every tensor of the module stands, in its shape, and no other.
+def fitting_state(
+    module: nn.Module, tensors: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """A saved state under a module's own names: every tensor stands in it, in its shape.
 
     What wraps the module, or wrapped the one that was saved, makes no difference; of tensors that
     the module ties, one stands for all.
 
     Raises:
         ValueError: if a tensor is missing, unknown, wrongly shaped or not finite: the first are
-            named, and all in its notes; the module is then untouched.
+            named, and all in its notes.
     """
     check_shapes(module, {name: tuple(t.shape) for name, t in tensors.items()}, where)
     check_finite(tensors, where)
-    module.load_state_dict(state_for(module, tensors, where))
+    return state_for(module, tensors, where)
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load such a state as `fitting_state` finds, or leave the module untouched.
+
+    Raises:
+        ValueError: as `fitting_state`.
+    """
+    module.load_state_dict(fitting_state(module, tensors, where))
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

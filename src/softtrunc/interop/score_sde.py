@@ -27,6 +27,7 @@ from softtrunc.interop.public_config import (
 from softtrunc.interop.public_layout import PublicTensor, public_layout
 from softtrunc.interop.torch_file import read_torch_file
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig
+from softtrunc.networks.plain_state import plain_name
 from softtrunc.score import Conditioning, ScoreModel
 from softtrunc.sde import SDE
 
@@ -34,9 +35,6 @@ Weights = Literal["ema", "raw"]
 
 # A buffer of the public network: the noise levels of its discrete samplers.
 _SIGMAS = "sigmas"
-
-# Parts of keys that come from parallel training and from torch.compile, in any mix.
-_WRAPPERS = ("module", "_orig_mod")
 
 # The sigmas come from logarithms in float64, the configuration from a human hand, and the least
 # sigma of VE that a model sees, at its t_end, is a ten-thousandth above sigma_min.
@@ -288,7 +286,7 @@ def _unwrapped(state: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """Values by key, without what wrappers put into the keys."""
     found: dict[str, Any] = {}
     for key, value in state.items():
-        plain = ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
+        plain = plain_name(str(key))
         if plain in found:
             raise ValueError(f"{where}: {plain} stands twice, with and without a wrapper's prefix")
         found[plain] = value

@@ -24,8 +24,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from softtrunc.feedback.files import whole_folder
-from softtrunc.plain_state import plain_names, plain_state, state_for
-from softtrunc.pretrained import check_finite, check_shapes, load_exactly, read_shapes
+from softtrunc.pretrained import (
+    check_finite,
+    check_shapes,
+    fitting_state,
+    load_exactly,
+    plain_names,
+    plain_state,
+    read_shapes,
+)
 from softtrunc.training.sharding import is_sharded, joined, laid_out, local, spread, whole
 from softtrunc.training.state import TrainState
 
@@ -343,10 +350,7 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
         check_finite(averaged, str(path / WEIGHTS_FILES["ema"]))
         check_finite(moments, str(path / _OPTIMIZER_FILE))
         raw = path / WEIGHTS_FILES["raw"]
-        weights = _read(raw)
-        check_shapes(state.model, {n: tuple(t.shape) for n, t in weights.items()}, str(raw))
-        check_finite(weights, str(raw))
-        given = state_for(state.model, weights, str(raw))
+        given = fitting_state(state.model, _read(raw), str(raw))
     into = state.model.state_dict()
     plain = plain_names(into)
     state.model.load_state_dict({name: spread(t, into[name]) for name, t in given.items()})

@@ -11,7 +11,7 @@ from torch import nn
 
 from softtrunc import VPSDE, ScoreModel
 from softtrunc.networks import ScoreUNet, preset
-from softtrunc.plain_state import plain_names, plain_state, unwrapped
+from softtrunc.networks.plain_state import plain_names, plain_state, unwrapped
 from softtrunc.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from softtrunc.training.state import TrainingConfig, TrainState
 
