@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 from rich.segment import Segment
 
+from softtrunc.feedback.launched import is_first
 from softtrunc.feedback.progress import Task
 from softtrunc.feedback.text import printable
 
@@ -53,11 +53,7 @@ def stdout(width: int = 120) -> Console:
 
     Of several processes that share the work only the first one speaks.
     """
-    return _Verbatim(width=None if sys.stdout.isatty() else width, quiet=not _first())
-
-
-def _first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return _Verbatim(width=None if sys.stdout.isatty() else width, quiet=not is_first())
 
 
 class _Bar:
@@ -99,7 +95,7 @@ class ConsoleProgress:
     """Progress on standard error, so that standard output holds results alone."""
 
     def __init__(self) -> None:
-        self._console = _Verbatim(stderr=True, quiet=not _first())
+        self._console = _Verbatim(stderr=True, quiet=not is_first())
         self._display: Progress | None = None
         self._open = 0
 

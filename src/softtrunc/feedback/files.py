@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from softtrunc.feedback.errors import UserError
 
 # In the names of half-written files: several machines may write to one disk.
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+_SLOW_DISK = 120.0  # seconds
 
 # What the system says of a place that a user named, whatever was to be done there.
 _REFUSALS = {
@@ -134,6 +137,17 @@ def whole_folder(final: Path) -> Iterator[Path]:
         replace_folder(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def appears(there: Callable[[], bool]) -> bool:
+    """Whether something is there, or comes within two minutes.
+
+    A network disk shows what other machines have written with a delay.
+    """
+    began = time.monotonic()
+    while not (found := there()) and time.monotonic() - began < _SLOW_DISK:
+        time.sleep(0.2)
+    return found
 
 
 def check_named(out: Path) -> None:

@@ -9,6 +9,11 @@ from datetime import timedelta
 _PATIENCE = timedelta(seconds=5)
 
 
+def is_first() -> bool:
+    """Whether this is the first of the processes, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def is_first_to_tell() -> bool:
     """Whether this process is the one to say what went wrong; the first that asks is.
 
@@ -20,11 +25,11 @@ def is_first_to_tell() -> bool:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and not _has_group():
-        return os.environ.get("RANK", "0") == "0"
+        return is_first()
     try:
         return _count_of_tellers() == 1
     except (RuntimeError, ValueError, KeyError):  # torch's DistError among them
-        return os.environ.get("RANK", "0") == "0"
+        return is_first()
 
 
 def told_key() -> str:

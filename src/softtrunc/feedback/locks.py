@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.feedback.files import check_named
 
 
 @contextmanager
@@ -61,8 +62,7 @@ def _files(out: Path) -> tuple[Path, Path]:
     They lie beside `out`, or in it where nothing can be written beside it.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolving would follow a link
-    if not out.name:
-        raise UserError(f"--out {out}: write the name of a folder to make, e.g. runs/one")
+    check_named(out)
     if out.is_dir() and not os.access(out.parent, os.W_OK):
         return out / ".lock.partial", out / ".owner.partial"
     return out.with_name(f".{out.name}.lock.partial"), out.with_name(f".{out.name}.owner.partial")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +14,9 @@ from torch import Tensor
 from softtrunc.data import ImageDataset
 from softtrunc.density import Dequantizer, train_dequantizer
 from softtrunc.feedback.errors import RunFailedError, UserError
-from softtrunc.feedback.files import whole_file
+from softtrunc.feedback.files import appears, whole_file
 from softtrunc.feedback.progress import Progress
 from softtrunc.runs.open_run import OpenRun
-
-_SECONDS_BETWEEN_LOOKS = 0.2
-_SLOW_DISK = 120.0
 
 
 def obtain_dequantizer(
@@ -73,12 +69,8 @@ def obtain_dequantizer(
             save_file(tensors, partial, metadata={"identity": identity})
         return True
 
-    began = time.monotonic()
-    found = opened.company.main_first(obtain)
-    while not (found or obtain()):  # a network disk shows other machines' files with a delay
-        if time.monotonic() - began > _SLOW_DISK:
-            raise RunFailedError(f"{path}: not there: all processes must see the same run folder")
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    if not (opened.company.main_first(obtain) or appears(obtain)):
+        raise RunFailedError(f"{path}: not there: all processes must see the same run folder")
     return dequantizer.eval()
 
 

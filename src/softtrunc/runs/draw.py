@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from softtrunc.data import stretch_levels, to_uint8
 from softtrunc.feedback.errors import user_errors
+from softtrunc.feedback.files import appears
 from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import stop_on_signal
@@ -241,7 +241,6 @@ def _draw_pieces(
 
 def _settled(place: Destination, parts: Sequence[range], *, patient: bool) -> int:
     """How many images are missing, once the disk shows what other machines have written."""
-    began = time.monotonic()
-    while (left := _left(place, parts)) and patient and time.monotonic() - began < _SLOW_DISK:
-        time.sleep(0.5)
-    return left
+    if patient:
+        appears(lambda: not _left(place, parts))
+    return _left(place, parts)
