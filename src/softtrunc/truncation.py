@@ -43,13 +43,17 @@ class TruncationPrior(abc.ABC):
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Float[Tensor, " n"]:
         """Draw `n` truncation times on the generator's device (CPU without one)."""
         device = torch.device("cpu") if generator is None else generator.device
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        return self.icdf(torch.rand(n, generator=generator, device=device, dtype=dtype))
+        wide = _wide_dtype(device)
+        return self.icdf(torch.rand(n, generator=generator, device=device, dtype=wide))
+
+
+def _wide_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _wide(v: Tensor) -> Tensor:
     """`v` in the widest type that its device has."""
-    return v.float() if v.device.type == "mps" else v.double()
+    return v.to(_wide_dtype(v.device))
 
 
 def _check_range(eps: float, tau_max: float, name: str) -> None:

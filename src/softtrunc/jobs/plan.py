@@ -160,7 +160,7 @@ def _here(recipe: Recipe, cost: Cost, images: _Images, seconds: float) -> dict[s
 def _memory(recipe: Recipe, cost: Cost) -> str:
     """What is held at one time on one device."""
     parts = [f"{_size(cost.state_bytes)} for weights, gradients, optimiser and average"]
-    if recipe.training.precision in ("bf16", "fp16"):
+    if recipe.training.precision == "bf16":
         parts.append(f"{_size(2 * cost.parameters)} for half-precision copies of the weights")
     parts.append(f"{_size(cost.activation_bytes)} for activations of {cost.micro} images")
     return f"about {', '.join(parts)} (estimates for one device; sample grids take less)"

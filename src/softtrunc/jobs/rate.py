@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -33,7 +32,7 @@ def training_rate(
     Args:
         config: the network.
         batch_size: images of a forward pass in training.
-        precision: "no" for float32, else "bf16" or "fp16".
+        precision: "no" for float32, or "bf16".
         seconds: after which no further step is begun.
 
     Returns:
@@ -44,14 +43,13 @@ def training_rate(
     if device.type == "cpu" and step > _MOST:
         return None
     network = ScoreUNet(config).to(device).train()
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
     def train(size: int) -> float:
         """Seconds of a step; reading the loss waits for a device to finish."""
         x = torch.randn(size, config.channels, *config.size, device=device)
         label = torch.rand(size, device=device)
         started = time.perf_counter()
-        with nullcontext() if half is None else torch.autocast(device.type, half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = network(x, label).square().mean()
         loss.backward()
         float(loss.detach())

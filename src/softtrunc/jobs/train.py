@@ -37,6 +37,7 @@ from softtrunc.records import append_metrics
 from softtrunc.runs.devices import Devices, find_devices
 from softtrunc.runs.folder import Run, flatten
 from softtrunc.runs.node_images import open_images
+from softtrunc.score import ScoreModel
 from softtrunc.training import (
     Monitor,
     NonFiniteLossError,
@@ -157,27 +158,12 @@ class _Training:
         if going_on:
             run.check_same(recipe, self.data.card)
             run.check_places()
-        card = self.data.card
         self.check = DataCheck(self.data, here=self.main)
         self.config = build_training(recipe)
         self.objective = build_objective(recipe)
         self.sampler = build_sampler(recipe.sampling, build_sde(recipe))
-        self.model = build_model(
-            recipe, channels=card.channels, image_size=(card.height, card.width)
-        )
         self.sharded = recipe.training.shard and self.company.size > 1
-        if self.sharded:
-            blocks = (ResidualBlock, AttentionBlock)
-            units = [part for part in self.model.network.modules() if isinstance(part, blocks)]
-            shard(self.model.network, units, accelerator.device)
-        self.model.to(accelerator.device)
-        channels_last = recipe.training.channels_last
-        if channels_last is None:
-            channels_last = prefers_channels_last(
-                self.model.network, accelerator.device, recipe.training.precision
-            )
-        if channels_last and not self.sharded:  # shards cannot have it
-            lay_channels_last(self.model.network)
+        self.model = self._model()
         with user_errors("training"):
             _, self.micro = micro_batches(self.config, accelerator.num_processes)
             for size in (self.config.batch_size, self.micro):
@@ -198,6 +184,23 @@ class _Training:
             progress.say(f"left out {left_out.name}: {left_out.reason}")
         if (more := len(self.data.skipped) - _MOST_NAMED) > 0:
             progress.say(f"left out {more} more files; softtrunc.data.inspect(path) lists them all")
+
+    def _model(self) -> ScoreModel:
+        """The model on its device: spread over the processes, or laid out as is fastest there."""
+        card, spec, device = self.data.card, self.recipe.training, self.accelerator.device
+        size = card.height, card.width
+        model = build_model(self.recipe, channels=card.channels, image_size=size)
+        network, channels_last = model.network, spec.channels_last
+        if self.sharded:
+            blocks = (ResidualBlock, AttentionBlock)
+            units = [part for part in network.modules() if isinstance(part, blocks)]
+            shard(network, units, device)
+        model.to(device)
+        if channels_last is None:
+            channels_last = prefers_channels_last(network, device, spec.precision)
+        if channels_last and not self.sharded:  # shards cannot have it
+            lay_channels_last(network)
+        return model
 
     def _load(self) -> float:
         """Go on from the newest checkpoint, if there is one; the seconds it took to get there."""
