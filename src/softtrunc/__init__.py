@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from softtrunc.objective import LossTerms, MixedLoss, SoftTruncationLoss
     from softtrunc.score import ScoreFunction, ScoreModel
-    from softtrunc.sde import SDE, VESDE, VPSDE, Marginal, ReciprocalVESDE, SubVPSDE
+    from softtrunc.sde import (
+        SDE,
+        VESDE,
+        VPSDE,
+        Marginal,
+        ReciprocalVESDE,
+        SubVPSDE,
+        TabulatedVPSDE,
+    )
     from softtrunc.times import ImportanceTimes, TimeDraw, UniformTimes
     from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
     from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
@@ -35,6 +43,7 @@ __all__ = [
     "ScoreModel",
     "SoftTruncationLoss",
     "SubVPSDE",
+    "TabulatedVPSDE",
     "TimeDraw",
     "TruncationPrior",
     "UniformTimes",
@@ -55,6 +64,7 @@ _HOME = {
     "Marginal": "sde",
     "ReciprocalVESDE": "sde",
     "SubVPSDE": "sde",
+    "TabulatedVPSDE": "sde",
     "VESDE": "sde",
     "VPSDE": "sde",
     "ImportanceTimes": "times",
