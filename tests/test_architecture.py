@@ -42,7 +42,8 @@ ARROWS: dict[str, set[str]] = {
     "times": {"sde"},
     "noise": {"sde"},
     "pretrained": {"networks", "sde"} | GROUND,
-    "score": {"sde", "pretrained"},
+    "prediction": {"sde"},
+    "score": {"sde", "prediction", "pretrained"},
     "weighting": {"truncation", "sde"},
     "objective": {"truncation", "times", "weighting"} | WORDS,
     "flow": {"noise"} | WORDS,
@@ -72,7 +73,7 @@ ARROWS: dict[str, set[str]] = {
 }
 
 # The core reads like the paper: tensors, their shapes, and nothing else from outside.
-CORE = {"truncation", "sde", "times", "weighting", "score", "objective"}
+CORE = {"truncation", "sde", "times", "weighting", "prediction", "score", "objective"}
 CORE_LIBRARIES = {"torch", "jaxtyping"}
 
 # What a program that only trains with our loss must not wait for.

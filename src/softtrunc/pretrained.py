@@ -36,6 +36,7 @@ CARD_FILE = "README.md"
 
 _FORMAT = 1
 _KEYS = ("format", "network", "sde", "conditioning", "prediction", "value_range")
+_SIGMA_DATA = "sigma_data"  # of the prediction "edm" alone
 
 
 class Download(TypedDict, total=False):
@@ -66,6 +67,7 @@ class PretrainedParts(NamedTuple):
     conditioning: Conditioning
     prediction: Prediction
     value_range: tuple[float, float]
+    sigma_data: float = 0.5
 
 
 def fitting_state(
@@ -158,6 +160,8 @@ def write_pretrained(parts: PretrainedParts, folder: Path, card: str | None) -> 
         "prediction": parts.prediction,
         "value_range": list(parts.value_range),
     }
+    if parts.prediction == "edm":
+        config[_SIGMA_DATA] = parts.sigma_data
     try:
         text = json.dumps(config, indent=1) + "\n"
     except TypeError as error:
@@ -199,7 +203,12 @@ def read_pretrained(
     load_exactly(network, tensors, str(weights_file))
     low, high = map(float, config["value_range"])
     return PretrainedParts(
-        network, diffusion, config["conditioning"], config["prediction"], (low, high)
+        network,
+        diffusion,
+        config["conditioning"],
+        config["prediction"],
+        (low, high),
+        config.get(_SIGMA_DATA, PretrainedParts._field_defaults["sigma_data"]),
     )
 
 
@@ -256,7 +265,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("library") != "softtrunc":
         raise ValueError(f"{path}: not the configuration of a softtrunc model")
     problems = [f"missing {key}" for key in _KEYS if key not in config]
-    problems += [f"unknown {key}" for key in config if key not in (*_KEYS, "library")]
+    problems += [f"unknown {key}" for key in config if key not in (*_KEYS, _SIGMA_DATA, "library")]
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}")
     if config["format"] != _FORMAT:
@@ -268,6 +277,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     numbers = isinstance(pair, list) and all(isinstance(v, int | float) for v in pair)
     if not numbers or len(pair) != 2:
         raise ValueError(f"{path}: value_range = {pair!r}: write [low, high]")
+    if not isinstance(config.get(_SIGMA_DATA, 0.5), int | float):
+        raise ValueError(f"{path}: sigma_data = {config[_SIGMA_DATA]!r}: write a number")
     return config
 
 

@@ -1,0 +1,115 @@
+"""What a network's output means, and how the noise in its input follows from it.
+
+With `x = alpha x_0 + sigma z` and F the output of the network, of whichever kind it is:
+
+| prediction | F is | z |
+|---|---|---|
+| "noise" | z | `F` |
+| "scaled_score" | `sigma score` | `-F` |
+| "velocity" | `alpha z - sigma x_0` | `(alpha F + sigma x) / (alpha^2 + sigma^2)` |
+| "sample" | x_0 | `(x - alpha F) / sigma` |
+| "edm" | see below | `(sigma c - a F) / r` |
+
+"edm" is the preconditioning of Karras et al. 2022 (arXiv 2206.00364, table 1): in the state
+`y = x / alpha`, whose noise has the standard deviation `s = sigma / alpha`, the denoised example is
+`c_skip y + c_out F(c_in y, c_noise)`. With `a = alpha sigma_data` and `r^2 = sigma^2 + a^2` the
+network's input is `c = c_in y = x / r`; neither alpha nor sigma is divided by, so that the noise is
+as exact where alpha vanishes as where sigma does. Data are taken in [-1, 1] there, as the network
+sees them; x_0 of "velocity" and "sample" is in the data's own range.
+
+Velocity: Salimans & Ho 2022 (arXiv 2202.00512), appendix D.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from softtrunc.sde import SDE, Prediction, expand_to
+
+
+class Level(NamedTuple):
+    """What a noise level is to a batch: `alpha`, `1 - alpha` and `sigma`, broadcastable to it."""
+
+    alpha: Tensor
+    faded: Tensor
+    sigma: Tensor
+
+    @classmethod
+    def at(cls, sde: SDE, t: Float[Tensor, "*batch"], x: Float[Tensor, "b *event"]) -> Level:
+        """The level at `t`, in the precision of `x`."""
+        log_alpha = sde.log_alpha(t)
+        alpha, sigma = sde.marginal(t)
+        return cls(*(expand_to(v, x) for v in (alpha, -torch.expm1(log_alpha), sigma)))
+
+
+@dataclass(frozen=True)
+class Parametrization:
+    """How a network's input is made and how its output is read.
+
+    Args:
+        prediction: what the output means.
+        value_range: the range in which the data are given; networks see [-1, 1].
+        sigma_data: for "edm", the standard deviation of the data in [-1, 1].
+
+    Raises:
+        ValueError: if one of them is out of what is allowed.
+    """
+
+    prediction: Prediction
+    value_range: tuple[float, float]
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(
+                f"prediction {self.prediction!r} is unknown: write one of "
+                f"{', '.join(get_args(Prediction))}"
+            )
+        low, high = self.value_range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(
+                f"value_range {self.value_range}: need finite low < high, e.g. (-1, 1)"
+            )
+        if not 0.0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data={self.sigma_data}: need a number > 0, e.g. 0.5")
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the range: a unit of the network in units of the data."""
+        low, high = self.value_range
+        return 0.5 * (high - low)
+
+    def network_input(self, x: Float[Tensor, "b *event"], level: Level) -> Tensor:
+        """What the network is given for the state `x`."""
+        low, high = self.value_range
+        if self.prediction == "edm":
+            return (x - level.alpha * (0.5 * (low + high))) / self._data_and_total(level)[1]
+        return x if (low, high) == (-1.0, 1.0) else (2.0 * x - (low + high)) / (high - low)
+
+    def noise(
+        self, output: Float[Tensor, "b *event"], x: Float[Tensor, "b *event"], level: Level
+    ) -> Float[Tensor, "b *event"]:
+        """The noise in the state `x` that the network's output tells."""
+        alpha, faded, sigma = level
+        if self.prediction == "noise":
+            return output
+        if self.prediction == "scaled_score":
+            return -output
+        if self.prediction == "velocity":
+            return (alpha * output + sigma * x) / (alpha.square() + sigma.square())
+        if self.prediction == "sample":
+            # x - F is exact where both are nearly alike; alpha F would be rounded first.
+            return ((x - output) + faded * output) / sigma
+        data, total = self._data_and_total(level)
+        return (sigma * self.network_input(x, level) - data * output) / total
+
+    def _data_and_total(self, level: Level) -> tuple[Tensor, Tensor]:
+        """The standard deviations of the data and of all in the state `x`."""
+        data = level.alpha * (self.half_width * self.sigma_data)
+        return data, torch.hypot(level.sigma, data)
