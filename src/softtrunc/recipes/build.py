@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -25,11 +26,17 @@ from softtrunc.samplers import (
     autocast_score,
 )
 from softtrunc.score import ScoreFunction, ScoreModel
-from softtrunc.sde import SDE, SDES
-from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
+from softtrunc.sde import SDE, SDES, TabulatedVPSDE
+from softtrunc.times import ImportanceTimes, LogNormalTimes, LogSNRTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
 from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
-from softtrunc.weighting import PriorWeight, Weighting, likelihood_weight, variance_weight
+from softtrunc.weighting import (
+    PriorWeight,
+    Weighting,
+    edm_weight,
+    likelihood_weight,
+    variance_weight,
+)
 
 # Image files that decode to more bytes than this are to be prepared once, not at every start.
 _LARGEST_UNPREPARED = 4 << 30
@@ -46,8 +53,15 @@ _SAMPLERS: dict[str, Callable[..., Sampler]] = {
 
 def build_sde(recipe: schema.Recipe) -> SDE:
     """The forward diffusion."""
+    spec = recipe.sde
     with user_errors("sde"):
-        return SDES[recipe.sde.kind](**recipe.sde.model_dump(exclude={"kind"}))
+        if isinstance(spec, schema.Tabulated):
+            if spec.betas is not None:
+                return TabulatedVPSDE.from_betas(spec.betas)
+            return TabulatedVPSDE.from_schedule(
+                spec.schedule, spec.steps, spec.beta_start, spec.beta_end
+            )
+        return SDES[spec.kind](**spec.model_dump(exclude={"kind"}))
 
 
 def build_prior(recipe: schema.Recipe) -> TruncationPrior:
@@ -64,11 +78,20 @@ def build_prior(recipe: schema.Recipe) -> TruncationPrior:
 def build_objective(recipe: schema.Recipe) -> Objective:
     """The loss."""
     spec, sde, prior = recipe.objective, build_sde(recipe), build_prior(recipe)
-    weights = {"likelihood": likelihood_weight(sde), "variance": variance_weight(sde)}
+    # EDM's numbers are those of data in [-1, 1].
+    low, high = recipe.network.value_range or sde.default_value_range
+    mean, std = spec.log_normal.mean + math.log(0.5 * (high - low)), spec.log_normal.std
+    sigma_data = recipe.network.sigma_data * 0.5 * (high - low)
+    weights = {
+        "likelihood": likelihood_weight(sde),
+        "variance": variance_weight(sde),
+        "edm": edm_weight(sde, sigma_data, mean, std),
+    }
     laws: dict[str, TimeLaw] = {
         "importance": ImportanceTimes(sde, stratified=spec.stratified),
         "uniform": UniformTimes(sde, stratified=spec.stratified, average=spec.average),
         "log_snr": LogSNRTimes(sde, stratified=spec.stratified, average=spec.average),
+        "log_normal": LogNormalTimes(sde, mean, std, stratified=spec.stratified),
     }
 
     def loss(times: str, weight: Weighting, prior: TruncationPrior) -> SoftTruncationLoss:
@@ -107,7 +130,14 @@ def build_model(recipe: schema.Recipe, *, channels: int, image_size: tuple[int, 
         torch.manual_seed(recipe.training.seed)
         network = ScoreUNet(config)
     with user_errors("network"):
-        return ScoreModel(network, build_sde(recipe), conditioning=recipe.network.conditioning)
+        return ScoreModel(
+            network,
+            build_sde(recipe),
+            conditioning=recipe.network.conditioning,
+            prediction=recipe.network.prediction,
+            value_range=recipe.network.value_range,
+            sigma_data=recipe.network.sigma_data,
+        )
 
 
 def build_training(recipe: schema.Recipe) -> TrainingConfig:

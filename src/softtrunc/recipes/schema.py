@@ -88,7 +88,23 @@ class ReciprocalVE(Section):
     eps: float = 1e-5
 
 
-SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
+class Tabulated(Section):
+    """The schedule of a model trained at discrete noise levels (DDPM), made continuous.
+
+    - `schedule`: its betas: "linear", "scaled_linear" or "squaredcos_cap_v2"; with `steps`, and for
+      the first two from `beta_start` to `beta_end`.
+    - `betas`: instead of a schedule, the betas themselves.
+    """
+
+    kind: Literal["tabulated"] = "tabulated"
+    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    steps: Annotated[int, Field(ge=2, le=10**5, strict=True)] = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    betas: tuple[float, ...] | None = None
+
+
+SDE = Annotated[VP | VE | ReciprocalVE | Tabulated, Field(discriminator="kind")]
 
 
 class Truncation(Section):
@@ -116,13 +132,22 @@ class Mixed(Section):
     balanced: bool = False
 
 
+class LogNormal(Section):
+    """Mean and standard deviation of log(sigma / alpha), of data in [-1, 1] (EDM)."""
+
+    mean: Annotated[float, Field(ge=-100.0, le=100.0)] = -1.2
+    std: Annotated[float, Field(gt=0.0, le=100.0)] = 1.2
+
+
 class Objective(Section):
     """The loss.
 
-    - `weighting`: "likelihood" (g^2), "variance" (sigma^2) or "mixed" (see `mixed`).
+    - `weighting`: "likelihood" (g^2), "variance" (sigma^2), "edm" (that of Karras et al. 2022, by
+      `log_normal` and `network.sigma_data`) or "mixed" (see `mixed`).
     - `times`: "importance" (log-SNR uniform, the loss an integral over time), "uniform",
-      or "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as
-      "uniform", for RVE the same as for the VE that it is in another clock).
+      "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as
+      "uniform", for RVE the same as for the VE that it is in another clock), or "log_normal"
+      (EDM's, see `log_normal`; an integral over time).
     - `stratified`: one time in each of batch-size many equal cells.
     - `average`: divide the integral by the length of its range (with times: uniform or log_snr).
     - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the paper's
@@ -131,8 +156,9 @@ class Objective(Section):
     - `reduction`: "mean" or "sum" over the dimensions.
     """
 
-    weighting: Literal["likelihood", "variance", "mixed"] = "likelihood"
-    times: Literal["importance", "uniform", "log_snr"] = "importance"
+    weighting: Literal["likelihood", "variance", "edm", "mixed"] = "likelihood"
+    times: Literal["importance", "uniform", "log_snr", "log_normal"] = "importance"
+    log_normal: LogNormal = LogNormal()
     stratified: bool = True
     average: bool = False
     expected: bool = False
@@ -141,7 +167,8 @@ class Objective(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Objective:
-        if self.average and self.times == "importance" and self.weighting != "mixed":
+        over_time = self.times in ("importance", "log_normal")
+        if self.average and over_time and self.weighting != "mixed":
             raise ValueError(
                 "average: true belongs to uniform times: write times: uniform, or average: false"
             )
@@ -155,12 +182,31 @@ class Network(Section):
 
     - `preset`: name of a preset of `softtrunc.networks`.
     - `options`: fields of the preset to change, e.g. {dropout: 0.0}.
-    - `conditioning`: what the network is told of the noise; null: by the SDE.
+    - `conditioning`: what the network is told of the noise; null: by the SDE, for the prediction
+      "edm" that.
+    - `prediction`: what its output means: "noise", "scaled_score", "velocity", "sample" (x_0) or
+      "edm" (preconditioned as by Karras et al. 2022); null: by the SDE.
+    - `sigma_data`: for "edm", the standard deviation of the data in [-1, 1].
+    - `value_range`: the range that grey levels are brought to; null: by the SDE.
     """
 
     preset: str
     options: dict[str, bool | int | float | str | list[int] | list[float]] = Field({})
-    conditioning: Literal["time", "unbounded_time", "log_sigma", "unbounded_sigma"] | None = None
+    conditioning: (
+        Literal[
+            "time",
+            "unbounded_time",
+            "reversed_time",
+            "timestep",
+            "log_sigma",
+            "unbounded_sigma",
+            "edm",
+        ]
+        | None
+    ) = None
+    prediction: Literal["noise", "scaled_score", "velocity", "sample", "edm"] | None = None
+    sigma_data: Positive = 0.5
+    value_range: tuple[float, float] | None = None
 
 
 class Training(Section):
