@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "samplers": {"flow", "noise"} | WORDS,
     "density": {"flow", "noise", "times"} | WORDS,
     # A checkpoint may be described by the name of a recipe.
-    "interop": {"networks", "recipes"} | WORDS | GROUND,
+    "interop": {"networks", "pretrained", "recipes"} | WORDS | GROUND,
     "training": {"objective", "data", "pretrained", "records"} | WORDS | GROUND,
     # What the truncation prior makes of the times is told of the loss itself.
     "evaluation": {"samplers", "density", "metrics", "data", "records", "objective", "times"}

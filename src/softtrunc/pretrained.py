@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from softtrunc.feedback.errors import all_of
 from softtrunc.feedback.files import whole_file, write_text
 from softtrunc.feedback.text import one_line
-from softtrunc.networks import ScoreUNet, ScoreUNetConfig
+from softtrunc.networks import build_network, config_from_dict, network_to_dict
 
 # What a state is called on disk is asked of this module, by whoever writes one.
 from softtrunc.networks.plain_state import plain_names as plain_names
@@ -148,13 +148,10 @@ def write_pretrained(parts: PretrainedParts, folder: Path, card: str | None) -> 
         ValueError: if the SDE has no form on disk.
     """
     itself = unwrapped(parts.network)
-    network: dict[str, Any] = {"type": type(itself).__name__}
-    if isinstance(itself, ScoreUNet):
-        network |= itself.config.to_dict()
-    config = {
+    config: dict[str, Any] = {
         "library": "softtrunc",
         "format": _FORMAT,
-        "network": network,
+        "network": network_to_dict(itself),
         "sde": parts.sde.to_dict(),
         "conditioning": parts.conditioning,
         "prediction": parts.prediction,
@@ -187,8 +184,8 @@ def read_pretrained(
     if unknown := download.keys() - Download.__annotations__:
         known = ", ".join(Download.__annotations__)
         raise TypeError(f"from_pretrained: unknown {', '.join(unknown)} (known: {known})")
-    config_file = _fetch(str(source), CONFIG_FILE, download)
-    weights_file = _fetch(str(source), WEIGHTS_FILE, download)
+    config_file = fetch(str(source), CONFIG_FILE, download)
+    weights_file = fetch(str(source), WEIGHTS_FILE, download)
     config = _read_config(config_file)
     diffusion = _build_sde(config["sde"], sde, config_file)
     try:
@@ -225,8 +222,12 @@ def shipped_names() -> list[str]:
     )
 
 
-def _fetch(source: str, name: str, download: Download) -> Path:
-    """The file in a folder, of a model that ships, or downloaded (or cached) from the Hub."""
+def fetch(source: str, name: str, download: Download) -> Path:
+    """The file in a folder, of a model that ships, or downloaded (or cached) from the Hub.
+
+    Raises:
+        FileNotFoundError: it is in none of these.
+    """
     folder = Path(source)
     if not folder.is_dir():
         folder = shipped_folder(source) or folder
@@ -300,14 +301,13 @@ def _build_sde(values: Mapping[str, Any], given: type[SDE] | None, path: Path) -
 
 
 def _build_network(values: Mapping[str, Any], path: Path) -> nn.Module:
-    if values["type"] != ScoreUNet.__name__:
+    try:
+        return build_network(config_from_dict(values))
+    except KeyError as error:
         raise ValueError(
             f"{path}: the network is a {values['type']}, which softtrunc cannot build: give it as "
             "network=..."
-        )
-    shape = {key: value for key, value in values.items() if key != "type"}
-    try:
-        return ScoreUNet(ScoreUNetConfig.from_dict(shape))
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

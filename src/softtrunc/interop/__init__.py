@@ -1,6 +1,7 @@
 """Checkpoints of other projects in, models out to other libraries."""
 
 from softtrunc.interop.conditioning import ConditioningChoice, choose_conditioning
+from softtrunc.interop.diffusers_pipeline import from_diffusers
 from softtrunc.interop.diffusers_unet import DiffusersOutput, DiffusersUNet
 from softtrunc.interop.public_config import (
     ModelDescription,
@@ -24,6 +25,7 @@ __all__ = [
     "ScoreSDECheckpoint",
     "choose_conditioning",
     "describe_public_config",
+    "from_diffusers",
     "load_score_sde_checkpoint",
     "public_layout",
     "read_public_config",

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softtrunc.networks import ScoreUNet
+from softtrunc.networks import config_of
 from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.sde import SDE
 
@@ -82,9 +82,9 @@ class DiffusersUNet(nn.Module):
     ) -> None:
         super().__init__()
         network = getattr(model, "network", None)
-        if isinstance(network, ScoreUNet):
-            image_size = image_size or network.config.size
-            channels = channels or network.config.channels
+        known = None if network is None else config_of(network)
+        if known is not None:
+            image_size, channels = image_size or known.size, channels or known.channels
         if image_size is None or channels is None:
             raise ValueError("DiffusersUNet: the model does not say its image_size and channels")
         if train_timesteps < 2:

@@ -22,13 +22,12 @@ from softtrunc.interop import (
     read_public_config,
 )
 from softtrunc.interop.conditioning import random_images
-from softtrunc.interop.recipe import image_shape
+from softtrunc.interop.recipe import image_shape, score_unet_config
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.recipes import schema
 from softtrunc.recipes.build import (
     build_data,
     build_model,
-    build_network_config,
     build_sde,
     build_training,
 )
@@ -104,7 +103,7 @@ def import_checkpoint(
     data = None if resolved.data.source is None else build_data(resolved, "train")
     card = _card(resolved, data)
     channels, size = card.channels, (card.height, card.width)
-    network = build_network_config(resolved, channels=channels, image_size=size)
+    network = score_unet_config(resolved, channels=channels, image_size=size)
     with user_errors():
         checkpoint = ScoreSDECheckpoint.read(path)
         # Before the network takes the memory that the configuration asks for.

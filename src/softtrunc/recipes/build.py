@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import Any
 
 import torch
 
 from softtrunc.data import ImageDataset, find_preset, open_dataset
 from softtrunc.feedback.errors import UserError, missing_packages, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
-from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
+from softtrunc.networks import NetworkConfig, UNet2DConfig, build_network, preset
 from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
 from softtrunc.samplers import (
@@ -56,10 +57,11 @@ def build_sde(recipe: schema.Recipe) -> SDE:
     spec = recipe.sde
     with user_errors("sde"):
         if isinstance(spec, schema.Tabulated):
+            dtype = torch.float32 if spec.single else torch.float64
             if spec.betas is not None:
-                return TabulatedVPSDE.from_betas(spec.betas)
+                return TabulatedVPSDE.from_betas(spec.betas, dtype)
             return TabulatedVPSDE.from_schedule(
-                spec.schedule, spec.steps, spec.beta_start, spec.beta_end
+                spec.schedule, spec.steps, spec.beta_start, spec.beta_end, dtype
             )
         return SDES[spec.kind](**spec.model_dump(exclude={"kind"}))
 
@@ -113,9 +115,11 @@ def build_objective(recipe: schema.Recipe) -> Objective:
 
 def build_network_config(
     recipe: schema.Recipe, *, channels: int, image_size: tuple[int, int]
-) -> ScoreUNetConfig:
+) -> NetworkConfig:
     """The network's configuration for images of this shape."""
-    with user_errors(f"network {recipe.network.preset!r}"):
+    with user_errors(f"network {recipe.network.preset!r}"), missing_packages():
+        if recipe.network.preset == schema.DIFFUSERS:
+            return _diffusers_config(recipe.network.options, channels, image_size)
         options = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in recipe.network.options.items()
@@ -123,12 +127,28 @@ def build_network_config(
         return preset(recipe.network.preset, image_size=image_size, channels=channels, **options)
 
 
+def _diffusers_config(
+    options: Mapping[str, Any], channels: int, image_size: tuple[int, int]
+) -> UNet2DConfig:
+    """The configuration of diffusers' U-Net, which says itself for what images it is."""
+    side: object = image_size[0] if image_size[0] == image_size[1] else list(image_size)
+    own = {"sample_size": side, "in_channels": channels, "out_channels": channels}
+    config = UNet2DConfig(own | dict(options))
+    if (config.channels, *config.size) != (channels, *image_size):
+        raise ValueError(
+            f"the network is for images of {config.channels} x {config.size.height} x "
+            f"{config.size.width}, these are {channels} x {image_size[0]} x {image_size[1]}"
+        )
+    return config
+
+
 def build_model(recipe: schema.Recipe, *, channels: int, image_size: tuple[int, int]) -> ScoreModel:
     """Network and SDE with the random start that the recipe's seed decides."""
     config = build_network_config(recipe, channels=channels, image_size=image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
-        network = ScoreUNet(config)
+        with user_errors("network"):
+            network = build_network(config)
     with user_errors("network"):
         return ScoreModel(
             network,

@@ -26,7 +26,11 @@ from softtrunc.recipes.values import (
     Time,
 )
 
+DIFFUSERS = "diffusers"
+"""The preset that is the `UNet2DModel` of diffusers."""
+
 __all__ = [
+    "DIFFUSERS",
     "FIGURES_BY_DEQUANTIZATION",
     "DPMSolverSampling",
     "Data",
@@ -94,6 +98,7 @@ class Tabulated(Section):
     - `schedule`: its betas: "linear", "scaled_linear" or "squaredcos_cap_v2"; with `steps`, and for
       the first two from `beta_start` to `beta_end`.
     - `betas`: instead of a schedule, the betas themselves.
+    - `single`: in float32, as diffusers computes it; a model from there means those noise levels.
     """
 
     kind: Literal["tabulated"] = "tabulated"
@@ -102,6 +107,7 @@ class Tabulated(Section):
     beta_start: float = 1e-4
     beta_end: float = 0.02
     betas: tuple[float, ...] | None = None
+    single: bool = False
 
 
 SDE = Annotated[VP | VE | ReciprocalVE | Tabulated, Field(discriminator="kind")]
@@ -177,11 +183,16 @@ class Objective(Section):
         return self
 
 
+Option = bool | int | float | str | list[int] | list[float] | list[str] | None
+
+
 class Network(Section):
     """The network.
 
-    - `preset`: name of a preset of `softtrunc.networks`.
-    - `options`: fields of the preset to change, e.g. {dropout: 0.0}.
+    - `preset`: name of a preset of `softtrunc.networks`, or "diffusers" for the `UNet2DModel` of
+      that library.
+    - `options`: fields of the preset to change, e.g. {dropout: 0.0}; of "diffusers" the arguments
+      of the network.
     - `conditioning`: what the network is told of the noise; null: by the SDE, for the prediction
       "edm" that.
     - `prediction`: what its output means: "noise", "scaled_score", "velocity", "sample" (x_0) or
@@ -191,7 +202,7 @@ class Network(Section):
     """
 
     preset: str
-    options: dict[str, bool | int | float | str | list[int] | list[float]] = Field({})
+    options: dict[str, Option] = Field({})
     conditioning: (
         Literal[
             "time",

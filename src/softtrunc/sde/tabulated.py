@@ -85,16 +85,23 @@ class TabulatedVPSDE(SDE):
         return f"TabulatedVPSDE({self.steps} steps, alphas_cumprod {first:.6g} to {last:.4g})"
 
     @classmethod
-    def from_betas(cls, betas: Iterable[float]) -> TabulatedVPSDE:
+    def from_betas(
+        cls, betas: Iterable[float], dtype: torch.dtype = torch.float64
+    ) -> TabulatedVPSDE:
         """The schedule whose step i keeps `1 - betas[i]` of the signal's variance.
+
+        Args:
+            betas: one a step.
+            dtype: of the arithmetic. In float32, in which diffusers has it, sigma of the first
+                steps is off by up to a thousandth; a model from there means that one.
 
         Raises:
             ValueError: if a beta is not in (0, 1), or there are fewer than two.
         """
-        beta = torch.tensor([float(b) for b in betas], dtype=torch.float64)
+        beta = torch.tensor([float(b) for b in betas], dtype=dtype)
         if not bool(((beta > 0.0) & (beta < 1.0)).all()):
             raise ValueError("TabulatedVPSDE: betas must lie in (0, 1)")
-        return cls(tuple(torch.log1p(-beta).cumsum(0).exp().tolist()))
+        return cls(tuple((1.0 - beta).cumprod(0).tolist()))
 
     @classmethod
     def from_schedule(
@@ -103,8 +110,9 @@ class TabulatedVPSDE(SDE):
         steps: int = 1000,
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
+        dtype: torch.dtype = torch.float64,
     ) -> TabulatedVPSDE:
-        """One of the usual schedules, in float64.
+        """One of the usual schedules.
 
         Args:
             schedule: "linear": betas evenly spaced (Ho et al. 2020); "scaled_linear": their roots
@@ -113,15 +121,16 @@ class TabulatedVPSDE(SDE):
             steps: N.
             beta_start: the first beta.
             beta_end: the last one.
+            dtype: see `from_betas`.
 
         Raises:
             ValueError: if the schedule is unknown or its betas do not lie in (0, 1).
         """
         if schedule == "linear":
-            betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+            betas = torch.linspace(beta_start, beta_end, steps, dtype=dtype)
         elif schedule == "scaled_linear":
             ends = math.sqrt(max(beta_start, 0.0)), math.sqrt(max(beta_end, 0.0))
-            betas = torch.linspace(*ends, steps, dtype=torch.float64).square()
+            betas = torch.linspace(*ends, steps, dtype=dtype).square()
         elif schedule == "squaredcos_cap_v2":
             share = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
             angle = (share + _COSINE_OFFSET) / (1.0 + _COSINE_OFFSET) * (math.pi / 2.0)
@@ -132,7 +141,7 @@ class TabulatedVPSDE(SDE):
                 f"schedule {schedule!r} is unknown: write linear, scaled_linear or "
                 "squaredcos_cap_v2, or give the betas themselves"
             )
-        return cls.from_betas(betas.tolist())
+        return cls.from_betas(betas.tolist(), dtype)
 
     @property
     def steps(self) -> int:
