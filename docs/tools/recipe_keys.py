@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import yaml
@@ -38,9 +39,16 @@ class Group(NamedTuple):
     keys: list[Key]
 
 
+@cache
 def groups() -> list[Group]:
     """Every section of a recipe, in the order of the schema."""
     return list(_groups(Recipe, "", ""))
+
+
+def known_keys() -> frozenset[str]:
+    """Every key of a recipe, sections included."""
+    found = groups()
+    return frozenset([group.path for group in found] + [k.name for g in found for k in g.keys])
 
 
 def recipe_tables() -> str:
