@@ -150,7 +150,7 @@ class ScoreModel(nn.Module):
                 f"value_range {self.value_range}: need finite low < high, e.g. (-1, 1)"
             )
         # A conditioning that this SDE cannot serve is refused here and not at the first batch.
-        noise_label(sde, self.conditioning, torch.ones(()))
+        noise_label(sde, self.conditioning, torch.ones((), device="cpu"))
 
     @property
     def sde(self) -> SDE:
