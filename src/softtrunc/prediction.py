@@ -1,4 +1,4 @@
-"""What a network's output means, and how the noise in its input follows from it.
+"""What a network is told of the noise, and how the noise in its input follows from its output.
 
 With `x = alpha x_0 + sigma z` and F the output of the network, of whichever kind it is:
 
@@ -30,7 +30,60 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softtrunc.sde import SDE, Prediction, expand_to
+from softtrunc.sde import SDE, Conditioning, Prediction, expand_to, widen
+
+
+def _time_log_snr_blend(sde: SDE, t: Tensor) -> Tensor:
+    """F = log(1 - alpha^2 + c) + B, B = -2 log alpha: like log sigma at small t, then like B."""
+    b = -2.0 * sde.log_alpha(t)
+    return (1e-3 - torch.expm1(-b)).log() + b
+
+
+def noise_label(
+    sde: SDE, conditioning: Conditioning, t: Float[Tensor, "*batch"], *, half_width: float = 1.0
+) -> Float[Tensor, "*batch"]:
+    """The number that tells a network how noisy its input is.
+
+    - "time": `999 t` (DDPM++).
+    - "unbounded_time": `999 (F(t) - F(1e-5)) / (F(T) - F(1e-5))`, F = log(1 - alpha^2 + 1e-3)
+      - 2 log alpha, finer at small t (UDDPM++; VP and sub-VP only).
+    - "reversed_time": `999 (T - t)`, steps counted from the noisiest (discrete VE models).
+    - "timestep": the step of a discrete schedule, counted from 0 (DDPM; `TabulatedVPSDE` only).
+    - "log_sigma": `log sigma(t)` (NCSN++).
+    - "unbounded_sigma": `log sigma` above sigma = 0.01 and `-0.01 / (sigma + 1e-4) - 3.6052`
+      below it, finer where sigma is tiny (UNCSN++).
+    - "edm": c_noise, `log(sigma / alpha) / 4` with data in [-1, 1]; `half_width` is half the length
+      of the range that they are in (Karras et al. 2022, table 1).
+
+    Source: Kim et al. 2022 (arXiv 2106.05527) and its public code.
+
+    Raises:
+        ValueError: if the conditioning is unknown or the SDE has no such label.
+    """
+    t = widen(t)
+    if conditioning not in get_args(Conditioning):
+        allowed = ", ".join(get_args(Conditioning))
+        raise ValueError(f"conditioning {conditioning!r} is unknown: write one of {allowed}")
+    if conditioning == "time":
+        return 999.0 * t
+    if conditioning == "reversed_time":
+        return 999.0 * (sde.t_max - t)
+    if conditioning == "timestep":
+        return sde.timestep(t)
+    if conditioning == "edm":
+        return -0.125 * sde.log_snr(t) - 0.25 * math.log(half_width)
+    if conditioning == "unbounded_time":
+        if sde.exploding:
+            raise ValueError(
+                f'conditioning "unbounded_time" needs a VP or sub-VP SDE, not {type(sde).__name__}:'
+                ' write "log_sigma" or "unbounded_sigma"'
+            )
+        low, high = (_time_log_snr_blend(sde, torch.full_like(t, v)) for v in (1e-5, sde.t_max))
+        return 999.0 * (_time_log_snr_blend(sde, t) - low) / (high - low)
+    sigma = sde.marginal(t).sigma
+    if conditioning == "log_sigma":
+        return sigma.log()
+    return torch.where(sigma > 0.01, sigma.log(), -0.01 / (sigma + 1e-4) - 3.6052)
 
 
 class Level(NamedTuple):

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Protocol, Unpack, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Unpack, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from softtrunc.prediction import Level, Parametrization
+from softtrunc.prediction import Level, Parametrization, noise_label
 from softtrunc.sde import SDE, Conditioning, Prediction, expand_to, widen
 
 if TYPE_CHECKING:
     from softtrunc.pretrained import Download, Upload
 
 __all__ = [
+    "BoundModel",
     "Conditioning",
+    "GivenModel",
     "Prediction",
     "ScoreFunction",
     "ScoreModel",
@@ -57,59 +59,6 @@ def denoise(
     return tweedie(x, model.score(x, t), alpha, sigma)
 
 
-def _time_log_snr_blend(sde: SDE, t: Tensor) -> Tensor:
-    """F = log(1 - alpha^2 + c) + B, B = -2 log alpha: like log sigma at small t, then like B."""
-    b = -2.0 * sde.log_alpha(t)
-    return (1e-3 - torch.expm1(-b)).log() + b
-
-
-def noise_label(
-    sde: SDE, conditioning: Conditioning, t: Float[Tensor, "*batch"], *, half_width: float = 1.0
-) -> Float[Tensor, "*batch"]:
-    """The number that tells a network how noisy its input is.
-
-    - "time": `999 t` (DDPM++).
-    - "unbounded_time": `999 (F(t) - F(1e-5)) / (F(T) - F(1e-5))`, F = log(1 - alpha^2 + 1e-3)
-      - 2 log alpha, finer at small t (UDDPM++; VP and sub-VP only).
-    - "reversed_time": `999 (T - t)`, steps counted from the noisiest (discrete VE models).
-    - "timestep": the step of a discrete schedule, counted from 0 (DDPM; `TabulatedVPSDE` only).
-    - "log_sigma": `log sigma(t)` (NCSN++).
-    - "unbounded_sigma": `log sigma` above sigma = 0.01 and `-0.01 / (sigma + 1e-4) - 3.6052`
-      below it, finer where sigma is tiny (UNCSN++).
-    - "edm": c_noise, `log(sigma / alpha) / 4` with data in [-1, 1]; `half_width` is half the length
-      of the range that they are in (Karras et al. 2022, table 1).
-
-    Source: Kim et al. 2022 (arXiv 2106.05527) and its public code.
-
-    Raises:
-        ValueError: if the conditioning is unknown or the SDE has no such label.
-    """
-    t = widen(t)
-    if conditioning not in get_args(Conditioning):
-        allowed = ", ".join(get_args(Conditioning))
-        raise ValueError(f"conditioning {conditioning!r} is unknown: write one of {allowed}")
-    if conditioning == "time":
-        return 999.0 * t
-    if conditioning == "reversed_time":
-        return 999.0 * (sde.t_max - t)
-    if conditioning == "timestep":
-        return sde.timestep(t)
-    if conditioning == "edm":
-        return -0.125 * sde.log_snr(t) - 0.25 * math.log(half_width)
-    if conditioning == "unbounded_time":
-        if sde.exploding:
-            raise ValueError(
-                f'conditioning "unbounded_time" needs a VP or sub-VP SDE, not {type(sde).__name__}:'
-                ' write "log_sigma" or "unbounded_sigma"'
-            )
-        low, high = (_time_log_snr_blend(sde, torch.full_like(t, v)) for v in (1e-5, sde.t_max))
-        return 999.0 * (_time_log_snr_blend(sde, t) - low) / (high - low)
-    sigma = sde.marginal(t).sigma
-    if conditioning == "log_sigma":
-        return sigma.log()
-    return torch.where(sigma > 0.01, sigma.log(), -0.01 / (sigma + 1e-4) - 3.6052)
-
-
 def _wrong_shape(found: tuple[int, ...], wanted: tuple[int, ...]) -> ValueError:
     """The refusal of a network's output."""
     doubled = found[:1] + found[2:] == wanted[:1] + wanted[2:] and found[1:2] == (2 * wanted[1],)
@@ -127,7 +76,8 @@ class ScoreModel(nn.Module):
     `value_range` to [-1, 1] and `label` of shape `(B,)`; it returns the shape of `x`, as a tensor
     or as the `.sample` of anything, as the networks of diffusers do. It may run
     in reduced precision under autocast; what it returns is brought back to the precision of `x`
-    before anything is divided by sigma.
+    before anything is divided by sigma. What else it is to know, class labels say, goes to it by
+    name: `model.score(x, t, y=labels)`, or bound by `given` for whoever calls `score(x, t)`.
 
     Args:
         network: the body.
@@ -163,7 +113,7 @@ class ScoreModel(nn.Module):
         own: Conditioning = "edm" if self.prediction == "edm" else sde.conditionings[0]
         self.conditioning: Conditioning = conditioning or own
         # A conditioning that this SDE cannot serve is refused here and not at the first batch.
-        noise_label(sde, self.conditioning, torch.ones(()))
+        noise_label(sde, self.conditioning, torch.ones((), device="cpu"))
 
     @property
     def sde(self) -> SDE:
@@ -186,45 +136,54 @@ class ScoreModel(nn.Module):
         return self.parametrization.sigma_data
 
     def forward(
-        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The network's output at `(x, t)` in the precision of `x`: what `prediction` says.
 
         Raises:
             ValueError: if it has not the shape of `x`.
         """
-        return self._output(x, t, Level.at(self.sde, t, x))
+        return self._output(x, t, Level.at(self.sde, t, x), condition)
 
-    def _output(self, x: Tensor, t: Tensor, level: Level) -> Tensor:
+    def _output(self, x: Tensor, t: Tensor, level: Level, condition: Mapping[str, Any]) -> Tensor:
         parameter = next(self.network.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
         inputs = self.parametrization.network_input(x, level)
         half = self.parametrization.half_width
         label = noise_label(self.sde, self.conditioning, widen(t, x.device), half_width=half)
-        output = self.network(inputs.to(dtype), label.to(dtype).expand(x.shape[0]))
+        label = label.to(dtype).expand(x.shape[0])
+        output = self.network(inputs.to(dtype), label, **condition)
         output = output if isinstance(output, Tensor) else output.sample
         if output.shape != x.shape:
             raise _wrong_shape(tuple(output.shape), tuple(x.shape))
         return output.to(x.dtype)
 
     def noise(
-        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The predicted noise `E[z | x_t = x] = -sigma score`."""
         level = Level.at(self.sde, t, x)
-        return self.parametrization.noise(self._output(x, t, level), x, level)
+        return self.parametrization.noise(self._output(x, t, level, condition), x, level)
 
     def score(
-        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The predicted score `grad log p_t(x)`."""
-        return -self.noise(x, t) / expand_to(self.sde.marginal(t).sigma, x)
+        return -self.noise(x, t, **condition) / expand_to(self.sde.marginal(t).sigma, x)
 
     def denoise(
-        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The predicted clean example `E[x_0 | x_t = x]`."""
-        return denoise(self, x, t)
+        return denoise(self.given(**condition), x, t)
+
+    def given(self, **condition: Any) -> GivenModel:
+        """The model with what its network is given bound to it: a score function of `(x, t)`.
+
+        Tensors with a leading B belong to the examples of a batch; anything else is for all.
+        Called as `network(x, label, **condition)`.
+        """
+        return GivenModel(self, condition)
 
     # What follows fetches `softtrunc.pretrained` when called: that brings networks and files
     # along, for which a program that only trains must not wait.
@@ -308,3 +267,93 @@ class ScoreModel(nn.Module):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, card=card)
             return upload_folder(Path(folder), repo_id, **upload)
+
+
+class BoundModel(nn.Module):
+    """A score function that may hold something for each example of a batch."""
+
+    def rows(self, index: Int[Tensor, " n"], batch: int | None = None) -> ScoreFunction:
+        """The same for the examples at these places of a batch, in their order.
+
+        Args:
+            index: the places.
+            batch: how many examples the batch has; None: as many as what is held says.
+        """
+        raise NotImplementedError
+
+
+class GivenModel(BoundModel):
+    """A model bound to a condition: what losses, samplers and densities take for a score function.
+
+    Args:
+        model: called as `model.score(x, t, **condition)`.
+        condition: by name. A tensor with a leading B belongs to the B examples of a batch; anything
+            else is for all of them.
+    """
+
+    def __init__(self, model: ScoreModel, condition: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.condition = dict(condition)
+
+    @property
+    def sde(self) -> SDE:
+        """The forward diffusion."""
+        return self.model.sde
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The range in which the data are given."""
+        return self.model.value_range
+
+    def score(
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "b *event"]:
+        """The predicted score `grad log p_t(x | condition)`."""
+        return self.model.score(x, t, **self._at(x.device))
+
+    def noise(
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "b *event"]:
+        """The predicted noise `E[z | x_t = x, condition]`."""
+        return self.model.noise(x, t, **self._at(x.device))
+
+    def denoise(
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "b *event"]:
+        """The predicted clean example `E[x_0 | x_t = x, condition]`."""
+        return denoise(self, x, t)
+
+    def rows(self, index: Int[Tensor, " n"], batch: int | None = None) -> GivenModel:
+        """The same for the examples at these places of a batch, in their order.
+
+        Raises:
+            ValueError: if `batch` is not given, and tensors of several lengths leave open which
+                of them belong to examples.
+        """
+        batch = self._batch() if batch is None else batch
+
+        def part(value: Any) -> Any:
+            own = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+            return value[index.to(value.device)] if own else value
+
+        return GivenModel(self.model, {name: part(v) for name, v in self.condition.items()})
+
+    def _batch(self) -> int | None:
+        """The number of examples that the condition is for, None if it is for all."""
+        found = {k: len(v) for k, v in self.condition.items() if isinstance(v, Tensor) and v.ndim}
+        lengths = set(found.values()) - {1} or set(found.values())
+        if len(lengths) > 1:
+            told = ", ".join(f"{name} has {length}" for name, length in found.items())
+            raise ValueError(
+                f"given: {told}: tensors with one entry per example have one length: write what is "
+                "for all examples with a leading 1, tensor[None]"
+            )
+        return next(iter(lengths), None)
+
+    def _at(self, device: torch.device) -> dict[str, Any]:
+        """The condition, on a device."""
+        return {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in self.condition.items()
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from softtrunc.networks.build import NetworkConfig, build_network
 
 
+@functools.cache
 def parameter_count(config: NetworkConfig) -> int:
     """Number of parameters, the frozen Fourier frequencies included."""
     return sum(parameter.numel() for parameter in _meta_network(config).parameters())

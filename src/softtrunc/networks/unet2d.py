@@ -49,6 +49,9 @@ class UNet2DConfig:
                 "need as many channels out as in"
             )
 
+    def __hash__(self) -> int:
+        return hash(repr(sorted(self.to_dict().items())))
+
     @property
     def channels(self) -> int:
         """Channels of the image."""
