@@ -41,9 +41,10 @@ ARROWS: dict[str, set[str]] = {
     "data": GROUND,
     "times": {"sde"},
     "noise": {"sde"},
-    "pretrained": {"networks", "sde"} | GROUND,
+    "hub": GROUND,
+    "pretrained": {"networks", "sde", "hub"} | GROUND,
     "prediction": {"sde"},
-    "score": {"sde", "prediction", "pretrained"},
+    "score": {"sde", "prediction", "hub", "pretrained"},
     "guidance": WORDS,
     "weighting": {"truncation", "sde"},
     "objective": {"truncation", "times", "weighting"} | WORDS,
@@ -51,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
     "samplers": {"flow", "noise"} | WORDS,
     "density": {"flow", "noise", "times"} | WORDS,
     # A checkpoint may be described by the name of a recipe.
-    "interop": {"networks", "pretrained", "recipes"} | WORDS | GROUND,
+    "interop": {"networks", "hub", "pretrained", "recipes"} | WORDS | GROUND,
     "training": {"objective", "data", "pretrained", "records"} | WORDS | GROUND,
     # What the truncation prior makes of the times is told of the loss itself.
     "evaluation": {"samplers", "density", "metrics", "data", "records", "objective", "times"}
@@ -63,7 +64,7 @@ ARROWS: dict[str, set[str]] = {
     "runs": {"recipes", "samplers", "training", "data", "records", "score"} | GROUND,
     "jobs": {
         *("runs", "recipes", "report", "evaluation", "training", "interop", "records"),
-        *("samplers", "density", "metrics", "data", "noise", "pretrained", "networks"),
+        *("samplers", "density", "metrics", "data", "noise", "hub", "pretrained", "networks"),
         "objective",
         *WORDS,
         *GROUND,

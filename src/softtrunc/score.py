@@ -15,7 +15,7 @@ from softtrunc.prediction import Level, Parametrization, noise_label
 from softtrunc.sde import SDE, Conditioning, Prediction, expand_to, widen
 
 if TYPE_CHECKING:
-    from softtrunc.pretrained import Download, Upload
+    from softtrunc.hub import Download, Upload
 
 __all__ = [
     "BoundModel",
@@ -253,7 +253,7 @@ class ScoreModel(nn.Module):
             repo_id: `owner/name`.
             card: see `save_pretrained`.
             upload: private, token, revision, create_pr, commit_message; see
-                `softtrunc.pretrained.upload_folder`.
+                `softtrunc.hub.upload_folder`.
 
         Returns:
             The address of the commit.
@@ -262,7 +262,7 @@ class ScoreModel(nn.Module):
             ValueError: see `save_pretrained`.
             huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
         """
-        from softtrunc.pretrained import upload_folder
+        from softtrunc.hub import upload_folder
 
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, card=card)

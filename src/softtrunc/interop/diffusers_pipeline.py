@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from softtrunc.hub import Download, fetch
 from softtrunc.interop.torch_file import read_torch_file
 from softtrunc.networks import UNet2DConfig
-from softtrunc.pretrained import Download, fetch, load_exactly
+from softtrunc.pretrained import load_exactly
 from softtrunc.score import ScoreModel
 from softtrunc.sde import BetaSchedule, Prediction, TabulatedVPSDE
 
