@@ -127,6 +127,15 @@ def test_it_is_a_value():
     assert sde.to_dict() == {"type": "TabulatedVPSDE", "alphas_cumprod": sde.alphas_cumprod}
 
 
+def test_it_is_made_the_same_while_a_network_is_sketched():
+    with torch.device("meta"):
+        sde = TabulatedVPSDE.from_schedule("scaled_linear", 100)
+        ours = sde.log_snr(torch.tensor(0.3, device="cpu"))
+    truth = TabulatedVPSDE.from_schedule("scaled_linear", 100)
+    assert sde == truth
+    assert torch.equal(ours, truth.log_snr(torch.tensor(0.3)))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("make", "said"),

@@ -101,7 +101,7 @@ def import_checkpoint(
     if conditioning not in (None, "auto"):
         resolved = _conditioned(resolved, conditioning)
     data = None if resolved.data.source is None else build_data(resolved, "train")
-    card = _card(resolved, data)
+    card = data_card(resolved, data)
     channels, size = card.channels, (card.height, card.width)
     network = score_unet_config(resolved, channels=channels, image_size=size)
     with user_errors():
@@ -164,7 +164,7 @@ def _conditioned(recipe: schema.Recipe, conditioning: str | None) -> schema.Reci
     return recipe.model_copy(update={"network": network})
 
 
-def _card(recipe: schema.Recipe, data: ImageDataset | None) -> DataCard:
+def data_card(recipe: schema.Recipe, data: ImageDataset | None) -> DataCard:
     """What is known of the data: everything, or the shape of an image."""
     if data is not None:
         return data.card

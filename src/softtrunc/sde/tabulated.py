@@ -22,6 +22,9 @@ BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 _LARGEST_BETA = 0.999  # of the cosine schedule (Nichol & Dhariwal 2021, section 3.2)
 _COSINE_OFFSET = 0.008
 
+# Where tables are made, also while a network is sketched on the meta device.
+_HOME = torch.device("cpu")
+
 # Newton's method needs four or five steps; what it cannot do, halving does in these.
 _MOST_STEPS = 60
 
@@ -98,7 +101,7 @@ class TabulatedVPSDE(SDE):
         Raises:
             ValueError: if a beta is not in (0, 1), or there are fewer than two.
         """
-        beta = torch.tensor([float(b) for b in betas], dtype=dtype)
+        beta = torch.tensor([float(b) for b in betas], dtype=dtype, device=_HOME)
         if not bool(((beta > 0.0) & (beta < 1.0)).all()):
             raise ValueError("TabulatedVPSDE: betas must lie in (0, 1)")
         return cls(tuple((1.0 - beta).cumprod(0).tolist()))
@@ -127,12 +130,12 @@ class TabulatedVPSDE(SDE):
             ValueError: if the schedule is unknown or its betas do not lie in (0, 1).
         """
         if schedule == "linear":
-            betas = torch.linspace(beta_start, beta_end, steps, dtype=dtype)
+            betas = torch.linspace(beta_start, beta_end, steps, dtype=dtype, device=_HOME)
         elif schedule == "scaled_linear":
             ends = math.sqrt(max(beta_start, 0.0)), math.sqrt(max(beta_end, 0.0))
-            betas = torch.linspace(*ends, steps, dtype=dtype).square()
+            betas = torch.linspace(*ends, steps, dtype=dtype, device=_HOME).square()
         elif schedule == "squaredcos_cap_v2":
-            share = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+            share = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64, device=_HOME)
             angle = (share + _COSINE_OFFSET) / (1.0 + _COSINE_OFFSET) * (math.pi / 2.0)
             alpha_squared = angle.cos().square()
             betas = (1.0 - alpha_squared[1:] / alpha_squared[:-1]).clamp(max=_LARGEST_BETA)
@@ -170,9 +173,11 @@ class TabulatedVPSDE(SDE):
     @cached_property
     def _table(self) -> Tensor:
         """Rows: u = log t of each step, its log-SNR, and d log_snr / du; float64 on the CPU."""
-        a = torch.tensor(cast(tuple[float, ...], self.alphas_cumprod), dtype=torch.float64)
+        values = cast(tuple[float, ...], self.alphas_cumprod)
+        a = torch.tensor(values, dtype=torch.float64, device=_HOME)
         v = a.log() - torch.log1p(-a)
-        u = (torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps).log()
+        step = torch.arange(1, self.steps + 1, dtype=torch.float64, device=_HOME)
+        u = (step / self.steps).log()
         return torch.stack([u, v, _monotone_slopes(u, v)])
 
     @cached_property
