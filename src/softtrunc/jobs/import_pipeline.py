@@ -110,6 +110,7 @@ def recipe_of_pipeline(found: DiffusersPipeline, name: str, source: str) -> dict
             "options": options,
             "conditioning": "timestep",
             "prediction": found.schedule.prediction,
+            "value_range": [-1.0, 1.0],
         },
         "training": {"steps": 1000, "warmup_steps": 100},
         "sampling": {"sampler": "dpm_solver", "steps": 25},

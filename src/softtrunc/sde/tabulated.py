@@ -157,6 +157,11 @@ class TabulatedVPSDE(SDE):
         return 1.0
 
     @property
+    def exploding(self) -> bool:  # type: ignore[override]
+        """False, also where a short schedule leaves much of the data at T."""
+        return False
+
+    @property
     def t_end(self) -> float:
         """1 / N, the time of the first step: below it the network was never trained."""
         return 1.0 / self.steps
