@@ -43,6 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "noise": {"sde"},
     "pretrained": {"networks", "sde"} | GROUND,
     "score": {"sde", "pretrained"},
+    "guidance": WORDS,
     "weighting": {"truncation", "sde"},
     "objective": {"truncation", "times", "weighting"} | WORDS,
     "flow": {"noise"} | WORDS,
@@ -68,11 +69,11 @@ ARROWS: dict[str, set[str]] = {
     },
     "cli": {"__init__", "jobs", "runs", "recipes", "records"} | GROUND,
     "__main__": {"cli"},
-    "__init__": {"objective", "score", "sde", "times", "truncation", "weighting"},
+    "__init__": {"guidance", "objective", "score", "sde", "times", "truncation", "weighting"},
 }
 
 # The core reads like the paper: tensors, their shapes, and nothing else from outside.
-CORE = {"truncation", "sde", "times", "weighting", "score", "objective"}
+CORE = {"truncation", "sde", "times", "weighting", "score", "objective", "guidance"}
 CORE_LIBRARIES = {"torch", "jaxtyping"}
 
 # What a program that only trains with our loss must not wait for.
