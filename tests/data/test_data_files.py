@@ -417,7 +417,7 @@ def test_cifar10_as_jpeg_is_found_whole_and_its_test_split_read(shared):
     assert len(choose_names(files.names, "train")) == 50_000
     test = choose_names(files.names, "test")
     assert len(test) == 10_000
-    some = [decode(each.content, None, None) for each in files.read(test[::500])]
+    some = [decode(each.content, None, None) for each in files.read(test[:20])]
     assert [each.pixels.shape for each in some] == [(32, 32, 3)] * 20
 
 
