@@ -343,10 +343,14 @@ def test_a_place_has_one_writer(begun, tmp_path, capsys):
     train += ["--set", SMALL, "--set", "training.batch_size=8", "--set", "training.samples=4"]
     sample = ["sample", str(begun), "-n", "2", "--steps", "2", "--out", str(tmp_path / "a.npz")]
     export = ["export", str(begun), "--out", str(tmp_path / "exported")]
+    measured = shutil.copytree(begun, tmp_path / "measured")
+    evaluate = ["evaluate", str(measured), "--bpd", "--limit", "1"]
+    evaluate += ["--set", "evaluation={figures: [nelbo], nelbo_draws: 1}"]
     for command, place in (
         (train, out),
         (sample, tmp_path / "a.npz"),
         (export, tmp_path / "exported"),
+        (evaluate, measured / "evaluation.json"),
     ):
         with only_one(place, "busy there"):
             assert main(command) == 2
