@@ -78,7 +78,12 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
         if image_size is None or channels is None:
             raise ValueError("DiffusersUNet: the model does not say its image_size and channels")
         self.model = model
-        self._classes = isinstance(known, UNet2DConfig) and known.conditional
+        # What the network calls its classes, where it knows any.
+        self._classes: str | None = None
+        if isinstance(known, UNet2DConfig):
+            self._classes = "class_labels" if known.conditional else None
+        elif known is not None and known.num_classes:
+            self._classes = "y"
         if value_range is None:
             value_range = model.value_range if isinstance(model, ScoreModel) else (-1.0, 1.0)
         low, high = value_range
@@ -223,6 +228,6 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
     def _scored(self, class_labels: Tensor | None) -> Any:
         if class_labels is None:
             return self.model.score
-        if not self._classes:
+        if self._classes is None:
             raise ValueError("this model knows no classes: leave class_labels out")
-        return self._score_model().given(class_labels=class_labels).score
+        return self._score_model().given(**{self._classes: class_labels}).score
