@@ -197,7 +197,7 @@ class _Training:
             shard(network, units, device)
         model.to(device)
         if channels_last is None:
-            channels_last = prefers_channels_last(network, device, spec.precision)
+            channels_last = prefers_channels_last(network, device)
         if channels_last and not self.sharded:  # shards cannot have it
             lay_channels_last(network)
         return model
