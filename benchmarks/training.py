@@ -112,6 +112,8 @@ def fit_against_bare(accelerator: Accelerator, rounds: int, large_rounds: int) -
     data = build_data(demo, "train")
     pair = stepper(demo, data, accelerator), bare(demo, data, accelerator.device)
     compared("demo network, fit against a bare loop", *pair, rounds)
+    if large_rounds == 0:
+        return
     options = ["network.preset=ddpmpp", "training.batch_size=16"]
     large, data = load_recipe("digits-vp-nll", options), random_images(32)
     pair = stepper(large, data, accelerator), bare(large, data, accelerator.device)
@@ -172,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--precision", nargs="+", default=["no", "bf16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
     parser.add_argument("--cifar-steps", type=int, default=3)
-    parser.add_argument("--large-rounds", type=int, default=6, help="pairs of steps of DDPM++")
+    parser.add_argument("--large-rounds", type=int, default=6, help="pairs of DDPM++; 0: none")
     parser.add_argument("--costs", action="store_true", help="leave out the shares of the peaks")
     options = parser.parse_args(arguments)
     accelerator = Accelerator()
