@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
+from accelerate import Accelerator
 
 from softtrunc.data import ImageDataset, Skipped
 from softtrunc.jobs.remarks import remarks
+from softtrunc.jobs.train import start_tracker
 from softtrunc.recipes import load_recipe
 
 
@@ -51,12 +52,13 @@ def test_files_that_were_left_out_are_named_once(tmp_path):
 
 
 def test_a_tracker_gets_a_place_and_a_project_of_its_run(tmp_path):
-    from softtrunc.jobs.train import start_tracker
-
     seen = {}
-    accelerator = SimpleNamespace(
-        init_trackers=lambda project, **rest: seen.update(rest, p=project)
-    )
+
+    class Told(Accelerator):
+        def init_trackers(self, p, **rest):
+            seen.update(rest, p=p)
+
+    accelerator = Told(cpu=True)
     start_tracker(accelerator, load_recipe("digits-vp-nll", ["training.tracker=wandb"]), tmp_path)
     assert seen["p"] == "digits-vp-nll"
     assert seen["init_kwargs"]["wandb"] == {"name": tmp_path.name, "dir": str(tmp_path)}
