@@ -33,8 +33,10 @@ def test_of_ten_images_or_more_one_at_least_is_held_out():
 
 @pytest.fixture
 def without_heif(monkeypatch):
-    decode._reads_heif.cache_clear()
+    decode._formats.cache_clear()
     monkeypatch.setattr(decode, "_reads_heif", lambda: False)
+    yield
+    decode._formats.cache_clear()
 
 
 @pytest.mark.usefixtures("without_heif")
@@ -66,7 +68,7 @@ def test_heic_alone_is_refused_with_what_to_do(tmp_path):
 
 def test_heic_is_read_where_its_package_is(tmp_path):
     heif = pytest.importorskip("pillow_heif")
-    heif.register_heif_opener()
+    heif.register_heif_opener()  # for what is saved below
     smooth = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)
     content = io.BytesIO()
     Image.fromarray(smooth).convert("RGB").save(content, "HEIF", quality=95)
