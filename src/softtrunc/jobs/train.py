@@ -23,6 +23,7 @@ from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import StopRequest, stop_on_signal
 from softtrunc.jobs.data_check import DataCheck
 from softtrunc.jobs.questions import Questions
+from softtrunc.jobs.remarks import remarks
 from softtrunc.jobs.shared_grid import draw_together
 from softtrunc.networks.blocks import AttentionBlock, ResidualBlock
 from softtrunc.recipes.build import (
@@ -57,8 +58,6 @@ from softtrunc.training import (
 from softtrunc.training.sharding import local, shard
 from softtrunc.training.speed import fast_kernels, lay_channels_last, prefers_channels_last
 
-# Unreadable files are named one by one up to here.
-_MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,15 @@ def train(
     return TrainOutcome(training.state.step, training.clock.seconds, interrupted=training.stopped)
 
 
+def start_tracker(accelerator: Accelerator, recipe: Recipe, run: Path) -> None:
+    """Start what a recipe names: in a folder of the run, or in a project that its runs share."""
+    settings = {key: str(value) for key, value in flatten(recipe.model_dump()).items()}
+    tracker = recipe.training.tracker
+    project = recipe.name if tracker == "wandb" else tracker
+    named = {"wandb": {"name": run.resolve().name, "dir": str(run)}}
+    accelerator.init_trackers(project, config=settings, init_kwargs=named)
+
+
 class _Training:
     """One training: everything is built, and what can be refused is refused, before it begins."""
 
@@ -179,12 +187,8 @@ class _Training:
             summed=recipe.objective.reduction == "sum",
             clock=self.clock,
         )
-        for what, count in self.data.converted.items():
-            progress.say(f"{count:,} images: {what}")
-        for left_out in self.data.skipped[:_MOST_NAMED]:
-            progress.say(f"left out {left_out.name}: {left_out.reason}")
-        if (more := len(self.data.skipped) - _MOST_NAMED) > 0:
-            progress.say(f"left out {more} more files; softtrunc.data.inspect(path) lists them all")
+        for line in remarks(recipe, self.data):
+            progress.say(line)
 
     def _model(self) -> ScoreModel:
         """The model on its device: spread over the processes, or laid out as is fastest there."""
@@ -198,7 +202,7 @@ class _Training:
             shard(network, units, device)
         model.to(device)
         if channels_last is None:
-            channels_last = prefers_channels_last(network, device, spec.precision)
+            channels_last = prefers_channels_last(network, device)
         if channels_last and not self.sharded:  # shards cannot have it
             lay_channels_last(network)
         return model
@@ -233,8 +237,7 @@ class _Training:
         if spec.compile:
             self.model.network.compile()
         if spec.tracker is not None:
-            settings = {k: str(value) for k, value in flatten(self.recipe.model_dump()).items()}
-            self.accelerator.init_trackers("softtrunc", config=settings)
+            start_tracker(self.accelerator, self.recipe, run.path)
 
     def go(self, progress: Progress) -> None:
         """Take steps until all are done or a signal comes."""
