@@ -192,6 +192,8 @@ class Training(Section):
     - `micro_batch_size`: most examples in one forward pass; null: no limit.
     - `learning_rate`, `betas`, `adam_eps`, `weight_decay`: of AdamW.
     - `warmup_steps`: steps over which the learning rate grows from 0.
+    - `schedule`, `final_learning_rate`: how it goes on: "constant", or over the steps that are left
+      to the final one, by half a "cosine" or in a "linear" way.
     - `grad_clip`: largest norm of the gradient; null: no clipping.
     - `ema_rate`: how much of the averaged weights stays at each step.
     - `seed`: of the first weights, the order of the images, the noise and the times.
@@ -218,6 +220,8 @@ class Training(Section):
     adam_eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
     warmup_steps: Natural = 5000
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    final_learning_rate: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
     ema_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
     seed: Seed = 0

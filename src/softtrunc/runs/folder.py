@@ -182,12 +182,15 @@ class Run:
         Raises:
             UserError: saying what differs.
         """
+        free = set(_FREE_ON_RESUME)
+        if recipe.training.schedule != "constant":
+            free.remove("training.steps")  # they decide every learning rate
         wrong = [
             f"{key} was {old!r}, is {new!r}"
             for key, (old, new) in differing(
                 self.recipe().model_dump(), recipe.model_dump()
             ).items()
-            if not any(key == free or key.startswith(free + ".") for free in _FREE_ON_RESUME)
+            if not any(key == each or key.startswith(each + ".") for each in free)
         ]
         if wrong:
             raise UserError(
