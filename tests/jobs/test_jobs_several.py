@@ -26,6 +26,7 @@ from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.processes import company
 from softtrunc.feedback.signals import StopRequest
 from softtrunc.jobs import train as job
+from softtrunc.jobs.questions import Questions
 from softtrunc.jobs.shared_grid import draw_together
 from softtrunc.samplers import DPMSolver
 from softtrunc.training import Stopwatch
@@ -293,7 +294,7 @@ class Clock(Stopwatch):
 )
 def test_processes_ask_about_signals_by_the_clock_of_the_slowest(ours, theirs, between):
     pair, clock, asked = Pair(0.0, theirs), Clock(), []
-    questions = job._Questions(pair, clock, 0)
+    questions = Questions(pair, clock, 0)
     for step in range(1, 120):
         clock.seconds += ours
         assert not questions.any_stop(step, wanted=False)

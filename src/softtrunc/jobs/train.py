@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +24,9 @@ from softtrunc.feedback.processes import company, is_lost
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import StopRequest, stop_on_signal
 from softtrunc.jobs.data_check import DataCheck
+from softtrunc.jobs.questions import Questions
 from softtrunc.jobs.shared_grid import draw_together
+from softtrunc.jobs.start import Start, check_unchanged, start_of_resumed
 from softtrunc.networks.blocks import AttentionBlock, ResidualBlock
 from softtrunc.recipes.build import (
     build_model,
@@ -54,10 +58,6 @@ from softtrunc.training import (
 from softtrunc.training.sharding import local, shard
 from softtrunc.training.speed import fast_kernels, lay_channels_last, prefers_channels_last
 
-# Several processes that train ask each other about signals after so many seconds, and in no more
-# than so many steps: the next steps may be slower than those before.
-_SECONDS_BETWEEN_QUESTIONS = 2.0
-_STEPS_BETWEEN_QUESTIONS = 50
 # Unreadable files are named one by one up to here.
 _MOST_NAMED = 20
 
@@ -77,6 +77,7 @@ def train(
     *,
     resume: bool = False,
     verify: bool = False,
+    start: Start | None = None,
     progress: Progress | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainOutcome:
@@ -91,12 +92,13 @@ def train(
         resume: go on from the newest checkpoint.
         verify: compare every pixel of prepared data with their card before the first step; else
             that is done meanwhile, before the first checkpoint is written.
+        start: the weights to start from; None: random ones, by the recipe's seed.
         progress: where bars and lines go.
         accelerator: devices and processes; None: by the recipe's precision.
 
     Raises:
         UserError: if the folder is taken, the recipe or data differ from those of the run, a
-            checkpoint is damaged, or the recipe cannot be built.
+            checkpoint is damaged, or the recipe cannot be built; or if `start` does not fit.
         RunFailedError: if a loss, the weights or samples are not finite, or the disk is full; the
             last checkpoint stays.
     """
@@ -120,7 +122,7 @@ def train(
     if progress is None or not together.main:
         progress = Silent()
     with only_one(out, "training into it") if together.main else nullcontext():
-        training = _Training(recipe, Run(out), resume, devices, progress)
+        training = _Training(recipe, Run(out), resume, start, devices, progress)
         if verify:
             training.check.wait()
         together.meet()  # every process has looked before the first one writes
@@ -146,7 +148,13 @@ class _Training:
     """One training: everything is built, and what can be refused is refused, before it begins."""
 
     def __init__(
-        self, recipe: Recipe, run: Run, resume: bool, devices: Devices, progress: Progress
+        self,
+        recipe: Recipe,
+        run: Run,
+        resume: bool,
+        start: Start | None,
+        devices: Devices,
+        progress: Progress,
     ) -> None:
         self.recipe, self.run = recipe, run
         self.accelerator, self.company = devices
@@ -158,17 +166,29 @@ class _Training:
         if going_on:
             run.check_same(recipe, self.data.card)
             run.check_places()
+            start = start_of_resumed(run, start)
         self.check = DataCheck(self.data, here=self.main)
         self.config = build_training(recipe)
         self.objective = build_objective(recipe)
         self.sampler = build_sampler(recipe.sampling, build_sde(recipe))
         self.sharded = recipe.training.shard and self.company.size > 1
+        begins = not list_checkpoints(run.checkpoints)
+        self.start = start if begins else None
+        self.filled: Mapping[str, Any] | None = None
         self.model = self._model()
         with user_errors("training"):
             _, self.micro = micro_batches(self.config, accelerator.num_processes)
             for size in (self.config.batch_size, self.micro):
                 self.objective.draw(size)  # what the loss cannot split is refused now
         self.state = TrainState.create(self.model, self.config)
+        if self.start is not None:
+            self.start.remember(self.state)
+        if start is not None:
+            progress.say(
+                f"{run.path.name} starts from {start}"
+                if begins
+                else f"{run.path.name} started from {start}"
+            )
         self.clock = Stopwatch(self._load() if going_on else 0.0)
         self.clock.pause()
         self.stopped = False
@@ -190,6 +210,10 @@ class _Training:
         card, spec, device = self.data.card, self.recipe.training, self.accelerator.device
         size = card.height, card.width
         model = build_model(self.recipe, channels=card.channels, image_size=size)
+        if self.start is not None:
+            self.filled = self.start.fill(model)
+            if self.run.exists:
+                check_unchanged(self.run, self.filled)
         network, channels_last = model.network, spec.channels_last
         if self.sharded:
             blocks = (ResidualBlock, AttentionBlock)
@@ -223,7 +247,12 @@ class _Training:
                 if run.exists:
                     run.go_on(self.recipe, self.state.step, processes=self.company.size)
                 else:
-                    run.start(self.recipe, self.data.card, processes=self.company.size)
+                    run.start(
+                        self.recipe,
+                        self.data.card,
+                        processes=self.company.size,
+                        init_from=self.filled,
+                    )
             remove_unfinished(run.checkpoints)
             run.cut_metrics(self.state.step)
             run.samples.mkdir(exist_ok=True)
@@ -254,7 +283,7 @@ class _Training:
             if self._owes_grid() and not self._sample(stop):
                 self.stopped = True
                 return
-            questions = _Questions(self.accelerator, self.clock, state.step)
+            questions = Questions(self.accelerator, self.clock, state.step)
             self.clock.resume()
             for record in records:
                 self.monitor.add(record)
@@ -360,35 +389,3 @@ class _Training:
     def _save_grid(self, images: UInt8[Tensor, "n c h w"], name: str) -> None:
         shown = stretch_levels(images, self.data.card.levels)
         save_grid(shown, self.run.samples / f"{name}.png")
-
-
-class _Questions:
-    """Processes that train ask each other whether any is to stop, to stop at the same step.
-
-    That costs a wait for the device, so they do it by the clock: not in every quick step, in every
-    slow one. They agree on the next step to ask at by the slowest one's clock.
-
-    Args:
-        accelerator: the processes. `clock`: counts the training time. `step`: how many are done.
-    """
-
-    def __init__(self, accelerator: Accelerator, clock: Stopwatch, step: int) -> None:
-        self._accelerator = accelerator
-        self._clock = clock
-        self._next = step + 1
-        self._last = step, clock.seconds
-
-    def any_stop(self, step: int, wanted: bool) -> bool:
-        """Whether any process is to stop; all must call it after every step."""
-        if self._accelerator.num_processes == 1:
-            return wanted
-        if step < self._next:
-            return False
-        last, since = self._last
-        each = (self._clock.seconds - since) / (step - last)
-        mine = torch.tensor([float(wanted), each], device=self._accelerator.device)
-        votes, seconds = self._accelerator.gather(mine).reshape(-1, 2).unbind(1)
-        most = _SECONDS_BETWEEN_QUESTIONS / max(float(seconds.max()), 1e-9)
-        self._next = step + max(1, min(_STEPS_BETWEEN_QUESTIONS, int(most)))
-        self._last = step, self._clock.seconds  # the device has been waited for
-        return bool(votes.any())

@@ -141,10 +141,25 @@ class Run:
         """
         return self._record().provenance
 
-    def start(self, recipe: Recipe, card: DataCard, *, processes: int = 1) -> None:
-        """Write `recipe.yaml`; the run exists from here on."""
+    def start(
+        self,
+        recipe: Recipe,
+        card: DataCard,
+        *,
+        processes: int = 1,
+        init_from: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write `recipe.yaml`; the run exists from here on.
+
+        Args:
+            recipe: of the run.
+            card: of its data.
+            processes: that train together.
+            init_from: what is known of the weights that it starts from; None: random ones.
+        """
         how = {"created": now(), "versions": package_versions(), "processes": processes}
-        self._write(recipe, {**how, "data": asdict(card)})
+        begun = {} if init_from is None else {"init_from": dict(init_from)}
+        self._write(recipe, {**how, **begun, "data": asdict(card)})
 
     def go_on(self, recipe: Recipe, step: int, *, processes: int) -> None:
         """Write `recipe.yaml` anew, with what changed at `step` beside how the run was started."""
