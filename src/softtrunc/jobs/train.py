@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from softtrunc.data import stretch_levels, to_uint8
-from softtrunc.data.pictures import save_grid
+from softtrunc.data.pictures import grid, save_png
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
 from softtrunc.feedback.files import complaint
 from softtrunc.feedback.locks import only_one
@@ -27,6 +26,7 @@ from softtrunc.jobs.data_check import DataCheck
 from softtrunc.jobs.questions import Questions
 from softtrunc.jobs.shared_grid import draw_together
 from softtrunc.jobs.start import Start, check_unchanged, start_of_resumed
+from softtrunc.jobs.trackers import Trackers, check_tracker
 from softtrunc.networks.blocks import AttentionBlock, ResidualBlock
 from softtrunc.recipes.build import (
     build_model,
@@ -39,7 +39,7 @@ from softtrunc.recipes.build import (
 from softtrunc.recipes.schema import Recipe
 from softtrunc.records import append_metrics
 from softtrunc.runs.devices import Devices, find_devices
-from softtrunc.runs.folder import Run, flatten
+from softtrunc.runs.folder import Run
 from softtrunc.runs.node_images import open_images
 from softtrunc.score import ScoreModel
 from softtrunc.training import (
@@ -103,10 +103,7 @@ def train(
             last checkpoint stays.
     """
     spec = recipe.training
-    if spec.tracker is not None and find_spec(spec.tracker) is None:
-        raise UserError(
-            f"training.tracker={spec.tracker}: not installed: pip install 'softtrunc[tracking]'"
-        )
+    check_tracker(recipe)
     devices = (
         find_devices(spec.timeout, precision=spec.precision, tracker=spec.tracker, folder=out)
         if accelerator is None
@@ -168,6 +165,7 @@ class _Training:
             run.check_places()
             start = start_of_resumed(run, start)
         self.check = DataCheck(self.data, here=self.main)
+        self.trackers = Trackers(accelerator, recipe)
         self.config = build_training(recipe)
         self.objective = build_objective(recipe)
         self.sampler = build_sampler(recipe.sampling, build_sde(recipe))
@@ -256,13 +254,12 @@ class _Training:
             remove_unfinished(run.checkpoints)
             run.cut_metrics(self.state.step)
             run.samples.mkdir(exist_ok=True)
+        self.trackers.begin()
+        if self.main:
             real = torch.from_numpy(self.data.images[: spec.samples].copy())
-            self._save_grid(real, "data")
+            self._save_grid(real, "data", "data")
         if spec.compile:
             self.model.network.compile()
-        if spec.tracker is not None:
-            settings = {k: str(value) for k, value in flatten(self.recipe.model_dump()).items()}
-            self.accelerator.init_trackers("softtrunc", config=settings)
 
     def go(self, progress: Progress) -> None:
         """Take steps until all are done or a signal comes."""
@@ -309,8 +306,7 @@ class _Training:
                     self.stopped = True
                     break
         self.company.meet()
-        if spec.tracker is not None:
-            self.accelerator.end_training()
+        self.trackers.end()
 
     def _owes_grid(self) -> bool:
         """Whether a grid of the present step is wanted and not there."""
@@ -330,8 +326,7 @@ class _Training:
             return ""
         if self.main:
             append_metrics(self.run.metrics_file, row)
-        if self.recipe.training.tracker is not None:
-            self.accelerator.log(row.scalars, step=row.step)
+        self.trackers.log(row)
         return f"loss {row.loss:.4f}  {row.images_per_second:,.0f} img/s"
 
     def _save(self) -> None:
@@ -383,9 +378,10 @@ class _Training:
                 in_step=self.sharded,
             )
         if images is not None and self.main:
-            self._save_grid(images, f"step-{self.state.step:08d}")
+            self._save_grid(images, f"step-{self.state.step:08d}", "samples")
         return images is not None
 
-    def _save_grid(self, images: UInt8[Tensor, "n c h w"], name: str) -> None:
-        shown = stretch_levels(images, self.data.card.levels)
-        save_grid(shown, self.run.samples / f"{name}.png")
+    def _save_grid(self, images: UInt8[Tensor, "n c h w"], name: str, what: str) -> None:
+        shown = grid(stretch_levels(images, self.data.card.levels))
+        save_png(shown, self.run.samples / f"{name}.png")
+        self.trackers.show(what, shown, self.state.step)
