@@ -117,8 +117,9 @@ class Start:
         run = self._run
         if self.keep_optimizer and run is not None:
             with user_errors(f"--init-from {self.source}"):
+                fresh, state.posthoc = state.posthoc, None  # it counts from this run's own start
                 load_checkpoint(find_checkpoint(run.checkpoints), state)
-            state.step = 0
+            state.step, state.posthoc = 0, fresh
 
 
 def start_of_resumed(run: Run, given: Start | None) -> Start | None:

@@ -49,6 +49,7 @@ from softtrunc.training import (
     TrainState,
     find_checkpoint,
     fit,
+    keep_averages,
     list_checkpoints,
     load_checkpoint,
     micro_batches,
@@ -252,6 +253,7 @@ class _Training:
                         init_from=self.filled,
                     )
             remove_unfinished(run.checkpoints)
+            keep_averages(self.state, run.checkpoints, run.averages)
             run.cut_metrics(self.state.step)
             run.samples.mkdir(exist_ok=True)
         self.trackers.begin()
@@ -344,6 +346,8 @@ class _Training:
                 keep=self.recipe.training.keep_checkpoints,
                 write=self.main,
             )
+        if self.main:
+            keep_averages(self.state, self.run.checkpoints, self.run.averages)
 
     def kept(self) -> str:
         """What is left of a run that failed."""

@@ -196,6 +196,7 @@ class Training(Section):
       to the final one, by half a "cosine" or in a "linear" way.
     - `grad_clip`: largest norm of the gradient; null: no clipping.
     - `ema_rate`: how much of the averaged weights stays at each step.
+    - `posthoc_ema`: also keep averages from which `--ema LENGTH` makes one of any length later.
     - `seed`: of the first weights, the order of the images, the noise and the times.
     - `precision`: "no" (float32) or "bf16" (autocast; schedules stay in float64).
     - `compile`: run the network through torch.compile.
@@ -224,6 +225,7 @@ class Training(Section):
     final_learning_rate: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
     ema_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
+    posthoc_ema: bool = False
     seed: Seed = 0
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False

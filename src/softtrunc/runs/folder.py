@@ -89,6 +89,11 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def averages(self) -> Path:
+        """The folder of snapshots of averages, see `training.posthoc_ema`."""
+        return self.path / "averages"
+
+    @property
     def samples(self) -> Path:
         """The folder of sample grids."""
         return self.path / "samples"
@@ -226,7 +231,7 @@ class Run:
         Raises:
             UserError: naming what stands in the place of a file, or a damaged line.
         """
-        wanted = {self.samples: Path.is_dir, self.checkpoints: Path.is_dir}
+        wanted = dict.fromkeys((self.samples, self.checkpoints, self.averages), Path.is_dir)
         wanted |= dict.fromkeys((self.metrics_file, self.samples / "data.png"), Path.is_file)
         for path, fits in wanted.items():
             if (path.exists() or path.is_symlink()) and not fits(path):

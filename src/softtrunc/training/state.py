@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from softtrunc.training.ema import EMA
+from softtrunc.training.power_average import PowerAverages
 
 Schedule = Literal["constant", "cosine", "linear"]
 """How the learning rate goes on after its warm-up."""
@@ -33,6 +34,7 @@ class TrainingConfig:
         steps: of the whole training; only such a schedule asks for them.
         grad_clip: largest global gradient norm; None: no clipping.
         ema_rate: final decay of the weight average.
+        posthoc_ema: also follow two averages of which any length is made after training.
         flip: mirror each image left-right with probability 1/2.
         dequantize: uniform noise fills each grey level's cell.
         seed: decides, together with the step number alone, every random draw of that step.
@@ -53,6 +55,7 @@ class TrainingConfig:
     steps: int | None = None
     grad_clip: float | None = 1.0
     ema_rate: float = 0.9999
+    posthoc_ema: bool = False
     flip: bool = True
     dequantize: bool = True
     seed: int = 0
@@ -108,7 +111,7 @@ class TrainingConfig:
 
 @dataclass
 class TrainState:
-    """Model, average, optimiser and the number of finished steps.
+    """Model, averages, optimiser and the number of finished steps.
 
     Nothing else carries over from step to step: the draws of a step, the order of the data
     included, follow from the seed and the step number.
@@ -118,6 +121,7 @@ class TrainState:
     ema: EMA
     optimizer: torch.optim.Optimizer
     step: int = 0
+    posthoc: PowerAverages | None = None
 
     @classmethod
     def create(cls, model: nn.Module, config: TrainingConfig) -> TrainState:
@@ -132,4 +136,5 @@ class TrainState:
             # One kernel for all parameters: on a CPU a fifth of the time of the loop over them.
             fused=True,
         )
-        return cls(model, EMA(model, rate=config.ema_rate), optimizer)
+        posthoc = PowerAverages(model) if config.posthoc_ema else None
+        return cls(model, EMA(model, rate=config.ema_rate), optimizer, posthoc=posthoc)
