@@ -35,7 +35,11 @@ SMALL = "network.options={base_channels: 8, channel_multipliers: [1]}"
 SETTINGS = [
     *(SMALL, "training.batch_size=8", "training.samples=4", "training.micro_batch_size=2"),
     *("training.timeout=5", "training.checkpoint_every=2", "training.sample_every=2"),
-    *("training.log_every=1", "sampling={sampler: dpm_solver, steps: 2}"),
+    *(
+        "training.log_every=1",
+        "training.posthoc_ema=true",
+        "sampling={sampler: dpm_solver, steps: 2}",
+    ),
 ]
 GRID = Path("samples", "step-00000002.png")
 SETS = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -211,7 +215,7 @@ def test_a_network_spread_over_two_processes_learns_what_one_does(told, begun, t
     ]
     for run, truth in pairs:
         found = told.folder / run / "checkpoints" / truth.name
-        for name in ("model", "ema", "optimizer"):
+        for name in ("model", "ema", "optimizer", "averages"):
             ours, theirs = (load_file(p / f"{name}.safetensors") for p in (found, truth))
             assert ours.keys() == theirs.keys()
             for key, value in ours.items():
