@@ -1,10 +1,11 @@
 """The same weights under every dequantisation, with K draws weighed against each other.
 
-For each way to make the levels continuous: K draws of each of the first n held-out images by the
-probability-flow ODE, all with the image's own probe, and from them the bound of 1, 5, ... K draws
-(the mean over the groups that K draws hold), its standard error over images and the network
-evaluations of an image. The eps of truncated-normal dequantisation is the best on the grid of
-`softtrunc.density.truncated_times` on training images.
+For each way to make the levels continuous: the NELBO, then K draws of each of the first n held-out
+images by the probability-flow ODE, all with the image's own probe, and from them the bound of 1, 5,
+... K draws (the mean over the groups that K draws hold), its standard error over images, the paired
+difference to the uniform bound of one draw, and the network evaluations of an image. The eps of
+truncated-normal dequantisation is the best on the grid of `softtrunc.density.truncated_times`, by
+the NELBO of training images.
 
     python -m benchmarks.tighter_bits RUN --images 48 --draws 20
     python -m benchmarks.tighter_bits RUN --probes-alone    # what probes do to the weights
@@ -137,7 +138,9 @@ def best_eps(subject: Subject, levels: Tensor) -> tuple[float, float, dict[float
     span = subject.cells("truncated-normal")
     times = truncated_times(subject.model.sde, subject.levels, span)
     found = {
-        s: float(measure(subject, levels, "truncated-normal", draws=1, eps=t).bits.mean())
+        s: float(
+            measure(subject, levels, "truncated-normal", draws=1, eps=t, bound=True).bits.mean()
+        )
         for s, t in times.items()
     }
     best = min(found, key=found.__getitem__)
@@ -149,7 +152,8 @@ def main() -> None:
     parser.add_argument("run", help="a run folder, or fashion16")
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--grid-images", type=int, default=16)
+    parser.add_argument("--bound-images", type=int, default=128, help="for the NELBO")
+    parser.add_argument("--grid-images", type=int, default=32)
     parser.add_argument("--dequantizer-steps", type=int, default=400)
     parser.add_argument("--probes-alone", action="store_true")
     parser.add_argument("--out", type=Path, help="every draw, as JSON")
@@ -160,12 +164,16 @@ def main() -> None:
     levels, dim = test.batch(torch.arange(args.images)), test.batch(torch.arange(1))[0].numel()
     kept: dict[str, object] = {"run": args.run, "images": args.images}
 
-    def report(name: str, drawn: Drawn, counts: list[int]) -> None:
+    first: dict[bool, Tensor] = {}
+
+    def report(name: str, drawn: Drawn, counts: list[int], bound: bool = False) -> None:
         for count in counts:
-            mean, error, _ = mean_with_error(grouped(drawn.bits, count, dim))
+            bits = grouped(drawn.bits, count, dim)
+            mean, error, _ = mean_with_error(bits)
+            gain, spread, _ = mean_with_error(bits - first.setdefault(bound, bits))
             print(
-                f"{name:28s} K {count:3d} {mean:8.4f} +- {error:.4f} "
-                f"{drawn.nfe * count:8.0f} evaluations",
+                f"{name:28s} K {count:3d} {mean:8.4f} +- {error:.4f} against uniform "
+                f"{gain:8.4f} +- {spread:.4f} {drawn.nfe * count:8.0f} evaluations",
                 flush=True,
             )
         kept[name] = {"bits": drawn.bits.tolist(), "nfe": drawn.nfe}
@@ -195,21 +203,21 @@ def main() -> None:
         "lossless": lossless_eps(subject.model.sde, subject.levels, subject.cells("lossless")),
         "truncated-normal": eps,
     }
+    more = test.batch(torch.arange(args.bound_images))
     for kind in ("uniform", "truncated-normal", "lossless", "learned"):
         if kind == "learned":
             for _ in train_dequantizer(
                 flow,
                 subject.model,
-                endless(train, 64),
+                endless(train, 32),
                 steps=args.dequantizer_steps,
                 value_range=subject.model.value_range,
             ):
                 pass
             flow.eval()
         options = {"eps": times[kind], "flow": flow}
-        report(
-            f"{kind} NELBO", measure(subject, levels, kind, draws=1, bound=True, **options), [1]
-        )
+        bound = measure(subject, more, kind, draws=1, bound=True, **options)
+        report(f"{kind} NELBO", bound, [1], bound=True)
         report(kind, measure(subject, levels, kind, draws=args.draws, **options), counts)
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from exact import Levels
+from exact import Levels, Mixture
 
 from softtrunc import VESDE, VPSDE
 from softtrunc.density import (
@@ -20,7 +20,7 @@ from softtrunc.noise import Noise
 
 DOUBLE = {"dtype": torch.float64}
 LEVELS = 5
-P = torch.linspace(1.0, 3.0, LEVELS, **DOUBLE) / 10.0
+P = torch.tensor([0.5, 0.02, 0.3, 0.01, 0.17], **DOUBLE)
 CELLS = spread_range(LEVELS)
 KINDS = {"first": 0, "inner": 1, "last": LEVELS - 1}
 
@@ -122,14 +122,15 @@ def test_times_are_where_half_a_cell_is_so_many_sigmas():
             alpha, sigma = sde.marginal(torch.tensor(time, **DOUBLE))
             half = 0.5 * (span[1] - span[0]) / 256
             assert float(half * alpha / sigma) == pytest.approx(count, rel=1e-6)
-    only = truncated_times(VESDE(), 256, (0.0, 1.0))
-    assert list(only.values()) == [1e-5]
-    assert list(only) == pytest.approx([0.5 / 256 / 0.01], rel=1e-3)
+    few = truncated_times(VESDE(), 256, (0.0, 1.0), sigmas=(1 / 16, 1.0, 2.0))
+    assert few[1 / 16] > 0.1  # a cell is a fifth of the noise that there is at least
+    assert list(few.values())[1:] == [1e-5]
+    assert list(few)[1] == pytest.approx(0.5 / 256 / 0.01, rel=1e-3)
     with pytest.raises(ValueError, match="2 levels over"):
         truncated_times(VESDE(sigma_max=0.05), 2, (-1.0, 1.0))
 
 
-def exact(sde, positions=None):
+def exact(sde):
     return Levels(sde, bin_centers(torch.arange(LEVELS), LEVELS, CELLS, **DOUBLE), P)
 
 
@@ -221,8 +222,10 @@ def test_importance_weights_of_several_draws():
 
 
 def test_an_example_does_not_see_its_batch_and_may_share_its_probe():
-    model = exact(VPSDE())
-    x = bin_centers(model.sample((4, 6)), LEVELS, CELLS)
+    generator = torch.Generator().manual_seed(0)
+    x = bin_centers(torch.randint(LEVELS, (4, 6), generator=generator), LEVELS, CELLS)
+    quarter = torch.full((4,), 0.25, **DOUBLE)
+    model = Mixture(VPSDE(), x.double(), quarter, quarter)
     options = {"eps": 1e-3, "reconstruction": "truncated", "levels": LEVELS, "value_range": CELLS}
     for measure in (nelbo, probability_flow_nll):
         whole = measure(model, x, seeds=range(4), **options)

@@ -20,7 +20,12 @@ from softtrunc.density.residual import (
     lossless_eps,
     lossless_residual,
 )
-from softtrunc.density.truncated import SIGMAS, TruncatedNormal, truncated_times
+from softtrunc.density.truncated import (
+    SIGMAS,
+    TruncatedNormal,
+    sigmas_in_half_a_cell,
+    truncated_times,
+)
 from softtrunc.flow.steps import StepUnderflowError
 
 __all__ = [
@@ -48,6 +53,7 @@ __all__ = [
     "mean_with_error",
     "nelbo",
     "probability_flow_nll",
+    "sigmas_in_half_a_cell",
     "spread_range",
     "train_dequantizer",
     "truncated_times",

@@ -72,8 +72,8 @@ def truncated_times(
     for count in sorted(sigmas):
         time = time_of_noise(sde, half / count, least)
         if time is not None:
-            there = count if time > least else half / _noise_at(sde, time)
-            found[there] = time
+            there = sigmas_in_half_a_cell(sde, time, levels, value_range)
+            found[count if time > least else there] = time
     if not found:
         raise ValueError(
             f"truncated_times: {levels} levels over {value_range} are too coarse for all of this "
@@ -82,8 +82,16 @@ def truncated_times(
     return found
 
 
-def _noise_at(sde: SDE, time: float) -> float:
-    return float((-0.5 * sde.log_snr(torch.tensor(time, dtype=torch.float64))).exp())
+def sigmas_in_half_a_cell(
+    sde: SDE, time: float, levels: int = 256, value_range: tuple[float, float] = (-1.0, 1.0)
+) -> float:
+    """How many standard deviations `sigma / alpha` reach from a level to the edge of its cell.
+
+    Raises:
+        ValueError: if levels or range are out of range.
+    """
+    half = 0.5 * check_grid(levels, value_range) / levels
+    return half * float((0.5 * sde.log_snr(torch.tensor(time, dtype=torch.float64))).exp())
 
 
 class LaterNoise(NamedTuple):
