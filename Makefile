@@ -1,5 +1,6 @@
 # make demo  - train two small models, sample, measure, write runs/demo/report.html
 # make test  - lint, types, tests
+# make docs  - the documentation, in build/site
 # make wheel - a wheel in dist/; make smoke tries it without the repository
 # Each makes .venv itself, from the pinned versions of constraints.txt.
 
@@ -43,7 +44,7 @@ bench: .venv/installed-test
 	$(BIN)/python -m benchmarks
 
 docs: .venv/installed-docs
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

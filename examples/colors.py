@@ -1,4 +1,4 @@
-"""Digits in colour, and their colours found again from grey: docs/samplers.md has the picture.
+"""Digits in colour, and their colours found again from grey: docs/gallery.md has the picture.
 
 scikit-learn's digits in ink of a random hue on paper of the opposite one. Brightness tells nothing
 about the hue, so a grey digit has any, but ink and paper must fit each other over the whole image.

@@ -1,4 +1,4 @@
-"""The pictures of docs/samplers.md from a run of the demo, each by one command.
+"""The pictures of docs/gallery.md from a run of the demo, each by one command.
 
 Run: softtrunc demo, then python examples/gallery.py runs/demo/soft docs/images
 """

@@ -102,10 +102,14 @@ class ImageDataset:
 
         Args:
             images: uint8 (N, C, H, W) with values below `levels`, N >= 1, C 1 or 3.
-            name, split, source, preprocessing: as in `DataCard`.
+            name: of the data set, for its card.
+            split: "train" or "test".
+            source: where the images came from, for the card.
+            preprocessing: what was done to them, for the card.
             levels: number of grey levels, 2 to 256.
             labels: integers, one per image.
-            skipped, converted: as in this class.
+            skipped: files that could not be read.
+            converted: how many images were changed how.
             progress: called with the number of images looked through and their total.
 
         Raises:

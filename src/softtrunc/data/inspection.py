@@ -171,10 +171,11 @@ def inspect(
     """Look through a data set of any kind that `open_dataset` reads.
 
     Args:
-        source, progress: as in `open_dataset`.
+        source: as in `open_dataset`.
         image_size: side, or (height, width), at which sigma_max is estimated; None: the most
             frequent size.
         samples: how many images to show.
+        progress: as in `open_dataset`.
 
     Raises:
         FileNotFoundError: if there are no such data.

@@ -14,6 +14,7 @@ Grid = Literal["uniform", "reciprocal", "log_snr", "edm", "asinh"]
 class _Sampler(Section):
     """What every sampler may be told.
 
+    - `sampler`: which one.
     - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
     - `denoise_final`: end with Tweedie's formula at `t_end`.
     - `precision`: of the network "fp32", or "bf16" or "fp16" under autocast; the state stays
@@ -44,6 +45,7 @@ class PCSampling(_FixedSteps):
 
     - `steps`: network evaluations divided by `1 + corrector_steps`.
     - `snr`: signal-to-noise ratio of the Langevin steps.
+    - `corrector_steps`: Langevin steps after each predictor step.
     - `predictor`: how the reverse SDE is discretised.
     """
 

@@ -64,7 +64,11 @@ class Data(Section):
 
 
 class VP(Section):
-    """Variance-preserving SDE, or sub-variance-preserving with kind "subvp"."""
+    """Variance-preserving SDE, or sub-variance-preserving with kind "subvp".
+
+    - `kind`: which SDE.
+    - `beta_min`, `beta_max`: rate of the noise at t = 0 and t = 1; 0 < beta_min <= beta_max.
+    """
 
     kind: Literal["vp", "subvp"] = "vp"
     beta_min: float = 0.1
@@ -72,7 +76,11 @@ class VP(Section):
 
 
 class VE(Section):
-    """Variance-exploding SDE; sigmas in units of data in [0, 1]."""
+    """Variance-exploding SDE; sigmas in units of data in [0, 1].
+
+    - `kind`: which SDE.
+    - `sigma_min`, `sigma_max`: the noise at t = 0 and t = 1; 0 < sigma_min < sigma_max.
+    """
 
     kind: Literal["ve"] = "ve"
     sigma_min: float = 0.01
@@ -80,7 +88,12 @@ class VE(Section):
 
 
 class ReciprocalVE(Section):
-    """Reciprocal variance-exploding SDE."""
+    """Reciprocal variance-exploding SDE: log sigma is linear in 1/t.
+
+    - `kind`: which SDE.
+    - `sigma_min`, `sigma_max`: the noise at t = eps and t = 1; 0 < sigma_min < sigma_max.
+    - `eps`: the time at which the noise is `sigma_min`; between 0 and 1.
+    """
 
     kind: Literal["rve"] = "rve"
     sigma_min: float = 1e-3
@@ -92,7 +105,12 @@ SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
 
 
 class Truncation(Section):
-    """The law of the truncation time: density ~ tau^-k on [eps, tau_max]; k = .inf is hard."""
+    """The law of the truncation time tau: its density is proportional to tau^-k on [eps, tau_max].
+
+    - `k`: at least 0; small k favours samples, large k density. `.inf` is hard truncation.
+    - `eps`: the smallest tau; hard truncation's only one.
+    - `tau_max`: the largest tau, at most T = 1.
+    """
 
     k: float = 1.0
     eps: float = 1e-5
@@ -110,7 +128,11 @@ class Truncation(Section):
 
 
 class Mixed(Section):
-    """Half a batch g^2 with importance-sampled times, half sigma^2 with uniform ones."""
+    """Half a batch g^2 with importance-sampled times, half sigma^2 with uniform ones.
+
+    - `coefficient`: weight of the sigma^2 half.
+    - `balanced`: also multiply it by the ratio of the two losses.
+    """
 
     coefficient: Positive = 100.0
     balanced: bool = False
@@ -168,6 +190,11 @@ class Training(Section):
 
     - `steps`: optimiser steps. `batch_size`: examples per step over all processes.
     - `micro_batch_size`: most examples in one forward pass; null: no limit.
+    - `learning_rate`, `betas`, `adam_eps`, `weight_decay`: of AdamW.
+    - `warmup_steps`: steps over which the learning rate grows from 0.
+    - `grad_clip`: largest norm of the gradient; null: no clipping.
+    - `ema_rate`: how much of the averaged weights stays at each step.
+    - `seed`: of the first weights, the order of the images, the noise and the times.
     - `precision`: "no" (float32) or "bf16" (autocast; schedules stay in float64).
     - `compile`: run the network through torch.compile.
     - `tf32`: CUDA may multiply float32 in TF32 while it trains.
@@ -239,7 +266,8 @@ class Evaluation(Section):
     - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
       "rk45" and "rk23". `solver_check`: the error that the tolerance leaves is measured on so many
       images.
-    - `divergence`: "hutchinson" with so many `probes` per example, or "exact".
+    - `divergence`: "hutchinson" (estimated) or "exact" (one backward pass per dimension).
+    - `probes`: random vectors per example for "hutchinson".
     - `dequantizer`: of the learned figures.
     - `passes`: how often every image is counted, each time with fresh noise.
     - `importance`: draws of each image's noise that are weighed against each other in every pass,
@@ -278,7 +306,10 @@ class Evaluation(Section):
 
 
 class Paper(Section):
-    """What the paper reports for a recipe (its authors, where `note` says so); null: nothing."""
+    """What the paper reports for a recipe (its authors, where `note` says so); null: nothing.
+
+    - `fid`, `inception_score`, `bits_per_dim`: the figure. `note`: about them.
+    """
 
     fid: float | None = None
     inception_score: float | None = None
@@ -287,7 +318,11 @@ class Paper(Section):
 
 
 class Recipe(Section):
-    """A whole experiment: data, SDE, truncation, loss, network, training, sampling, evaluation."""
+    """A whole experiment: data, SDE, truncation, loss, network, training, sampling, evaluation.
+
+    - `name`: of the recipe and, unless `--out` says otherwise, of the run's folder.
+    - `description`: one line for lists and reports.
+    """
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$", max_length=120)]
     description: str = ""

@@ -61,10 +61,12 @@ def prepare(
     kills.
 
     Args:
-        source, image_size, channels: as in `open_dataset`.
+        source: as in `open_dataset`.
         out: the folder to make; it may exist if it is empty.
         preset: the protocol of a known data set (`PRESETS`) instead of these; it also says how many
             images there must be.
+        image_size: as in `open_dataset`, without a preset.
+        channels: as in `open_dataset`, without a preset.
         allow_count: take other numbers of images than the preset's, under another name.
         splits: which ones to write; None: those that there are.
         workers: processes that decode. With more than one, a script must guard its entry by

@@ -1,0 +1,33 @@
+"""What mkdocs is told beside its settings: pages made from the code, and formulas as MathML."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from typing import Any
+
+from commands import command_pages
+from latex2mathml.converter import convert
+from recipe_keys import recipe_tables
+
+_GENERATED = {"commands": command_pages, "recipe keys": recipe_tables}
+_MARKER = re.compile(r"^<!-- generated: ([\w ]+) -->$", re.MULTILINE)
+_FORMULA = re.compile(
+    r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
+)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill in what is generated."""
+    return _MARKER.sub(lambda found: _GENERATED[found[1]](), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Browsers draw MathML themselves: nothing is fetched and no script runs."""
+    return _FORMULA.sub(_mathml, html)
+
+
+def _mathml(found: re.Match[str]) -> str:
+    display = "block" if found["tag"] == "div" else "inline"
+    mathml = convert(unescape(found["latex"]).strip(), display=display)
+    return f'<div class="formula">{mathml}</div>' if display == "block" else mathml
