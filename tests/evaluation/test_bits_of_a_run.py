@@ -357,55 +357,51 @@ def test_truncated_figures_at_the_time_that_is_chosen_are_the_entropy(key):
 
 @pytest.mark.parametrize("key", ["nll_residual", "nll_learned", "nll_truncated", "nll_lossless"])
 def test_more_draws_are_tighter_and_never_below_the_truth(key):
-    """Of levels spread like Gaussians inside their cells; margins of 4 standard errors."""
-    data, _ = skewed(48)
+    """Of levels spread like Gaussians inside their cells; one of a thousand seeds would fail."""
+    data, _ = skewed(96)
     edges = torch.linspace(-1.0, 1.0, 6)
-    model = Levels(SKEWED, 0.5 * (edges[1:] + edges[:-1]), spread=0.1)
-    flow = Dequantizer((1, 2, 2), levels=5)
-    plain = DensityProtocol(solver_check=0, batch_size=768, truncated_eps=2e-3, lossless_eps=2e-3)
-    bits, columns = {}, {}
-    for draws in (1, 4, 16):
-        protocol = replace(plain, importance=draws, passes=16 // draws)
-        measurement = BitsMeasurement(key, model, data, protocol, flow)
-        results = ImageResults(protocol.passes, 48)
+    model = Levels(SKEWED, 0.5 * (edges[1:] + edges[:-1]), spread=0.06)
+    plain = DensityProtocol(solver_check=0, batch_size=2000, truncated_eps=1e-2, lossless_eps=1e-2)
+    bits = {}
+    for draws in (4, 16):
+        protocol = replace(plain, importance=draws)
+        measurement = BitsMeasurement(key, model, data, protocol, Dequantizer((1, 2, 2), levels=5))
+        results = ImageResults(1, 96)
         measurement.fill(results)
-        columns[draws] = results.columns
-        bits[draws] = results.columns["bits_per_dim"].mean(0)
-    of_levels = measurement.eps > 1e-3  # their outer cells reach out to infinity
-    if of_levels:
+        columns = {name: found[0] for name, found in results.columns.items()}
+        bits[draws] = columns["bits_per_dim"]
+    bits[1] = bits[16] - columns["importance"] / (4 * np.log(2.0))
+    if measurement.eps > 1e-3:  # of the levels: their outer cells reach out to infinity
         edges[0], edges[-1] = -99.0, 99.0
-    levels = data.batch(torch.arange(48)).long()
+    levels = data.batch(torch.arange(96)).long()
     truth = -model.mass(edges, measurement.eps).log2()[levels].mean((1, 2, 3)).numpy()
     for looser, tighter, least in (
-        (bits[1], bits[4], 4.0),
-        (bits[4], bits[16], 4.0),
-        (bits[16], truth, -4.0),
+        (bits[1], bits[4], 3.0),
+        (bits[4], bits[16], 3.0),
+        (bits[16], truth, -3.0),
     ):
         gain = looser - tighter
-        assert gain.mean() > least * gain.std() / 48**0.5
+        assert gain.mean() > least * gain.std() / 96**0.5
     assert (bits[16] - truth).mean() < 0.4 * (bits[1] - truth).mean()
-    sixteen = columns[16]
     terms = ("prior", "flow", "residual", "dequantization", "importance")
-    np.testing.assert_allclose(sum(sixteen[name] for name in terms), sixteen["nats"], atol=1e-9)
-    assert (sixteen["importance"] < 0.0).all()
-    assert (columns[1]["importance"] == 0.0).all()
-    assert sixteen["nfe"].mean() > 12 * columns[1]["nfe"].mean()
+    np.testing.assert_allclose(sum(columns[name] for name in terms), columns["nats"], atol=1e-9)
+    assert columns["nfe"].min() > 16 * 20
 
 
-def test_weighed_draws_are_told_and_do_not_depend_on_the_batch(copy, tmp_path):
+def test_weighed_draws_are_told_and_do_not_depend_on_the_batch(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr("softtrunc.jobs.truncated._IMAGES", 2)
+    monkeypatch.setattr("softtrunc.evaluation.protocol.SIGMAS", (0.5, 2.0))
     changes = [*SMALL, "evaluation.figures=[nll_truncated,nelbo_truncated]"]
     tables = {}
     for size in (2, 5):
         more = ["evaluation.importance=3", f"evaluation.batch_size={size}"]
         path = tmp_path / f"{size}.csv"
-        progress = Killing()
         measure(
             copy,
             samples=(),
-            limit=3,
+            limit=2,
             overrides=[*changes, *more],
             per_image=path,
-            progress=progress,
         )
         tables[size] = [float(row["bits_per_dim"]) for row in table(path)]
     np.testing.assert_allclose(tables[2], tables[5], atol=2e-3)
