@@ -138,32 +138,44 @@ def bits_of(found):
     return found.bits_per_dim(LEVELS)
 
 
-@pytest.mark.parametrize(("sde", "sigmas"), [(VPSDE(), 1.0), (VPSDE(), 4.0), (VESDE(), 2.0)])
-def test_both_estimates_are_what_the_law_and_the_exact_density_say(sde, sigmas):
-    """The ODE draw by draw; the bound, tight for an exact score, in the mean (4 sigma)."""
+def measured_at(sde, sigmas, count):
+    """The exact model, levels in their cells, and what `density` takes beside them."""
     model, generator = exact(sde), torch.Generator().manual_seed(1)
     ((_, eps),) = truncated_times(sde, LEVELS, CELLS, sigmas=(sigmas,)).items()
-    x = bin_centers(model.sample((24, 6), generator=generator), LEVELS, CELLS, **DOUBLE)
-    options = {
-        "eps": eps,
-        "reconstruction": "truncated",
-        "levels": LEVELS,
-        "value_range": CELLS,
-        "seeds": range(24),
-    }
-    found = probability_flow_nll(model, x, divergence="exact", rtol=1e-5, atol=1e-5, **options)
+    x = bin_centers(model.sample((count, 6), generator=generator), LEVELS, CELLS, **DOUBLE)
+    options = {"reconstruction": "truncated", "levels": LEVELS, "value_range": CELLS}
+    return model, x, options | {"eps": eps, "seeds": range(count)}
+
+
+def nats_of(model, x, eps, purpose):
+    """What the closed forms say, of the noise of this purpose."""
     t = torch.tensor(eps, **DOUBLE)
-    alpha, sigma = sde.marginal(t)
+    alpha, sigma = model.sde.marginal(t)
     law = TruncatedNormal.around(x, alpha, sigma, LEVELS, CELLS)
-    z = law.draw(Noise(24, range(24), None, purpose="probability flow"))
-    truth = law.log_prob(z) - 6 * sigma.log() - model.log_prob(alpha * x + sigma * z, t)
+    z = law.draw(Noise(len(x), range(len(x)), None, purpose=purpose))
+    return law.log_prob(z) - 6 * sigma.log() - model.log_prob(alpha * x + sigma * z, t)
+
+
+@pytest.mark.parametrize(("sde", "sigmas"), [(VPSDE(), 1.0), (VESDE(), 2.0)])
+def test_the_flow_gives_what_the_law_and_the_exact_density_say(sde, sigmas):
+    model, x, options = measured_at(sde, sigmas, 12)
+    found = probability_flow_nll(model, x, rtol=1e-4, atol=1e-4, **options)
+    truth = nats_of(model, x, options["eps"], "probability flow")
     # What is left is the prior's: at T it is not quite the law of x_T.
     assert (found.nats - truth).abs().max() < 0.05
-    bound = nelbo(model, x, draws=64, **options)
-    assert (bound.nfe == 64).all()
-    gap, error, _ = mean_with_error(bits_of(bound) - bits_of(found))
-    assert abs(gap) < 4 * error
-    torch.testing.assert_close(bound.nats, bound.prior + bound.flow + bound.residual)
+
+
+@pytest.mark.parametrize(("sde", "sigmas"), [(VPSDE(), 1.0), (VPSDE(), 4.0), (VESDE(), 2.0)])
+def test_the_bound_is_tight_for_an_exact_score(sde, sigmas):
+    """In the mean: within 4 standard errors, which are small, and the prior's part."""
+    model, x, options = measured_at(sde, sigmas, 2000)
+    found = nelbo(model, x, draws=32, **options)
+    truth = nats_of(model, x, options["eps"], "other")
+    gap, error, _ = mean_with_error((found.nats - truth) / (6 * math.log(2.0)))
+    assert abs(gap) < 4 * error + 0.003
+    assert error < 0.02
+    assert (found.nfe == 32).all()
+    torch.testing.assert_close(found.nats, found.prior + found.flow + found.residual)
 
 
 def test_bounds_are_above_the_entropy_and_near_it_where_the_cut_is_far():
