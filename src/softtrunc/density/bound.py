@@ -16,9 +16,8 @@ from softtrunc.density.residual import Reconstruction, residual_nats, start_nois
 from softtrunc.density.truncated import LaterNoise, TruncatedNormal
 from softtrunc.flow.chunks import in_chunks
 from softtrunc.flow.path import state_scale
-from softtrunc.flow.rows import rows_of
 from softtrunc.noise import Noise
-from softtrunc.score import ScoreFunction
+from softtrunc.score import ScoreFunction, rows_of
 from softtrunc.sde import expand_to, wide_dtype, widen
 from softtrunc.times import ImportanceTimes
 
