@@ -41,6 +41,7 @@ from softtrunc.jobs.measured import (
     reference_splits,
     samples_protocol,
 )
+from softtrunc.jobs.truncated import choose_time
 from softtrunc.metrics import FeatureExtractor
 from softtrunc.recipes.load import override_recipe
 from softtrunc.records import Evaluation, Figure
@@ -53,7 +54,7 @@ from softtrunc.training import AnyWeights, weights_name
 _LOOSE = (
     "trained without dequantisation: bits/dim with uniform or learned noise are bounds all the "
     "same, but loose ones, for the model never saw what lies between the levels; "
-    "--dequantization none measures the levels themselves"
+    "--dequantization none or truncated-normal measures the levels themselves"
 )
 _LOOKED_AT = 1000
 """Images whose levels are counted."""
@@ -200,7 +201,7 @@ def check_images(opened: OpenRun, data: ImageDataset) -> None:
     protocol = density_protocol(opened.recipe)
     with user_errors(f"recipe {opened.recipe.name}"):
         for key in opened.recipe.evaluation.figures:
-            protocol.smallest_time(key, model.sde, levels, model.value_range)
+            protocol.check(key, model.sde, levels, model.value_range)
 
 
 def _measure_bits(
@@ -242,11 +243,23 @@ def _measure_bits(
                 learned if FORMS[key].dequantization == "learned" else None,
                 dequantizer_settings(opened.recipe),
             )
-            if (key, measurement.eps) in begun:
-                continue  # the smallest time of lossless figures may not depend on eps
-            begun.add((key, measurement.eps))
             label = f"{key} {opened.run.path.name}" + (f" {spec.eps:g}" if len(at) > 1 else "")
-            results = _fill(measurement, opened, weights, folder, progress, label)
+
+            def fill(
+                measurement: BitsMeasurement,
+                words: str = "",
+                opened: OpenRun = opened,
+                label: str = label,
+            ) -> ImageResults:
+                label = f"{label} {words}".rstrip()
+                return _fill(measurement, opened, weights, folder, progress, label)
+
+            if measurement.protocol.is_open(key):
+                measurement = choose_time(measurement, data["train"], fill, opened.company)
+            if (key, measurement.eps) in begun:
+                continue  # the smallest time of figures of the levels may not depend on eps
+            begun.add((key, measurement.eps))
+            results = fill(measurement)
             if main:
                 figure = measurement.figure(results)
                 rows.append(TableRows(key, figure.protocol, results))

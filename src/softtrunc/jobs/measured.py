@@ -21,10 +21,10 @@ def knows_cells(recipe: Recipe) -> bool:
     """Whether the model was trained on what the recipe's bits per dimension are of.
 
     Trained without dequantisation it saw the grey levels, and nothing of the cells between them:
-    its lossless figures are tight, all others are bounds, but loose ones, measured when asked for.
+    figures of the levels are tight, all others are bounds, but loose ones, measured when asked for.
     """
-    lossless = (FORMS[key].dequantization == "none" for key in recipe.evaluation.figures)
-    return recipe.data.dequantize or all(lossless)
+    of_levels = (FORMS[key].of_levels for key in recipe.evaluation.figures)
+    return recipe.data.dequantize or all(of_levels)
 
 
 def check_extractor(recipe: Recipe, overrides: Sequence[str], where: str) -> None:

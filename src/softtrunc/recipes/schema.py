@@ -333,6 +333,8 @@ class Evaluation(Section):
 
     - `eps`: the time down to which the model's density is followed. `lossless_eps`: that of the
       lossless figures; null: where the noise is 0.4 of a grey level, at least `eps`.
+      `truncated_eps`: that of truncated-normal dequantisation; null: the best of several, from
+      `eps` on, on 32 training images.
     - `figures`: the bits/dim to measure; `--dequantization` names the usual groups.
     - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
       "rk45" and "rk23". `solver_check`: the error that the tolerance leaves is measured on so many
@@ -341,6 +343,8 @@ class Evaluation(Section):
     - `probes`: random vectors per example for "hutchinson".
     - `dequantizer`: of the learned figures.
     - `passes`: how often every image is counted, each time with fresh noise.
+    - `importance`: draws of each image's noise that are weighed against each other in every pass,
+      for the figures by the ODE: a tighter bound at so many times the cost.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
     - `features`: "digits-mlp", "fashion16-cnn", "inception" (the standard network, found or
@@ -353,6 +357,7 @@ class Evaluation(Section):
 
     eps: Time = 1e-5
     lossless_eps: Time | None = None
+    truncated_eps: Time | None = None
     figures: Annotated[tuple[DensityFigure, ...], Field(min_length=1)] = FIGURES_BY_DEQUANTIZATION[
         "uniform"
     ]
@@ -363,6 +368,7 @@ class Evaluation(Section):
     divergence: Literal["hutchinson", "exact"] = "hutchinson"
     probes: Held = 1
     passes: Held = 1
+    importance: Held = 1
     nelbo_draws: Held = 32
     samples: Count = 50_000
     batch_size: Held = 256

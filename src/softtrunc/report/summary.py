@@ -129,13 +129,15 @@ def protocol_differences(runs: Sequence[RunRecord], key: str, name: str | None) 
     """The entries of a figure's protocol that are not the same for all runs; "data" for its images.
 
     Seeds are left out, and the range that the model's data are mapped to: figures that differ in
-    these alone are comparable. So are lossless figures from different times: each is the length of
-    a code for the same levels, and the time is part of the code. Images that were not recorded
+    these alone are comparable. So are lossless figures from different times, and those of
+    truncated-normal dequantisation: each is the length of a code for the same levels, and the time
+    is part of the code. Images that were not recorded
     differ from none.
     """
     figures = [figure for run in runs if (figure := run.figure(key, name)) is not None]
     images = {figure.data.fingerprint for figure in figures if figure.data is not None}
-    harmless = ("seed", "value_range", *(("eps",) if key.endswith("_lossless") else ()))
+    of_levels = key.endswith(("_lossless", "_truncated"))
+    harmless = ("seed", "value_range", *(("eps",) if of_levels else ()))
     differing = ["data"] if len(images) > 1 else []
     for entry in dict.fromkeys(entry for figure in figures for entry in figure.protocol):
         values = (figure.protocol.get(entry) for figure in figures)
