@@ -170,6 +170,7 @@ class DensityProtocol:
         if not (form.of_levels or self.dequantized):
             said += "; the model was trained without: a loose bound"
         common: dict[str, object] = {
+            **({"given": "each image's class"} if self.labels else {}),
             "passes": self.passes,
             "levels": levels,
             "value_range": list(self.cells(key, levels, value_range)),

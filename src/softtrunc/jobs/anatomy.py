@@ -28,6 +28,7 @@ from softtrunc.records import Anatomy, AnatomyBin, AnatomyChange, AnatomyRun, wr
 from softtrunc.report.anatomy import write_anatomy_page
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, now, package_versions
 from softtrunc.runs.open_run import OpenRun, check_pair, open_run
+from softtrunc.score import ScoreFunction
 from softtrunc.training import Weights, read_checkpoint_info
 
 _BATCH = 64

@@ -196,6 +196,13 @@ def check_images(opened: OpenRun, data: ImageDataset) -> None:
             f"{opened.card.levels}: their bits/dim would compare nothing; give images of "
             f"{opened.card.levels} levels with --data"
         )
+    classes = data.card.classes
+    if opened.recipe.data.labels and classes != opened.card.classes:
+        raise UserError(
+            f"{data.card.name} ({data.card.split}): has {len(classes)} classes, and not those that "
+            f"the model was trained on ({', '.join(opened.card.classes[:5])}, ...): give images in "
+            "folders of these names"
+        )
     with user_errors(f"{data.card.name} ({data.card.split})"):
         check_levels(data.batch(torch.arange(min(len(data), _LOOKED_AT))), levels)
     protocol = density_protocol(opened.recipe)
