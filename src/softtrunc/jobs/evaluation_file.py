@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from softtrunc.feedback.errors import UserError
 from softtrunc.records import (
     Evaluation,
     Figure,
@@ -20,7 +21,11 @@ from softtrunc.training import Weights
 
 
 class EvaluationFile:
-    """`evaluation.json` of this checkpoint and these weights, which figures are added to."""
+    """`evaluation.json` of this checkpoint and these weights, which figures are added to.
+
+    Raises:
+        UserError: if what is there is damaged.
+    """
 
     def __init__(self, opened: OpenRun, weights: Weights) -> None:
         self._opened = opened
@@ -65,10 +70,11 @@ class EvaluationFile:
 
 
 def _read(file: Path) -> Evaluation | None:
+    """What was measured before; a damaged file may hold figures that took hours."""
     try:
         return read_evaluation(file)
-    except ValueError:  # damaged: it is written anew
-        return None
+    except ValueError as error:
+        raise UserError(f"{file}: damaged: mend it, or move it away to measure anew") from error
 
 
 def _same(a: Figure, b: Figure) -> bool:
