@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from softtrunc.feedback.errors import UserError
+from softtrunc.feedback.errors import user_errors
 from softtrunc.records import (
     Evaluation,
     Figure,
@@ -71,10 +71,8 @@ class EvaluationFile:
 
 def _read(file: Path) -> Evaluation | None:
     """What was measured before; a damaged file may hold figures that took hours."""
-    try:
+    with user_errors():
         return read_evaluation(file)
-    except ValueError as error:
-        raise UserError(f"{file}: damaged: mend it, or move it away to measure anew") from error
 
 
 def _same(a: Figure, b: Figure) -> bool:
