@@ -14,7 +14,6 @@ from softtrunc.feedback.text import one_line
 from softtrunc.hub import upload_folder
 from softtrunc.interop import noise_levels
 from softtrunc.jobs.card import model_card
-<<<<<<< HEAD
 from softtrunc.pretrained import upload_folder
 from softtrunc.records import (
     Evaluation,
@@ -23,9 +22,6 @@ from softtrunc.records import (
     write_evaluation,
     write_recipe,
 )
-=======
-from softtrunc.records import RecipeRecord, write_recipe
->>>>>>> main
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 

@@ -59,7 +59,6 @@ from softtrunc.training.sharding import local, shard
 from softtrunc.training.speed import fast_kernels, lay_channels_last, prefers_channels_last
 
 
-
 @dataclass(frozen=True)
 class TrainOutcome:
     """Where a run stands: finished steps, training seconds, and whether a signal ended it early."""
