@@ -14,7 +14,6 @@ from softtrunc.feedback.text import one_line
 from softtrunc.hub import upload_folder
 from softtrunc.interop import noise_levels
 from softtrunc.jobs.card import model_card
-from softtrunc.pretrained import upload_folder
 from softtrunc.records import (
     Evaluation,
     RecipeRecord,
