@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
-from forked_child import live
+from forked_life import live
 
 # What the package itself starts in several processes comes from the same server, so that it is
 # started here, before the package starts one that has imported less.

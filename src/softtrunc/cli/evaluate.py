@@ -58,7 +58,17 @@ Dequantization = Annotated[
     str | None,
     Option(
         help="Which bits/dim: uniform (with and without residual, NELBO), none (probability of the "
-        "levels, lossless) or learned (a dequantizer trained on the spot)."
+        "levels, lossless), learned (a dequantizer trained on the spot) or truncated-normal (noise "
+        "of the smallest time, cut to each level's cell)."
+    ),
+]
+Importance = Annotated[
+    int | None,
+    Option(
+        min=1,
+        max=10_000,
+        metavar="K",
+        help="Weigh K draws of each image against each other: tighter, at K times the cost.",
     ),
 ]
 Eps = Annotated[
@@ -79,7 +89,7 @@ Count = Annotated[
 
 
 _OF_A_RUN = ("checkpoint", "weights", "ema", "overrides")
-_OF_BITS = ("limit", "passes", "dequantization", "eps", "probes", "per_image")
+_OF_BITS = ("limit", "passes", "dequantization", "importance", "eps", "probes", "per_image")
 _OF_SAMPLES = ("features", "mode", "count", "stats")
 
 
@@ -101,6 +111,7 @@ def evaluate(
     limit: Limit = None,
     passes: Passes = None,
     dequantization: Dequantization = None,
+    importance: Importance = None,
     eps: Eps = None,
     probes: Probes = None,
     per_image: PerImage = None,
@@ -126,6 +137,7 @@ def evaluate(
     named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc}
     figures = [name for name, wanted in named.items() if wanted]
     bpd = bpd or per_image is not None or dequantization is not None or eps is not None
+    bpd = bpd or importance is not None
     if samples is not None:
         unused = ("run", "bpd", *_OF_BITS, *_OF_A_RUN)
         refuse_unused(context, "images alone have no model", *unused)
@@ -146,6 +158,7 @@ def evaluate(
         "evaluation.samples": count,
         "evaluation.probes": probes,
         "evaluation.passes": passes,
+        "evaluation.importance": importance,
         "evaluation.figures": figures_of(dequantization),
     }
     if ema is not None:

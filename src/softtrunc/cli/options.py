@@ -54,6 +54,19 @@ Sampler = Annotated[
     str | None, typer.Option(help="pc, euler_maruyama, ancestral, ode, heun or dpm_solver.")
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the sampler.")]
+Label = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="NAME",
+        help="Of a run with labels: the class, by name or number; all: every class in turn; none: "
+        "any.",
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(min=-1.0, help="How far to go past the class's score; 0: not at all."),
+]
 Precision = Annotated[str | None, typer.Option(help="Of the network: fp32, bf16 or fp16.")]
 
 
@@ -62,6 +75,13 @@ def as_overrides(keys: Mapping[str, object], given: Sequence[str] | None) -> lis
     # JSON's quotes are YAML's too, whatever a path holds.
     told = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
     return [*told, *(given or [])]
+
+
+def label_of(name: str | None) -> list[str]:
+    """What `--class NAME` means as a `--set`."""
+    if name is None:
+        return []
+    return [f"sampling.label={json.dumps(None if name == 'all' else name)}"]
 
 
 def figures_of(dequantization: str | None) -> Sequence[str] | None:

@@ -9,6 +9,8 @@ import typer
 
 from softtrunc.cli.options import (
     Ema,
+    Guidance,
+    Label,
     MaybeRunFolder,
     Overrides,
     Precision,
@@ -16,6 +18,7 @@ from softtrunc.cli.options import (
     Steps,
     Weights,
     as_overrides,
+    label_of,
     refuse_unused,
 )
 
@@ -50,6 +53,8 @@ def sample(
     ] = None,
     sampler: Sampler = None,
     steps: Steps = None,
+    label: Label = None,
+    guidance: Guidance = None,
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
@@ -66,7 +71,8 @@ def sample(
     Image i depends on seed + i alone. Ctrl-C and SIGTERM end the work after the present batch; the
     same command goes on with it, as it does after a kill. Under `accelerate launch` all processes
     share it. Beside the images a .json of the same name says what they are. With --above, --below
-    and --at two runs draw together.
+    and --at two runs draw together. Of a run with labels every class takes its turn, unless --class
+    names one.
     """
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.feedback.errors import UserError
@@ -78,10 +84,12 @@ def sample(
         "sampling.sampler": sampler,
         "sampling.steps": steps,
         "sampling.precision": precision,
+        "sampling.guidance": guidance,
     }
     if ema is not None:
         refuse_unused(context, "--ema says which weights", "weights")
-    changes, progress = as_overrides(named, overrides), ConsoleProgress()
+    changes = [*label_of(label), *as_overrides(named, overrides)]
+    progress = ConsoleProgress()
     first, second = _runs(run, above, below, at)
     drawn: dict[str, Any] = {
         "overrides": changes,

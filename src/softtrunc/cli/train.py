@@ -79,6 +79,7 @@ def train(
 
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.feedback.signals import stopped_code
+    from softtrunc.feedback.text import hours
     from softtrunc.jobs.start import Start
     from softtrunc.jobs.train import train as run
 
@@ -88,4 +89,4 @@ def train(
     if outcome.interrupted:
         progress.say(f"stopped at step {outcome.step} with a checkpoint; go on with --resume")
         raise typer.Exit(stopped_code())
-    progress.say(f"{out}: {outcome.step} steps in {outcome.seconds:.0f} s of training")
+    progress.say(f"{out}: {outcome.step} steps in {hours(outcome.seconds)} of training")

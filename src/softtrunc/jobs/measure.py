@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from softtrunc.evaluation.image_results import (
 )
 from softtrunc.evaluation.known import KnownStatistics
 from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.dequantizer import obtain_dequantizer
 from softtrunc.jobs.evaluation_file import EvaluationFile
@@ -38,6 +40,7 @@ from softtrunc.jobs.measured import (
     reference_splits,
     samples_protocol,
 )
+from softtrunc.jobs.truncated import choose_time
 from softtrunc.metrics import FeatureExtractor
 from softtrunc.networks.plain_state import digest
 from softtrunc.recipes.load import override_recipe
@@ -51,7 +54,7 @@ from softtrunc.training import AnyWeights, weights_name
 _LOOSE = (
     "trained without dequantisation: bits/dim with uniform or learned noise are bounds all the "
     "same, but loose ones, for the model never saw what lies between the levels; "
-    "--dequantization none measures the levels themselves"
+    "--dequantization none or truncated-normal measures the levels themselves"
 )
 _LOOKED_AT = 1000
 """Images whose levels are counted."""
@@ -98,7 +101,8 @@ def measure(
         The content of `evaluation.json`.
 
     Raises:
-        UserError: if the run, the data, a key or the feature extractor is not usable.
+        UserError: if the run, the data, a key or the feature extractor is not usable, or another
+            process measures the run.
     """
     progress = progress or Silent()
     opened = open_run(path, weights=weights, overrides=overrides, checkpoint=checkpoint)
@@ -127,23 +131,27 @@ def measure(
             f"--data {opened.recipe.data.source}: holds statistics and no images: measure --fid "
             "with it, as --stats, and give the images as --data"
         )
-    data = _open_images(opened, sorted(needed), progress) if needed else {}
-    for one in at:
-        check_images(one, data[split])
-    extractor = None
-    if wanted:
-        extractor = opened.company.main_first(
-            lambda: open_extractor(spec.features, spec.resize, data.get("train"))
-        )
-    file = EvaluationFile(opened, weights_name(weights))
-    if at:
-        for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
-            file.add(figure)
-    if extractor is not None:
-        compared = {name: data[name] for name in references if name in data}
-        for figure in _measure_samples(opened, extractor, compared, wanted, known, progress):
-            file.add(figure)
-    opened.company.meet()
+    # Figures of two measurements at once would each be lost to the other.
+    alone = only_one(opened.run.evaluation_file, "measuring this run", option="")
+    with alone if opened.company.main else nullcontext():
+        opened.company.meet()
+        data = _open_images(opened, sorted(needed), progress) if needed else {}
+        for one in at:
+            check_images(one, data[split])
+        extractor = None
+        if wanted:
+            extractor = opened.company.main_first(
+                lambda: open_extractor(spec.features, spec.resize, data.get("train"))
+            )
+        file = EvaluationFile(opened, weights_name(weights))
+        if at:
+            for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
+                file.add(figure)
+        if extractor is not None:
+            compared = {name: data[name] for name in references if name in data}
+            for figure in _measure_samples(opened, extractor, compared, wanted, known, progress):
+                file.add(figure)
+        opened.company.meet()
     return file.evaluation
 
 
@@ -188,12 +196,19 @@ def check_images(opened: OpenRun, data: ImageDataset) -> None:
             f"{opened.card.levels}: their bits/dim would compare nothing; give images of "
             f"{opened.card.levels} levels with --data"
         )
+    classes = data.card.classes
+    if opened.recipe.data.labels and classes != opened.card.classes:
+        raise UserError(
+            f"{data.card.name} ({data.card.split}): has {len(classes)} classes, and not those that "
+            f"the model was trained on ({', '.join(opened.card.classes[:5])}, ...): give images in "
+            "folders of these names"
+        )
     with user_errors(f"{data.card.name} ({data.card.split})"):
         check_levels(data.batch(torch.arange(min(len(data), _LOOKED_AT))), levels)
     protocol = density_protocol(opened.recipe)
     with user_errors(f"recipe {opened.recipe.name}"):
         for key in opened.recipe.evaluation.figures:
-            protocol.smallest_time(key, model.sde, levels, model.value_range)
+            protocol.check(key, model.sde, levels, model.value_range)
 
 
 def _measure_bits(
@@ -235,11 +250,23 @@ def _measure_bits(
                 learned if FORMS[key].dequantization == "learned" else None,
                 dequantizer_settings(opened.recipe),
             )
-            if (key, measurement.eps) in begun:
-                continue  # the smallest time of lossless figures may not depend on eps
-            begun.add((key, measurement.eps))
             label = f"{key} {opened.run.path.name}" + (f" {spec.eps:g}" if len(at) > 1 else "")
-            results = _fill(measurement, opened, weights, folder, progress, label)
+
+            def fill(
+                measurement: BitsMeasurement,
+                words: str = "",
+                opened: OpenRun = opened,
+                label: str = label,
+            ) -> ImageResults:
+                label = f"{label} {words}".rstrip()
+                return _fill(measurement, opened, weights, folder, progress, label)
+
+            if measurement.protocol.is_open(key):
+                measurement = choose_time(measurement, data["train"], fill, opened.company)
+            if (key, measurement.eps) in begun:
+                continue  # the smallest time of figures of the levels may not depend on eps
+            begun.add((key, measurement.eps))
+            results = fill(measurement)
             if main:
                 figure = measurement.figure(results)
                 rows.append(TableRows(key, figure.protocol, results))

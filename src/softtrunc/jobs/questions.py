@@ -1,4 +1,4 @@
-"""Processes that train stop at the same step."""
+"""Processes that train agree on the step at which a signal ends them."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
@@ -21,19 +22,23 @@ class Trackers:
 
     Args:
         accelerator: made with the recipe's tracker. All processes call alike, the first one writes.
-        recipe: what is trained.
+        recipe: what is trained. `run`: the folder it is trained into.
     """
 
-    def __init__(self, accelerator: Accelerator, recipe: Recipe) -> None:
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, run: Path) -> None:
         self._accelerator = accelerator
         self._recipe = recipe
+        self._run = run
         self._wanted = recipe.training.tracker is not None
 
     def begin(self) -> None:
-        """Tell it the settings."""
+        """Start it, in the folder of the run or in a project that its runs share."""
         if self._wanted:
             settings = {k: str(v) for k, v in flatten(self._recipe.model_dump()).items()}
-            self._accelerator.init_trackers("softtrunc", config=settings)
+            tracker = self._recipe.training.tracker
+            project = self._recipe.name if tracker == "wandb" else tracker
+            named = {"wandb": {"name": self._run.resolve().name, "dir": str(self._run)}}
+            self._accelerator.init_trackers(project, config=settings, init_kwargs=named)
 
     def log(self, row: MetricsLine) -> None:
         """Hand it a line of metrics."""

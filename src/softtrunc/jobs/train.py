@@ -24,24 +24,27 @@ from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import StopRequest, stop_on_signal
 from softtrunc.jobs.data_check import DataCheck
 from softtrunc.jobs.questions import Questions
+from softtrunc.jobs.remarks import remarks
 from softtrunc.jobs.shared_grid import draw_together
 from softtrunc.jobs.start import Start, check_unchanged, start_of_resumed
 from softtrunc.jobs.trackers import Trackers, check_tracker
 from softtrunc.networks.blocks import AttentionBlock, ResidualBlock
 from softtrunc.recipes.build import (
+    build_drawn,
     build_model,
     build_objective,
     build_sampler,
-    build_score,
     build_sde,
     build_training,
+    class_numbers,
+    with_classes,
 )
 from softtrunc.recipes.schema import Recipe
 from softtrunc.records import append_metrics
 from softtrunc.runs.devices import Devices, find_devices
 from softtrunc.runs.folder import Run
 from softtrunc.runs.node_images import open_images
-from softtrunc.score import ScoreModel
+from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.training import (
     Monitor,
     NonFiniteLossError,
@@ -58,9 +61,6 @@ from softtrunc.training import (
 )
 from softtrunc.training.sharding import local, shard
 from softtrunc.training.speed import fast_kernels, lay_channels_last, prefers_channels_last
-
-# Unreadable files are named one by one up to here.
-_MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -154,19 +154,21 @@ class _Training:
         devices: Devices,
         progress: Progress,
     ) -> None:
-        self.recipe, self.run = recipe, run
+        self.run = run
         self.accelerator, self.company = devices
         accelerator, self.main = self.accelerator, self.company.main
         going_on = resume and run.exists
         if not going_on:
             run.check_vacant()
         self.data = open_images(recipe, "train", self.company, progress)
+        self.recipe = recipe = with_classes(recipe, self.data.card)
+        class_numbers(recipe, self.data.card, range(1))  # what samples ask for is there
         if going_on:
             run.check_same(recipe, self.data.card)
             run.check_places()
             start = start_of_resumed(run, start)
         self.check = DataCheck(self.data, here=self.main)
-        self.trackers = Trackers(accelerator, recipe)
+        self.trackers = Trackers(accelerator, recipe, run.path)
         self.config = build_training(recipe)
         self.objective = build_objective(recipe)
         self.sampler = build_sampler(recipe.sampling, build_sde(recipe))
@@ -197,12 +199,8 @@ class _Training:
             summed=recipe.objective.reduction == "sum",
             clock=self.clock,
         )
-        for what, count in self.data.converted.items():
-            progress.say(f"{count:,} images: {what}")
-        for left_out in self.data.skipped[:_MOST_NAMED]:
-            progress.say(f"left out {left_out.name}: {left_out.reason}")
-        if (more := len(self.data.skipped) - _MOST_NAMED) > 0:
-            progress.say(f"left out {more} more files; softtrunc.data.inspect(path) lists them all")
+        for line in remarks(recipe, self.data):
+            progress.say(line)
 
     def _model(self) -> ScoreModel:
         """The model on its device: spread over the processes, or laid out as is fastest there."""
@@ -220,7 +218,7 @@ class _Training:
             shard(network, units, device)
         model.to(device)
         if channels_last is None:
-            channels_last = prefers_channels_last(network, device, spec.precision)
+            channels_last = prefers_channels_last(network, device)
         if channels_last and not self.sharded:  # shards cannot have it
             lay_channels_last(network)
         return model
@@ -361,21 +359,24 @@ class _Training:
 
         All processes take part. False: a signal came first, and the grid is still owed.
         """
-        card, model, spec = self.data.card, self.model, self.recipe.sampling
+        card, model, recipe = self.data.card, self.model, self.recipe
+
+        def drawn_from(numbers: range) -> ScoreFunction:
+            return build_drawn(recipe.sampling, model, class_numbers(recipe, card, numbers))
+
         model.eval()
         with self.state.ema.applied(model):
             images = draw_together(
-                self.recipe.training.samples,
+                recipe.training.samples,
                 self.data.images.shape[1:],
                 self.micro,
                 sampler=self.sampler,
-                model=model,
-                score=build_score(spec, model),
+                drawn_from=drawn_from,
                 to_levels=lambda x: to_uint8(
                     x,
                     levels=card.levels,
                     value_range=model.value_range,
-                    dequantized=self.recipe.data.dequantize,
+                    dequantized=recipe.data.dequantize,
                 ),
                 company=self.company,
                 stop=stop,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
-from softtrunc.data import ImageDataset, find_preset, open_dataset
-from softtrunc.feedback.errors import UserError, missing_packages, user_errors
+from softtrunc.data import DataCard, ImageDataset, find_preset, open_dataset
+from softtrunc.feedback.errors import UserError, missing_packages, nearest, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
-from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
+from softtrunc.guidance import guided
+from softtrunc.networks import NetworkConfig, UNet2DConfig, build_network, preset
 from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
 from softtrunc.samplers import (
@@ -21,18 +26,26 @@ from softtrunc.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
     Sampler,
-    ScoreHook,
     autocast_score,
 )
 from softtrunc.score import ScoreFunction, ScoreModel
-from softtrunc.sde import SDE, SDES
-from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
+from softtrunc.sde import SDE, SDES, TabulatedVPSDE
+from softtrunc.times import ImportanceTimes, LogNormalTimes, LogSNRTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
 from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
-from softtrunc.weighting import PriorWeight, Weighting, likelihood_weight, variance_weight
+from softtrunc.weighting import (
+    PriorWeight,
+    Weighting,
+    edm_weight,
+    likelihood_weight,
+    variance_weight,
+)
 
 # Image files that decode to more bytes than this are to be prepared once, not at every start.
 _LARGEST_UNPREPARED = 4 << 30
+
+# What the `sampling` section says of the model that is sampled, not of the sampler.
+_OF_THE_MODEL = {"sampler", "precision", "label", "guidance", "guidance_interval"}
 
 _SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "pc": PredictorCorrector,
@@ -46,8 +59,16 @@ _SAMPLERS: dict[str, Callable[..., Sampler]] = {
 
 def build_sde(recipe: schema.Recipe) -> SDE:
     """The forward diffusion."""
+    spec = recipe.sde
     with user_errors("sde"):
-        return SDES[recipe.sde.kind](**recipe.sde.model_dump(exclude={"kind"}))
+        if isinstance(spec, schema.Tabulated):
+            dtype = torch.float32 if spec.single else torch.float64
+            if spec.betas is not None:
+                return TabulatedVPSDE.from_betas(spec.betas, dtype)
+            return TabulatedVPSDE.from_schedule(
+                spec.schedule, spec.steps, spec.beta_start, spec.beta_end, dtype
+            )
+        return SDES[spec.kind](**spec.model_dump(exclude={"kind"}))
 
 
 def build_prior(recipe: schema.Recipe) -> TruncationPrior:
@@ -64,11 +85,20 @@ def build_prior(recipe: schema.Recipe) -> TruncationPrior:
 def build_objective(recipe: schema.Recipe) -> Objective:
     """The loss."""
     spec, sde, prior = recipe.objective, build_sde(recipe), build_prior(recipe)
-    weights = {"likelihood": likelihood_weight(sde), "variance": variance_weight(sde)}
+    # EDM's numbers are those of data in [-1, 1].
+    low, high = recipe.network.value_range or sde.default_value_range
+    mean, std = spec.log_normal.mean + math.log(0.5 * (high - low)), spec.log_normal.std
+    sigma_data = recipe.network.sigma_data * 0.5 * (high - low)
+    weights = {
+        "likelihood": likelihood_weight(sde),
+        "variance": variance_weight(sde),
+        "edm": edm_weight(sde, sigma_data, mean, std),
+    }
     laws: dict[str, TimeLaw] = {
         "importance": ImportanceTimes(sde, stratified=spec.stratified),
         "uniform": UniformTimes(sde, stratified=spec.stratified, average=spec.average),
         "log_snr": LogSNRTimes(sde, stratified=spec.stratified, average=spec.average),
+        "log_normal": LogNormalTimes(sde, mean, std, stratified=spec.stratified),
     }
 
     def loss(times: str, weight: Weighting, prior: TruncationPrior) -> SoftTruncationLoss:
@@ -90,9 +120,11 @@ def build_objective(recipe: schema.Recipe) -> Objective:
 
 def build_network_config(
     recipe: schema.Recipe, *, channels: int, image_size: tuple[int, int]
-) -> ScoreUNetConfig:
+) -> NetworkConfig:
     """The network's configuration for images of this shape."""
-    with user_errors(f"network {recipe.network.preset!r}"):
+    with user_errors(f"network {recipe.network.preset!r}"), missing_packages():
+        if recipe.network.preset == schema.DIFFUSERS:
+            return _diffusers_config(recipe.network.options, channels, image_size)
         options = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in recipe.network.options.items()
@@ -100,14 +132,37 @@ def build_network_config(
         return preset(recipe.network.preset, image_size=image_size, channels=channels, **options)
 
 
+def _diffusers_config(
+    options: Mapping[str, Any], channels: int, image_size: tuple[int, int]
+) -> UNet2DConfig:
+    """The configuration of diffusers' U-Net, which says itself for what images it is."""
+    side: object = image_size[0] if image_size[0] == image_size[1] else list(image_size)
+    own = {"sample_size": side, "in_channels": channels, "out_channels": channels}
+    config = UNet2DConfig(own | dict(options))
+    if (config.channels, *config.size) != (channels, *image_size):
+        raise ValueError(
+            f"the network is for images of {config.channels} x {config.size.height} x "
+            f"{config.size.width}, these are {channels} x {image_size[0]} x {image_size[1]}"
+        )
+    return config
+
+
 def build_model(recipe: schema.Recipe, *, channels: int, image_size: tuple[int, int]) -> ScoreModel:
     """Network and SDE with the random start that the recipe's seed decides."""
     config = build_network_config(recipe, channels=channels, image_size=image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
-        network = ScoreUNet(config)
+        with user_errors("network"):
+            network = build_network(config)
     with user_errors("network"):
-        return ScoreModel(network, build_sde(recipe), conditioning=recipe.network.conditioning)
+        return ScoreModel(
+            network,
+            build_sde(recipe),
+            conditioning=recipe.network.conditioning,
+            prediction=recipe.network.prediction,
+            value_range=recipe.network.value_range,
+            sigma_data=recipe.network.sigma_data,
+        )
 
 
 def build_training(recipe: schema.Recipe) -> TrainingConfig:
@@ -119,18 +174,94 @@ def build_training(recipe: schema.Recipe) -> TrainingConfig:
 
 def build_sampler(spec: schema.Sampling, sde: SDE) -> Sampler:
     """The sampler of a recipe's `sampling` section, for a model of this SDE."""
-    options = spec.model_dump(exclude={"sampler", "precision"})
+    options = spec.model_dump(exclude=_OF_THE_MODEL)
     with user_errors("sampling"):
         sampler = _SAMPLERS[spec.sampler](**options)
         sampler.check(sde)
     return sampler
 
 
-def build_score(spec: schema.Sampling, model: ScoreFunction) -> ScoreHook:
-    """The model's score in the precision of a recipe's `sampling` section."""
+def build_drawn(
+    spec: schema.Sampling, model: ScoreModel, y: Int64[Tensor, " b"] | None = None
+) -> ScoreFunction:
+    """What samples are drawn from: the model as a recipe's `sampling` section takes it.
+
+    Args:
+        spec: guidance and precision.
+        model: of the run.
+        y: the class of each sample; None: the model knows none.
+    """
+    drawn: ScoreFunction = model
+    if y is not None and spec.guidance:
+        with user_errors("sampling"):
+            drawn = guided(model, spec.guidance, {"y": y}, interval=spec.guidance_interval)
+    elif y is not None:
+        drawn = model.given(y=y)
     if spec.precision == "fp32":
-        return model.score
-    return autocast_score(model, {"bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision])
+        return drawn
+    return autocast_score(drawn, {"bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision])
+
+
+def with_classes(recipe: schema.Recipe, card: DataCard) -> schema.Recipe:
+    """The recipe with as many classes as the data have, where it asks for labels.
+
+    Raises:
+        UserError: if the data have no labels, or another number of classes than the recipe says.
+    """
+    if not recipe.data.labels:
+        return recipe
+    found, told = len(card.classes), recipe.network.options.get("num_classes")
+    if not found:
+        raise UserError(
+            f"data.labels: true: {card.name} has no labels: put the images of each class into a "
+            "folder of their own, or write data.labels: false"
+        )
+    if told not in (None, found):
+        raise UserError(
+            f"network.options.num_classes={told}: {card.name} has {found} classes: write {found}, "
+            "or leave it out"
+        )
+    options = {**recipe.network.options, "num_classes": found}
+    network = recipe.network.model_copy(update={"options": options})
+    return recipe.model_copy(update={"network": network})
+
+
+def class_numbers(
+    recipe: schema.Recipe, card: DataCard, numbers: Sequence[int], unless_told: str | None = None
+) -> Int64[Tensor, " n"] | None:
+    """The class of samples with these numbers, by the recipe's `sampling` section.
+
+    Args:
+        recipe: of the run.
+        card: of its data.
+        numbers: of the samples; where every class takes its turn, sample i is of class i modulo
+            their number.
+        unless_told: what stands for `sampling.label: null`.
+
+    Returns:
+        For each sample its class, or the number of classes for any; None if the run knows none.
+
+    Raises:
+        UserError: if the run knows no classes or none of that name.
+    """
+    spec, classes = recipe.sampling, card.classes
+    if not recipe.data.labels:
+        for key, value in (("label", spec.label), ("guidance", spec.guidance)):
+            if value:
+                raise UserError(f"sampling.{key}={value}: the run was trained without labels")
+        return None
+    label = unless_told if spec.label is None else spec.label
+    if label is None:
+        return torch.tensor(list(numbers)) % len(classes)
+    if label == "none":
+        number = len(classes)
+    elif label in classes:
+        number = classes.index(label)
+    elif label.isdecimal() and int(label) < len(classes):
+        number = int(label)
+    else:
+        raise UserError(f"sampling.label={label}: {nearest(label, [*classes, 'none'])}")
+    return torch.full((len(numbers),), number)
 
 
 def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = None) -> ImageDataset:

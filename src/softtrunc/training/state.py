@@ -37,6 +37,8 @@ class TrainingConfig:
         posthoc_ema: also follow two averages of which any length is made after training.
         flip: mirror each image left-right with probability 1/2.
         dequantize: uniform noise fills each grey level's cell.
+        labels: the network is given each image's class.
+        label_dropout: probability with which it is given none, in [0, 1).
         seed: decides, together with the step number alone, every random draw of that step.
 
     Raises:
@@ -58,6 +60,8 @@ class TrainingConfig:
     posthoc_ema: bool = False
     flip: bool = True
     dequantize: bool = True
+    labels: bool = False
+    label_dropout: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup_steps", "final_learning_rate", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: need a number >= 0")
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise ValueError(f"label_dropout={self.label_dropout}: need a number in [0, 1)")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas={self.betas}: need both in [0, 1), e.g. (0.9, 0.999)")
         self._check_schedule()

@@ -1,4 +1,4 @@
-"""What a forked process does. It imports this module alone: `forked` would start a server in it."""
+"""What a forked process does: apart from `forked`, which starts the server when it is imported."""
 
 from __future__ import annotations
 
