@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from softtrunc.data import ImageDataset, Skipped
 from softtrunc.jobs.remarks import remarks
-from softtrunc.jobs.train import start_tracker
+from softtrunc.jobs.trackers import Trackers
 from softtrunc.recipes import load_recipe
 
 
@@ -59,10 +59,12 @@ def test_a_tracker_gets_a_place_and_a_project_of_its_run(tmp_path):
             seen.update(rest, p=p)
 
     accelerator = Told(cpu=True)
-    start_tracker(accelerator, load_recipe("digits-vp-nll", ["training.tracker=wandb"]), tmp_path)
+    Trackers(
+        accelerator, load_recipe("digits-vp-nll", ["training.tracker=wandb"]), tmp_path
+    ).begin()
     assert seen["p"] == "digits-vp-nll"
     assert seen["init_kwargs"]["wandb"] == {"name": tmp_path.name, "dir": str(tmp_path)}
     assert seen["config"]["training.steps"] == "3000"
     recipe = load_recipe("digits-vp-nll", ["training.tracker=tensorboard"])
-    start_tracker(accelerator, recipe, tmp_path)
+    Trackers(accelerator, recipe, tmp_path).begin()
     assert seen["p"] == "tensorboard"

@@ -10,6 +10,7 @@ from typer import Context, Option
 
 from softtrunc.cli.options import (
     Data,
+    Ema,
     MaybeRunFolder,
     Overrides,
     Weights,
@@ -87,7 +88,7 @@ Count = Annotated[
 ]
 
 
-_OF_A_RUN = ("checkpoint", "weights", "overrides")
+_OF_A_RUN = ("checkpoint", "weights", "ema", "overrides")
 _OF_BITS = ("limit", "passes", "dequantization", "importance", "eps", "probes", "per_image")
 _OF_SAMPLES = ("features", "mode", "count", "stats")
 
@@ -117,6 +118,7 @@ def evaluate(
     count: Count = None,
     checkpoint: Checkpoint = None,
     weights: Weights = "ema",
+    ema: Ema = None,
     overrides: Overrides = None,
 ) -> None:
     """Measure a run: bits/dim on held-out images, distances and scores of samples.
@@ -159,6 +161,8 @@ def evaluate(
         "evaluation.importance": importance,
         "evaluation.figures": figures_of(dequantization),
     }
+    if ema is not None:
+        refuse_unused(context, "--ema says which weights", "weights")
     steps = _checkpoints(run, checkpoint)
     if len(steps) > 1 and per_image is not None:
         raise UserError(f"--per-image {per_image}: holds figures of one checkpoint: name one")
@@ -170,7 +174,7 @@ def evaluate(
             split=split,
             limit=limit,
             eps=_times(eps),
-            weights=weights,
+            weights=weights if ema is None else ema,
             checkpoint=step,
             overrides=as_overrides(keys, overrides),
             per_image=per_image,

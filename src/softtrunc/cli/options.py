@@ -32,6 +32,15 @@ RunFolders = Annotated[
     typer.Argument(metavar="RUN [RUN]", help="A run, or two to compare.", callback=_all_shipped),
 ]
 Weights = Annotated[Literal["ema", "raw"], typer.Option(help="Averaged weights, or the last ones.")]
+Ema = Annotated[
+    float | None,
+    typer.Option(
+        "--ema",
+        metavar="LENGTH",
+        help="Weights averaged over this share of the training, e.g. 0.05, of a run with "
+        "training.posthoc_ema.",
+    ),
+]
 Data = Annotated[
     str | None, typer.Option(help="The images: a folder, archive or prepared data set.")
 ]

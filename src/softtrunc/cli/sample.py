@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from softtrunc.cli.options import (
+    Ema,
     MaybeRunFolder,
     Overrides,
     Precision,
@@ -52,6 +53,7 @@ def sample(
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
+    ema: Ema = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**62, help="Image i is drawn from seed + i.")
     ] = 0,
@@ -77,11 +79,13 @@ def sample(
         "sampling.steps": steps,
         "sampling.precision": precision,
     }
+    if ema is not None:
+        refuse_unused(context, "--ema says which weights", "weights")
     changes, progress = as_overrides(named, overrides), ConsoleProgress()
     first, second = _runs(run, above, below, at)
     drawn: dict[str, Any] = {
         "overrides": changes,
-        "weights": weights,
+        "weights": weights if ema is None else ema,
         "seed": seed,
         "progress": progress,
     }

@@ -26,7 +26,7 @@ from softtrunc.evaluation.figure import FORMS, DensityFigure, DensityForm, Dequa
 from softtrunc.evaluation.image_results import COLUMNS, Chunk, ImageResults
 from softtrunc.evaluation.protocol import DensityProtocol
 from softtrunc.records import Figure, FigureData
-from softtrunc.score import ScoreModel
+from softtrunc.score import ScoreFunction, ScoreModel
 
 Deal = Callable[[Sequence[tuple[int, int]]], Iterator[tuple[int, int]]]
 """Which of some batches, each a pass and its first image, a process is to measure."""
@@ -53,7 +53,8 @@ class BitsMeasurement:
     - `choice`: what the protocol says of how the time at which the figure begins was chosen.
 
     Raises:
-        ValueError: if the key is unknown, or a learned figure comes without a dequantizer.
+        ValueError: if the key is unknown, a learned figure comes without a dequantizer, or a
+            conditional one without labels.
     """
 
     key: DensityFigure
@@ -69,6 +70,11 @@ class BitsMeasurement:
             raise ValueError(f"{self.key!r} is unknown: write one of {', '.join(FORMS)}")
         if self._form.dequantization == "learned" and self.dequantizer is None:
             raise ValueError(f"{self.key}: needs a trained dequantizer: pass one")
+        if self.protocol.labels and self.data.labels is None:
+            raise ValueError(
+                f"{self.key}: the model is given each image's class, and {self.data.card.name} "
+                f"({self.data.card.split}) has no labels"
+            )
 
     @property
     def _form(self) -> DensityForm:
@@ -144,7 +150,11 @@ class BitsMeasurement:
         x, log_q = self._point(levels[index], seeds)
         # What the probes leave unknown of the density is no weight: an image's draws share them.
         shared = [seed for seed in seeds[::draws] for _ in range(draws)] if draws > 1 else None
-        each = self._density(x, seeds, shared)
+        model = self.model
+        if self.protocol.labels:
+            assert self.data.labels is not None  # looked at when this was made
+            model = model.given(y=torch.from_numpy(self.data.labels[images])[index.cpu()])
+        each = self._density(model, x, seeds, shared)
 
         def mean(values: Tensor) -> Tensor:
             return values.to(each.nats).reshape(-1, draws).mean(1)
@@ -188,12 +198,14 @@ class BitsMeasurement:
             x = dequantize(levels, count, cells, seeds=seeds)
         return x, torch.zeros(len(levels))
 
-    def _density(self, x: Tensor, seeds: list[int], probe_seeds: list[int] | None) -> Density:
+    def _density(
+        self, model: ScoreFunction, x: Tensor, seeds: list[int], probe_seeds: list[int] | None
+    ) -> Density:
         p, levels, cells, eps = self.protocol, self._levels, self._cells, self.eps
         law = _RECONSTRUCTIONS.get(self._form.dequantization, "gaussian")
         if self._form.estimator == "score-matching bound":
             return nelbo(
-                self.model,
+                model,
                 x,
                 eps=eps,
                 draws=p.nelbo_draws,
@@ -203,7 +215,7 @@ class BitsMeasurement:
                 seeds=seeds,
             )
         return probability_flow_nll(
-            self.model,
+            model,
             x,
             eps=eps,
             method=p.solver,

@@ -41,6 +41,8 @@ class DensityProtocol:
       levels as points spread from end to end of its range; lossless figures are measured there. The
       others put noise into the cells of the model's range, as the public code does: bounds all the
       same, but loose ones, for the model never saw what lies between the levels.
+    - `labels`: the model is given each image's class: the bits are those of an image whose class is
+      known.
     """
 
     eps: float = 1e-5
@@ -59,6 +61,7 @@ class DensityProtocol:
     seed: int = 0
     solver_check: int = 8
     dequantized: bool = True
+    labels: bool = False
 
     def images(self, data: ImageDataset) -> int:
         """How many images are measured."""

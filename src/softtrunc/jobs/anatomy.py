@@ -216,8 +216,11 @@ def _bound(
     def measure(numbers: range) -> dict[str, Tensor]:
         seeds = [(asked.seed << 32) + i for i in numbers]
         shown = images.batch(torch.arange(numbers.start, numbers.stop)).to(opened.device)
+        model: ScoreFunction = opened.model
+        if opened.recipe.data.labels and images.labels is not None:
+            model = opened.model.given(y=torch.from_numpy(images.labels[list(numbers)]))
         found = by_time(
-            opened.model,
+            model,
             dequantize(shown, levels, cells, seeds=seeds)
             if plain
             else bin_centers(shown, levels, cells),

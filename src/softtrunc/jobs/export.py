@@ -78,6 +78,7 @@ def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> No
         step=opened.step,
         weights=weights,
         picture=None if picture is None else _PICTURE,
+        init_from=provenance.get("init_from"),
     )
     opened.model.cpu().save_pretrained(folder, card=card)
     scheduler = folder / "scheduler" / "scheduler_config.json"

@@ -49,7 +49,7 @@ from softtrunc.runs.draw import draw_batches
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, package_versions
 from softtrunc.runs.node_images import open_images
 from softtrunc.runs.open_run import OpenRun, open_run
-from softtrunc.training import Weights
+from softtrunc.training import AnyWeights, weights_name
 
 _LOOSE = (
     "trained without dequantisation: bits/dim with uniform or learned noise are bounds all the "
@@ -68,7 +68,7 @@ def measure(
     split: str | None = None,
     limit: int | None = None,
     eps: Sequence[float] = (),
-    weights: Weights = "ema",
+    weights: AnyWeights = "ema",
     checkpoint: int | None = None,
     overrides: Sequence[str] = (),
     per_image: Path | None = None,
@@ -90,7 +90,7 @@ def measure(
             ones for bits per dimension, and for samples what `reference_splits` says.
         limit: bits per dimension of only the first so many of them.
         eps: values of `evaluation.eps` to measure bits per dimension at; none: the recipe's.
-        weights: averaged or raw.
+        weights: averaged or raw, or the length of an average to make.
         checkpoint: the step of the checkpoint; None: the newest one.
         overrides: `a.b=c` changes of the recipe's sampling, evaluation and data.source.
         per_image: a `.csv` or `.parquet` file for the bits per dimension of every image.
@@ -143,7 +143,7 @@ def measure(
             extractor = opened.company.main_first(
                 lambda: open_extractor(spec.features, spec.resize, data.get("train"))
             )
-        file = EvaluationFile(opened, weights)
+        file = EvaluationFile(opened, weights_name(weights))
         if at:
             for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
                 file.add(figure)

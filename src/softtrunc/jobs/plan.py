@@ -20,7 +20,7 @@ from softtrunc.recipes.build import (
 )
 from softtrunc.recipes.load import dump_recipe
 from softtrunc.recipes.schema import Recipe
-from softtrunc.training import micro_batches
+from softtrunc.training import LENGTHS, MOST_SNAPSHOTS, micro_batches
 
 _SECONDS_A_DAY = 86_400.0
 
@@ -90,8 +90,8 @@ def estimate(recipe: Recipe, *, channels: int, image_size: tuple[int, int]) -> C
         forward=forward,
         step=step,
         total=step * spec.steps,
-        # Weights, gradients, two moments and the average, all float32.
-        state_bytes=5 * 4 * parameters,
+        # Weights, gradients, two moments and the averages, all float32.
+        state_bytes=(5 + len(LENGTHS) * spec.posthoc_ema) * 4 * parameters,
         activation_bytes=round(
             _WORKING_SPACE
             * estimate_activation_bytes(config, micro, 2 if spec.precision == "bf16" else 4)
@@ -192,7 +192,13 @@ def _disk(recipe: Recipe, parameters: int) -> str:
     kept = min(written, spec.keep_checkpoints or written)
     # While a checkpoint is written the oldest is still there.
     most = min(written, kept + 1)
-    return f"about {_size(most * one)} for {kept} checkpoints of {_size(one)}, one more meanwhile"
+    words = f"{kept} checkpoints of {_size(one)}, one more meanwhile"
+    total = most * one
+    if spec.posthoc_ema:
+        snapshots, averages = min(written, MOST_SNAPSHOTS), 4 * len(LENGTHS) * parameters
+        words += f"; {snapshots} snapshots of averages of {_size(averages)}, one more meanwhile"
+        total += min(written, snapshots + 1) * averages
+    return f"about {_size(total)} for {words}"
 
 
 def _images(recipe: Recipe) -> _Images:

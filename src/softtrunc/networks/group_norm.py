@@ -6,6 +6,7 @@ vector register holds: they took a sixth of a training step of DDPM++ (docs/resu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -24,8 +25,8 @@ class GroupNorm(nn.GroupNorm):
         """Normalise every group of channels of every example."""
         if not _is_slow(input, self.num_channels // self.num_groups):
             return super().forward(input)
-        out = _NarrowGroups.apply(input, self.weight, self.bias, self.num_groups, self.eps)
-        return cast(Tensor, out)
+        normalise = cast(Callable[..., Tensor], _NarrowGroups.apply)
+        return normalise(input, self.weight, self.bias, self.num_groups, self.eps)
 
 
 def _is_slow(x: Tensor, width: int) -> bool:

@@ -256,8 +256,11 @@ class Training(Section):
     - `micro_batch_size`: most examples in one forward pass; null: no limit.
     - `learning_rate`, `betas`, `adam_eps`, `weight_decay`: of AdamW.
     - `warmup_steps`: steps over which the learning rate grows from 0.
+    - `schedule`, `final_learning_rate`: how it goes on: "constant", or over the steps that are left
+      to the final one, by half a "cosine" or in a "linear" way.
     - `grad_clip`: largest norm of the gradient; null: no clipping.
     - `ema_rate`: how much of the averaged weights stays at each step.
+    - `posthoc_ema`: also keep averages from which `--ema LENGTH` makes one of any length later.
     - `seed`: of the first weights, the order of the images, the noise and the times.
     - `label_dropout`: share of the labels that are left out, so that the model learns what images
       of any class look like too; with `data.labels`. Guidance needs it.
@@ -284,8 +287,11 @@ class Training(Section):
     adam_eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
     warmup_steps: Natural = 5000
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    final_learning_rate: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
     ema_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
+    posthoc_ema: bool = False
     seed: Seed = 0
     label_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     precision: Literal["no", "bf16"] = "no"

@@ -52,7 +52,9 @@ class BatchSource:
         self._ahead: tuple[int, Future[Tensor]] | None = None
         if images.nbytes <= _RESIDENT_BYTES:
             # Of a memory map a copy: it is read-only, tensors are not.
-            self._resident = torch.from_numpy(np.require(images, requirements="CW")).to(device)
+            self._resident = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(
+                device
+            )
         else:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="softtrunc-read")
 
