@@ -256,8 +256,11 @@ class Training(Section):
     - `micro_batch_size`: most examples in one forward pass; null: no limit.
     - `learning_rate`, `betas`, `adam_eps`, `weight_decay`: of AdamW.
     - `warmup_steps`: steps over which the learning rate grows from 0.
+    - `schedule`, `final_learning_rate`: how it goes on: "constant", or over the steps that are left
+      to the final one, by half a "cosine" or in a "linear" way.
     - `grad_clip`: largest norm of the gradient; null: no clipping.
     - `ema_rate`: how much of the averaged weights stays at each step.
+    - `posthoc_ema`: also keep averages from which `--ema LENGTH` makes one of any length later.
     - `seed`: of the first weights, the order of the images, the noise and the times.
     - `label_dropout`: share of the labels that are left out, so that the model learns what images
       of any class look like too; with `data.labels`. Guidance needs it.
@@ -284,8 +287,11 @@ class Training(Section):
     adam_eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
     warmup_steps: Natural = 5000
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    final_learning_rate: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
     ema_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
+    posthoc_ema: bool = False
     seed: Seed = 0
     label_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     precision: Literal["no", "bf16"] = "no"
@@ -327,6 +333,8 @@ class Evaluation(Section):
 
     - `eps`: the time down to which the model's density is followed. `lossless_eps`: that of the
       lossless figures; null: where the noise is 0.4 of a grey level, at least `eps`.
+      `truncated_eps`: that of truncated-normal dequantisation; null: the best of several, from
+      `eps` on, on 32 training images.
     - `figures`: the bits/dim to measure; `--dequantization` names the usual groups.
     - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
       "rk45" and "rk23". `solver_check`: the error that the tolerance leaves is measured on so many
@@ -335,6 +343,8 @@ class Evaluation(Section):
     - `probes`: random vectors per example for "hutchinson".
     - `dequantizer`: of the learned figures.
     - `passes`: how often every image is counted, each time with fresh noise.
+    - `importance`: draws of each image's noise that are weighed against each other in every pass,
+      for the figures by the ODE: a tighter bound at so many times the cost.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
     - `features`: "digits-mlp", "fashion16-cnn", "inception" (the standard network, found or
@@ -347,6 +357,7 @@ class Evaluation(Section):
 
     eps: Time = 1e-5
     lossless_eps: Time | None = None
+    truncated_eps: Time | None = None
     figures: Annotated[tuple[DensityFigure, ...], Field(min_length=1)] = FIGURES_BY_DEQUANTIZATION[
         "uniform"
     ]
@@ -357,6 +368,7 @@ class Evaluation(Section):
     divergence: Literal["hutchinson", "exact"] = "hutchinson"
     probes: Held = 1
     passes: Held = 1
+    importance: Held = 1
     nelbo_draws: Held = 32
     samples: Count = 50_000
     batch_size: Held = 256
