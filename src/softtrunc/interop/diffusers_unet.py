@@ -104,7 +104,7 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
         )
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
@@ -141,7 +141,7 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
             model.to(whole)
         return adapter
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | Path,
         *,
@@ -168,7 +168,7 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
         if push_to_hub:
             model.push_to_hub(upload.pop("repo_id", Path(save_directory).name), **upload)
 
-    def push_to_hub(self, repo_id: str, **upload: Any) -> str:
+    def push_to_hub(self, repo_id: str, **upload: Any) -> str:  # type: ignore[override]
         """`ScoreModel.push_to_hub`."""
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
