@@ -163,8 +163,13 @@ class BitsMeasurement:
         nats = importance_weighted((each.nats + log_q).reshape(-1, draws))
         nfe = each.nfe.reshape(-1, draws).sum(1)
         density = Density(
-            *(mean(each.prior), mean(each.flow), mean(each.residual)),
-            *(nats, nfe, each.dim, each.levels),
+            prior=mean(each.prior),
+            flow=mean(each.flow),
+            residual=mean(each.residual),
+            nats=nats,
+            nfe=nfe,
+            dim=each.dim,
+            levels=each.levels,
         )
         found = (
             density.prior,
