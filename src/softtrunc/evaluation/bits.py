@@ -150,10 +150,10 @@ class BitsMeasurement:
         x, log_q = self._point(levels[index], seeds)
         # What the probes leave unknown of the density is no weight: an image's draws share them.
         shared = [seed for seed in seeds[::draws] for _ in range(draws)] if draws > 1 else None
-        model = self.model
+        model: ScoreFunction = self.model
         if self.protocol.labels:
             assert self.data.labels is not None  # looked at when this was made
-            model = model.given(y=torch.from_numpy(self.data.labels[images])[index.cpu()])
+            model = self.model.given(y=torch.from_numpy(self.data.labels[images])[index.cpu()])
         each = self._density(model, x, seeds, shared)
 
         def mean(values: Tensor) -> Tensor:
