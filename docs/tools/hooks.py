@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from html import unescape
 from typing import Any
 
 from commands import command_pages
 from latex2mathml.converter import convert
+from notebook_pages import notebook_page
 from recipe_keys import recipe_tables
 
-_GENERATED = {"commands": command_pages, "recipe keys": recipe_tables}
-_MARKER = re.compile(r"^<!-- generated: ([\w ]+) -->$", re.MULTILINE)
+_GENERATED = {
+    "commands": command_pages,
+    "recipe keys": recipe_tables,
+    "notebook own-loop": partial(notebook_page, "own-loop"),
+    "notebook anatomy": partial(notebook_page, "anatomy"),
+}
+_MARKER = re.compile(r"^<!-- generated: ([\w -]+) -->$", re.MULTILINE)
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
