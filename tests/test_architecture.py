@@ -43,6 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "noise": {"sde"},
     "pretrained": {"networks", "sde"} | GROUND,
     "score": {"sde", "pretrained"},
+    "guidance": WORDS,
     "weighting": {"truncation", "sde"},
     "objective": {"truncation", "times", "weighting"} | WORDS,
     "flow": {"noise"} | WORDS,
@@ -68,11 +69,11 @@ ARROWS: dict[str, set[str]] = {
     },
     "cli": {"__init__", "jobs", "runs", "recipes", "records"} | GROUND,
     "__main__": {"cli"},
-    "__init__": {"objective", "score", "sde", "times", "truncation", "weighting"},
+    "__init__": {"guidance", "objective", "score", "sde", "times", "truncation", "weighting"},
 }
 
 # The core reads like the paper: tensors, their shapes, and nothing else from outside.
-CORE = {"truncation", "sde", "times", "weighting", "score", "objective"}
+CORE = {"truncation", "sde", "times", "weighting", "score", "objective", "guidance"}
 CORE_LIBRARIES = {"torch", "jaxtyping"}
 
 # What a program that only trains with our loss must not wait for.
@@ -243,47 +244,39 @@ def test_the_core_stands_on_tensors_alone():
     assert {name for _, name in outside} <= CORE_LIBRARIES | {"softtrunc"}
 
 
-# Public names are fetched on first use: use them all. The first line says how long that took on
-# top of torch, the second what it loaded.
+# Public names are fetched on first use: use them all; and then what draws and measures.
 LOAD = """
-import sys, time, torch
-start, before = time.perf_counter(), set(sys.modules)
+import sys, torch
+before = set(sys.modules)
 import softtrunc
 for name in softtrunc.__all__:
     getattr(softtrunc, name)
-print(time.perf_counter() - start)
+print(*(set(sys.modules) - before))
+from softtrunc.networks import ScoreUNet, preset
+with torch.device("meta"):
+    softtrunc.ScoreModel(ScoreUNet(preset("ncsnpp", image_size=32, channels=3)), softtrunc.VPSDE())
+ScoreUNet(preset("tiny", image_size=8, channels=1))
+import softtrunc.data
+softtrunc.data.load_digits_split("train")
 print(*(set(sys.modules) - before))
 """
 
 
-class Loading(NamedTuple):
-    seconds: float
-    modules: set[str]
-
-
 @pytest.fixture(scope="module")
-def loading() -> list[Loading]:
-    """Three fresh interpreters that import everything public."""
-
-    def load() -> Loading:
-        done = subprocess.run(
-            [sys.executable, "-c", LOAD], capture_output=True, text=True, check=True
-        )
-        seconds, modules = done.stdout.splitlines()
-        return Loading(float(seconds), set(modules.split()))
-
-    return [load() for _ in range(3)]
-
-
-def test_importing_the_package_costs_little_beyond_torch(loading):
-    # The least of a few: a busy machine adds to a time and never takes from it.
-    least = min(run.seconds for run in loading)
-    assert least < 0.3, f"import softtrunc takes {least:.2f} s beyond import torch"
+def loading() -> list[set[str]]:
+    """What a fresh interpreter has loaded after importing everything public, and after a model."""
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
 def test_importing_the_package_loads_nothing_heavy(loading):
-    assert "softtrunc.objective" in loading[0].modules
-    assert loading[0].modules.isdisjoint(HEAVY)
+    assert "softtrunc.objective" in loading[0]
+    assert loading[0].isdisjoint(HEAVY)
+
+
+def test_a_model_and_the_digits_load_no_compiler_and_no_scikit_learn(loading):
+    assert "softtrunc.networks.score_unet" in loading[1]
+    assert loading[1].isdisjoint({"torch._dynamo", "sympy", "sklearn", "scipy"})
 
 
 def test_recipes_and_the_names_of_figures_need_no_torch():

@@ -96,6 +96,7 @@ def losses():
 def test_losses(machine, waits, objective):
     network = model(objective.sde if isinstance(objective, SoftTruncationLoss) else SDES["vp"])
     x = data(machine)
+    objective(network, x)  # the values of the first batch on a device are looked at
     for generator in (None, torch.Generator(), torch.Generator(machine.device)):
 
         def step(generator=generator):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -187,11 +188,8 @@ def test_a_checkpoint_that_does_not_hold_together_is_refused(run, capsys, damage
 @pytest.mark.parametrize("number", [signal.SIGUSR1])
 def test_a_stopped_training_is_no_success(tmp_path, number):
     steps = ("training.steps=1000000", "training.log_every=1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "softtrunc", *command(*steps), "--out", str(tmp_path / "run")],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command_line = ["-m", "softtrunc", *command(*steps), "--out", str(tmp_path / "run")]
+    process = Forked(command_line, cwd=tmp_path, env=os.environ)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text()):
         assert process.poll() is None

@@ -481,3 +481,42 @@ def test_losses_are_values():
 
 
 # The loss over its running error. Gaussians again, so that the error at each time is known.
+
+
+class Wrapped(nn.Module):
+    """As data parallelism wraps: the model is `.module`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+@unhindered
+def test_a_wrapped_model_is_refused_with_what_to_write():
+    model = ScoreModel(nn.Identity(), VPSDE())
+    with pytest.raises(TypeError, match=r"inside Wrapped.*LossModule\(model, loss\)"):
+        soft(VPSDE())(Wrapped(model), torch.zeros(2, 3))
+
+
+@unhindered
+@pytest.mark.parametrize(
+    ("sde", "x", "words"),
+    [
+        (VPSDE(), torch.zeros(2, 3, dtype=torch.uint8), r"torch.uint8.*x / 127.5 - 1"),
+        (VESDE(), torch.zeros(2, 3, dtype=torch.int64), r"torch.int64.*x / 255"),
+        (VPSDE(), torch.tensor([[0.0, 12.5, 251.25]]), r"0 to 251.25.*\[-1, 1\].*x / 127.5 - 1"),
+        (VESDE(), torch.tensor([[3.0, 60.0, 255.0]]), r"3 to 255.*\[0, 1\].*x / 255 for"),
+    ],
+)
+def test_images_as_they_are_stored_are_refused(sde, x, words):
+    model = Gaussian(sde, torch.zeros(3), torch.ones(3))
+    with pytest.raises((TypeError, ValueError), match=words):
+        soft(sde)(model, x)
+
+
+def test_wide_data_are_no_images_of_256_levels():
+    """Negative values, or a range that says so: latents, or data in other units."""
+    model = Gaussian(VPSDE(), torch.zeros(3), torch.ones(3))
+    soft(VPSDE())(model, torch.tensor([[-40.0, 3.0, 90.0]]))
+    wide = ScoreModel(Body(), VPSDE(), value_range=(0.0, 255.0))
+    soft(VPSDE())(wide, torch.tensor([[0.0, 250.0]]))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from forked import Forked
 
-def start_together(
-    arguments: Sequence[str], cwd: Path, *, processes: int = 2
-) -> list[subprocess.Popen[str]]:
+
+def start_together(arguments: Sequence[str], cwd: Path, processes: int = 2) -> list[Forked]:
     """`python ARGUMENTS` in each; no launcher costs its own start, and none kills the others."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -27,19 +25,12 @@ def start_together(
         "NO_COLOR": "1",
     }
     return [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=cwd,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Forked(arguments, cwd=cwd, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)
     ]
 
 
-def finish_together(started: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finish_together(started: Sequence[Forked]) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each."""
     said = [process.communicate(timeout=280) for process in started]
     return [

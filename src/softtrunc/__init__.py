@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from softtrunc.guidance import guided
     from softtrunc.objective import LossTerms, MixedLoss, SoftTruncationLoss
     from softtrunc.score import ScoreFunction, ScoreModel
     from softtrunc.sde import SDE, VESDE, VPSDE, Marginal, ReciprocalVESDE, SubVPSDE
@@ -39,6 +40,7 @@ __all__ = [
     "TruncationPrior",
     "UniformTimes",
     "__version__",
+    "guided",
     "likelihood_weight",
     "variance_weight",
 ]
@@ -46,6 +48,7 @@ __all__ = [
 # Names load on first use: the command line answers --help and refuses a wrong word without
 # waiting for torch.
 _HOME = {
+    "guided": "guidance",
     "LossTerms": "objective",
     "MixedLoss": "objective",
     "SoftTruncationLoss": "objective",

@@ -117,6 +117,7 @@ class _DenoisingLoss(Objective):
             noise: standard normal noise of the shape of `x`, if it is not to be drawn.
             generator: source of what is drawn here.
         """
+        _check(model, x)
         if draw is None:
             draw = self.draw(x.shape[0], tau=tau, generator=generator)
         if noise is None:
@@ -129,6 +130,50 @@ class _DenoisingLoss(Objective):
         squares = rest.square().reshape(x.shape[0], math.prod(x.shape[1:]))
         error = squares.mean(1) if self.reduction == "mean" else squares.sum(1)
         return LossTerms(self._loss(draw, error), draw.t, draw.tau, error)
+
+
+# Where values were looked at once: on an accelerator that waits for the device.
+_LOOKED_AT = {"meta"}
+
+
+def _check(model: ScoreFunction, x: Tensor) -> None:
+    """Refuse what would fail far from here, or train something else in silence."""
+    if not hasattr(model, "sde") and hasattr(model, "module"):
+        raise TypeError(
+            f"the loss was given a model inside {type(model).__name__}, past which gradients would "
+            "not be exchanged: wrap softtrunc.training.LossModule(model, loss), and call that"
+        )
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x is {x.dtype}: the loss takes floats in the model's range: {_how(model)}"
+        )
+    if x.device.type not in _LOOKED_AT and x.numel():
+        if x.device.type != "cpu":
+            _LOOKED_AT.add(x.device.type)
+        low, high = torch.stack(x.detach().aminmax()).tolist()
+        if low >= 0.0 and _BRIGHT < high <= 255.0 and _range_of(model)[1] <= 1.0:
+            raise ValueError(
+                f"x holds values from {low:g} to {high:g}, as images of 256 levels "
+                f"do: the model's data lie in [{', '.join(f'{v:g}' for v in _range_of(model))}]: "
+                f"{_how(model)}"
+            )
+
+
+# Data that lie around 0 with a spread of about 1 have no such values, images of 256 levels do.
+_BRIGHT = 32.0
+
+
+def _range_of(model: ScoreFunction) -> tuple[float, float]:
+    found: tuple[float, float] = getattr(model, "value_range", model.sde.default_value_range)
+    return found
+
+
+def _how(model: ScoreFunction) -> str:
+    """How 8-bit images get into the model's range."""
+    low, high = _range_of(model)
+    known = {(-1.0, 1.0): "x / 127.5 - 1", (0.0, 1.0): "x / 255"}
+    formula = known.get((low, high), f"x / 255 * {high - low:g} + ({low:g})")
+    return f"write {formula} for images of 256 levels"
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Protocol, Unpack, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Unpack, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softtrunc.sde import SDE, Conditioning, Prediction, expand_to, widen
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from softtrunc.pretrained import Download, Upload
 
 __all__ = [
+    "BoundModel",
     "Conditioning",
+    "GivenModel",
     "Prediction",
     "ScoreFunction",
     "ScoreModel",
@@ -105,7 +108,8 @@ class ScoreModel(nn.Module):
     The network is called as `network(x, label)` with `x` of shape `(B, *event)` mapped from
     `value_range` to [-1, 1] and `label` of shape `(B,)`; it returns the shape of `x`. It may run
     in reduced precision under autocast; what it returns is brought back to the precision of `x`
-    before anything is divided by sigma.
+    before anything is divided by sigma. What else it is to know, class labels say, goes to it by
+    name: `model.score(x, t, y=labels)`, or bound by `given` for whoever calls `score(x, t)`.
 
     Args:
         network: the body.
@@ -146,7 +150,7 @@ class ScoreModel(nn.Module):
                 f"value_range {self.value_range}: need finite low < high, e.g. (-1, 1)"
             )
         # A conditioning that this SDE cannot serve is refused here and not at the first batch.
-        noise_label(sde, self.conditioning, torch.ones(()))
+        noise_label(sde, self.conditioning, torch.ones((), device="cpu"))
 
     @property
     def sde(self) -> SDE:
@@ -154,7 +158,7 @@ class ScoreModel(nn.Module):
         return self._sde
 
     def forward(
-        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The network's output at `(x, t)` in the precision of `x`: noise, or minus it."""
         parameter = next(self.network.parameters(), None)
@@ -162,27 +166,35 @@ class ScoreModel(nn.Module):
         low, high = self.value_range
         inputs = x if (low, high) == (-1.0, 1.0) else (2.0 * x - (low + high)) / (high - low)
         label = noise_label(self.sde, self.conditioning, widen(t, x.device)).to(dtype)
-        output: Tensor = self.network(inputs.to(dtype), label.expand(x.shape[0]))
+        output: Tensor = self.network(inputs.to(dtype), label.expand(x.shape[0]), **condition)
         return output.to(x.dtype)
 
     def noise(
-        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The predicted noise `E[z | x_t = x] = -sigma score`."""
-        output: Tensor = self(x, t)
+        output: Tensor = self(x, t, **condition)
         return output if self.prediction == "noise" else -output
 
     def score(
-        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The predicted score `grad log p_t(x)`."""
-        return -self.noise(x, t) / expand_to(self.sde.marginal(t).sigma, x)
+        return -self.noise(x, t, **condition) / expand_to(self.sde.marginal(t).sigma, x)
 
     def denoise(
-        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The predicted clean example `E[x_0 | x_t = x]`."""
-        return denoise(self, x, t)
+        return denoise(self.given(**condition), x, t)
+
+    def given(self, **condition: Any) -> GivenModel:
+        """The model with what its network is given bound to it: a score function of `(x, t)`.
+
+        Tensors with a leading B belong to the examples of a batch; anything else is for all.
+        Called as `network(x, label, **condition)`.
+        """
+        return GivenModel(self, condition)
 
     # What follows fetches `softtrunc.pretrained` when called: that brings networks and files
     # along, for which a program that only trains must not wait.
@@ -261,3 +273,93 @@ class ScoreModel(nn.Module):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, card=card)
             return upload_folder(Path(folder), repo_id, **upload)
+
+
+class BoundModel(nn.Module):
+    """A score function that may hold something for each example of a batch."""
+
+    def rows(self, index: Int[Tensor, " n"], batch: int | None = None) -> ScoreFunction:
+        """The same for the examples at these places of a batch, in their order.
+
+        Args:
+            index: the places.
+            batch: how many examples the batch has; None: as many as what is held says.
+        """
+        raise NotImplementedError
+
+
+class GivenModel(BoundModel):
+    """A model bound to a condition: what losses, samplers and densities take for a score function.
+
+    Args:
+        model: called as `model.score(x, t, **condition)`.
+        condition: by name. A tensor with a leading B belongs to the B examples of a batch; anything
+            else is for all of them.
+    """
+
+    def __init__(self, model: ScoreModel, condition: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.condition = dict(condition)
+
+    @property
+    def sde(self) -> SDE:
+        """The forward diffusion."""
+        return self.model.sde
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The range in which the data are given."""
+        return self.model.value_range
+
+    def score(
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "b *event"]:
+        """The predicted score `grad log p_t(x | condition)`."""
+        return self.model.score(x, t, **self._at(x.device))
+
+    def noise(
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "b *event"]:
+        """The predicted noise `E[z | x_t = x, condition]`."""
+        return self.model.noise(x, t, **self._at(x.device))
+
+    def denoise(
+        self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "b *event"]:
+        """The predicted clean example `E[x_0 | x_t = x, condition]`."""
+        return denoise(self, x, t)
+
+    def rows(self, index: Int[Tensor, " n"], batch: int | None = None) -> GivenModel:
+        """The same for the examples at these places of a batch, in their order.
+
+        Raises:
+            ValueError: if `batch` is not given, and tensors of several lengths leave open which
+                of them belong to examples.
+        """
+        batch = self._batch() if batch is None else batch
+
+        def part(value: Any) -> Any:
+            own = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+            return value[index.to(value.device)] if own else value
+
+        return GivenModel(self.model, {name: part(v) for name, v in self.condition.items()})
+
+    def _batch(self) -> int | None:
+        """The number of examples that the condition is for, None if it is for all."""
+        found = {k: len(v) for k, v in self.condition.items() if isinstance(v, Tensor) and v.ndim}
+        lengths = set(found.values()) - {1} or set(found.values())
+        if len(lengths) > 1:
+            told = ", ".join(f"{name} has {length}" for name, length in found.items())
+            raise ValueError(
+                f"given: {told}: tensors with one entry per example have one length: write what is "
+                "for all examples with a leading 1, tensor[None]"
+            )
+        return next(iter(lengths), None)
+
+    def _at(self, device: torch.device) -> dict[str, Any]:
+        """The condition, on a device."""
+        return {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in self.condition.items()
+        }

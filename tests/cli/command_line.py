@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+
+from forked import Forked
 
 TINY = [
     "--set",
@@ -23,12 +23,5 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "NO_COLOR": "1"}
 
 
-def start(*arguments: str, cwd) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "softtrunc", *arguments],
-        cwd=cwd,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(*arguments: str, cwd) -> Forked:
+    return Forked(["-m", "softtrunc", *arguments], cwd=cwd, env=environment())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import TINY, environment
+from forked import Forked
 from PIL import Image
 
 from softtrunc.cli import main
@@ -136,34 +136,28 @@ def test_presets_are_listed(capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_ctrl_c_leaves_work_to_go_on_with(tmp_path):
+def test_ctrl_c_leaves_work_to_go_on_with(tmp_path, monkeypatch, capsys):
     for i in range(1500):
         path = tmp_path / "photos" / ("train" if i else "test") / f"{i:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise(i)).save(path)
     command = ["data", "prepare", "photos", "--out", "out", "--split", "train"]
-    slow = [sys.executable, "-c", SLOW, *command, "--workers", "1"]
-    process = subprocess.Popen(
-        slow, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    slow = [str(script), *command, "--workers", "1"]
+    process = Forked(slow, cwd=tmp_path, env=environment())
     journal = tmp_path / ".out.partial" / "train.journal"
     deadline = time.monotonic() + 60
     while not (journal.exists() and journal.read_text().count("\n") > 3):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    done = subprocess.run(
-        [sys.executable, "-m", "softtrunc", *command],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "going on from it" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 0
+    assert "going on from it" in capsys.readouterr().err
     images = np.load(tmp_path / "out" / "train.npy")
     for i in (1, 700, 1499):
         assert np.array_equal(images[i - 1].transpose(1, 2, 0), noise(i))

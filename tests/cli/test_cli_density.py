@@ -3,13 +3,12 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from command_line import environment, start
-from test_cli_interruption import finish, launch, wait_for
+from command_line import start
+from test_cli_interruption import launch, wait_for
 
+from softtrunc.cli import main
 from softtrunc.jobs.train import train
 from softtrunc.recipes import load_recipe
 
@@ -37,12 +36,10 @@ def outcome(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_a_kill_and_one_process_agree(run, tmp_path):
+def test_two_processes_a_kill_and_one_process_agree(run, tmp_path, capsys, unchecked):
     one, two, killed = (shutil.copytree(run, tmp_path / n) for n in ("one", "two", "killed"))
-    done = finish(
-        start("evaluate", str(one), *SMALL, "--per-image", str(tmp_path / "one.csv"), cwd=tmp_path)
-    )
-    assert "bits/dim with residual" in done
+    assert main(["evaluate", str(one), *SMALL, "--per-image", str(tmp_path / "one.csv")]) == 0
+    assert "bits/dim with residual" in capsys.readouterr().out
     printed = launch(
         2,
         tmp_path,
@@ -63,7 +60,8 @@ def test_two_processes_a_kill_and_one_process_agree(run, tmp_path):
         assert process.poll() is None, process.communicate()[1]
     process.kill()
     process.communicate()
-    assert "interrupted evaluation" in finish(start("evaluate", str(killed), *SMALL, cwd=tmp_path))
+    assert main(["evaluate", str(killed), *SMALL]) == 0
+    assert "interrupted evaluation" in capsys.readouterr().err
     assert outcome(killed) == outcome(one)
     assert not folder.exists()
 
@@ -76,14 +74,8 @@ def test_two_processes_a_kill_and_one_process_agree(run, tmp_path):
         (["--bpd", "--set", "evaluation.divergence=guess"], "evaluation.divergence"),
     ],
 )
-def test_mistakes_are_told_in_one_line(run, tmp_path, arguments, words):
-    done = subprocess.run(
-        [sys.executable, "-m", "softtrunc", "evaluate", str(run), *arguments],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_mistakes_are_told_in_one_line(run, capsys, unchecked, arguments, words):
+    assert main(["evaluate", str(run), *arguments]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1

@@ -3,12 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from command_line import TINY, environment, start
+from command_line import TINY, start
 from safetensors.torch import load_file
 from together import finish_together, start_together
 
@@ -115,14 +113,8 @@ os._exit(0)  # as softtrunc's own __main__ ends: gloo's threads may abort an ord
 
 
 def launch(processes, cwd, *command):
-    """What the first of so many processes says. A launcher would cost as much as one of them."""
-    if processes == 1:
-        done = subprocess.run(
-            [sys.executable, *command], cwd=cwd, env=environment(), capture_output=True, text=True
-        )
-        ended = [(done.returncode, done.stdout, done.stderr)]
-    else:
-        ended = finish_together(start_together(command, cwd, processes=processes))
+    """What the first of so many processes says."""
+    ended = finish_together(start_together(command, cwd, processes=processes))
     assert all(code == 0 for code, _, _ in ended), [err[-3000:] for _, _, err in ended]
     return ended[0][1]
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
+import threading
 import time
 
+import forked  # noqa: F401 - the server whose processes a study's runs are
 import pytest
-from command_line import TINY, start
+from command_line import TINY
 
 from softtrunc.cli import main
+from softtrunc.jobs import side_by_side
+
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 QUICK = [
     *TINY,
@@ -19,23 +25,35 @@ QUICK = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+
+
+def stop_when(file):
+    """Send this process SIGTERM as soon as there is such a file."""
+
+    def watch():
+        deadline = time.monotonic() + 200
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @pytest.mark.slow
-def test_a_study_goes_on_after_a_kill_and_reports(tmp_path):
+def test_a_study_goes_on_after_a_kill_and_reports(tmp_path, capsys):
     command = ["study", "digits-vp-nll-st", "--vary", "truncation.k=inf,1", "--seeds", "2"]
     command += ["--steps", "12", "--out", "study", *QUICK]
-    process = start(*command, cwd=tmp_path)
     first = tmp_path / "study" / "runs" / "k=inf_seed=0" / "evaluation.json"
-    deadline = time.monotonic() + 200
-    while not first.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    # Some runs are measured now, some are being trained, some have not begun.
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=200)
-    assert first.exists(), err
-    assert process.returncode == 143, err
-    process = start(*command, cwd=tmp_path)
-    out, err = process.communicate(timeout=280)
-    assert process.returncode == 0, err
+    # Some runs are measured then, some are being trained, some have not begun.
+    stop_when(first)
+    assert main(command) == 143
+    assert first.exists()
+    assert main(command) == 0
+    out = capsys.readouterr().out
     folder = tmp_path / "study"
     table = json.loads((folder / "study.json").read_text())
     assert [setting["label"] for setting in table["settings"]] == ["k=inf", "k=1"]
@@ -61,14 +79,12 @@ def test_a_study_goes_on_after_a_kill_and_reports(tmp_path):
     assert "k=inf" in out
     # What is finished is not done again.
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/evaluation.json")}
-    process = start(*command, cwd=tmp_path)
-    _, err = process.communicate(timeout=200)
-    assert "4 of 4 runs are finished already" in err
+    assert main(command) == 0
+    assert "4 of 4 runs are finished already" in capsys.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/evaluation.json")}
 
 
-def test_a_dry_run_names_the_runs_and_writes_nothing(tmp_path, monkeypatch, capsys, unchecked):
-    monkeypatch.chdir(tmp_path)
+def test_a_dry_run_names_the_runs_and_writes_nothing(tmp_path, capsys):
     command = ["study", "digits-vp-nll", "digits-vp-fid", "--vary", "truncation.k=0.9,inf"]
     assert main([*command, "--seeds", "1", "--dry-run"]) == 0
     assert capsys.readouterr().out.split() == [
@@ -81,12 +97,12 @@ def test_a_dry_run_names_the_runs_and_writes_nothing(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.slow
-def test_what_is_asked_afterwards_is_measured_on_the_same_runs(tmp_path):
+def test_what_is_asked_afterwards_is_measured_on_the_same_runs(tmp_path, monkeypatch):
+    # One run gets every core, and two threads wait long for each other on a busy machine.
+    monkeypatch.setattr(side_by_side, "core_count", lambda: 1)
     command = ["study", "digits-vp-nll-st", "--vary", "evaluation.eps=1e-5,1e-2", "--seeds", "1"]
     command += ["--steps", "4", "--out", "study", *QUICK, "--set", "evaluation.figures=[nelbo]"]
-    process = start(*command, cwd=tmp_path)
-    _, err = process.communicate(timeout=280)
-    assert process.returncode == 0, err
+    assert main(command) == 0
     (run,) = (tmp_path / "study" / "runs").iterdir()
     assert run.name == "digits-vp-nll-st_seed=0"
     table = json.loads((tmp_path / "study" / "study.json").read_text())
@@ -103,23 +119,19 @@ def test_what_is_asked_afterwards_is_measured_on_the_same_runs(tmp_path):
     # Another value is measured on the run that is there.
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
     command[3] = "evaluation.eps=1e-5,1e-2,1e-3"
-    process = start(*command, cwd=tmp_path)
-    _, err = process.communicate(timeout=280)
-    assert process.returncode == 0, err
+    assert main(command) == 0
     table = json.loads((tmp_path / "study" / "study.json").read_text())
     assert len(table["settings"]) == 3
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_stops_no_other(tmp_path):
+def test_a_run_that_fails_stops_no_other(tmp_path, capsys):
     """A learning rate beyond reason in one setting: the other is measured and reported."""
     command = ["study", "digits-vp-nll", "--vary", "training.learning_rate=1e-3,1e30"]
     command += ["--seeds", "1", "--steps", "8", "--out", "study", *QUICK]
-    process = start(*command, "--set", "training.grad_clip=null", cwd=tmp_path)
-    out, err = process.communicate(timeout=280)
-    assert process.returncode == 1, out + err
-    assert "not finite" in err
+    assert main([*command, "--set", "training.grad_clip=null"]) == 1
+    assert "not finite" in capsys.readouterr().err
     table = json.loads((tmp_path / "study" / "study.json").read_text())
     assert list(table["failures"]) == ["learning_rate=1e30_seed=0"]
     assert [len(setting["runs"]) for setting in table["settings"]] == [1, 0]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Forked
 from PIL import Image
 from true_formats import encode, noise, pack, write_cifar10
 
@@ -91,9 +91,10 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
 ):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    command = [sys.executable, str(script), str(folder), str(tmp_path / "out"), label, str(workers)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    assert done.returncode == -signal.SIGKILL
+    command = [str(script), str(folder), str(tmp_path / "out"), label, str(workers)]
+    process = Forked(command, cwd=tmp_path, env=os.environ)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     decoded: list[str] = []
     real = filling.try_decode

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from stand_in import StandIn, save_stand_in
+from together import finish_together, start_together
 
 from softtrunc.data import ImageDataset, load_digits_split
 from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures
@@ -219,8 +216,7 @@ def test_too_few_images_are_refused_before_anything_is_read(extractor):
 RANK = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
+os.environ["SOFTTRUNC_CACHE"] = sys.argv[3]
 from accelerate import Accelerator
 from test_distances import ALL, judge, pictures, samples_of, share_of
 from softtrunc.metrics import TorchScriptFeatures
@@ -245,28 +241,9 @@ os._exit(0)
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(tmp_path):
     network = save_stand_in(tmp_path / "projections.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def start(rank: int, world: int) -> subprocess.Popen[str]:
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(
-                [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-            ),
-            "SOFTTRUNC_CACHE": str(tmp_path / f"cache-{world}"),
-        }
-        here = str(Path(__file__).parent)
-        arguments = [sys.executable, "-c", RANK, here, str(network)]
-        return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    command = [str(script), str(Path(__file__).parent), str(network)]
 
     def values(text: str) -> list[tuple[str, float]]:
         pairs = (line.partition("=") for line in text.split())
@@ -274,10 +251,9 @@ def test_two_processes_find_what_one_does(tmp_path):
 
     answers = []
     for world in (1, 2):
-        running = [start(rank, world) for rank in range(world)]
-        texts = [process.communicate(timeout=250)[0] for process in running]
-        assert [process.returncode for process in running] == [0] * world
-        answers.append(values(texts[0]))
+        ended = finish_together(start_together([*command, f"cache-{world}"], tmp_path, world))
+        assert [code for code, _, _ in ended] == [0] * world, ended
+        answers.append(values(ended[0][1]))
     one, two = answers
     assert len(one) == 10
     assert [key for key, _ in one] == [key for key, _ in two]

@@ -57,4 +57,4 @@ def test_samples_and_latents_keep_their_own():
 
 def test_a_model_that_needs_nothing_is_itself():
     plain = Gaussian(VPSDE(), torch.zeros(2), torch.ones(2))
-    assert rows_of(plain, torch.tensor([1])) is plain
+    assert rows_of(plain, torch.tensor([1]), 2) is plain

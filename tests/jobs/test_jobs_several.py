@@ -1,6 +1,6 @@
 """Two processes: they wait for each other's work, and for nobody who is dead.
 
-They are started once, for all tests: what costs most is that each imports PyTorch.
+They are started once, for all tests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from softtrunc.training import Stopwatch
 SMALL = "network.options={base_channels: 8, channel_multipliers: [1]}"
 SETTINGS = [
     *(SMALL, "training.batch_size=8", "training.samples=4", "training.micro_batch_size=2"),
-    *("training.timeout=10", "training.checkpoint_every=2", "training.sample_every=2"),
+    *("training.timeout=5", "training.checkpoint_every=2", "training.sample_every=2"),
     *("training.log_every=1", "sampling={sampler: dpm_solver, steps: 2}"),
 ]
 GRID = Path("samples", "step-00000002.png")
@@ -59,7 +59,7 @@ def say(*words): print(*words, flush=True)
 def lag(what):
     if what in lags:
         lags.remove(what)
-        time.sleep(12.0)
+        time.sleep(6.0)
 
 def begin(what):
     # The first goes on when the second has work too, however quick it was.
@@ -262,7 +262,7 @@ def test_a_dead_process_is_told_of(told):
     assert told.scenes[0]["death"].endswith("code 1\n")
     assert not (told.folder / "others.npz").exists()
     last = told.errors[0].strip().splitlines()[-1]
-    assert "process 1 of 2 has shown no sign of life for 10 s" in last
+    assert "process 1 of 2 has shown no sign of life for 5 s" in last
     assert "Traceback" not in told.errors[0]
     assert "softtrunc: " not in told.errors[1]  # one of them speaks
 

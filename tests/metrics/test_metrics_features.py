@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from together import finish_together, start_together
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -402,14 +403,13 @@ def test_a_gatherer_forgets_what_it_is_told_to_forget(digits, test):
 
 # Each process takes every second image, and writes what it then holds the whole distance to be.
 RANK = """
-import sys
+import os, sys
 import torch
 from softtrunc.data import load_digits_split
 from softtrunc.metrics import DigitsFeatures, frechet_distance, kernel_inception_distance
 from softtrunc.metrics.synced import FeatureGatherer
 
-torch.set_num_threads(1)
-rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+rank, world, store = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), sys.argv[1]
 if world > 1:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world
@@ -441,13 +441,16 @@ print(repr(kernel_inception_distance(*kept, subsets=1, subset_size=360).mean))
 
 
 def test_two_processes_measure_what_one_does(tmp_path):
-    def start(rank: int, world: int) -> subprocess.Popen[str]:
-        arguments = [sys.executable, "-c", RANK, str(rank), str(world), str(tmp_path / "store")]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-
-    running = [start(0, 1), start(0, 2), start(1, 2)]
-    answers = [process.communicate(timeout=240)[0].split() for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0]
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    command = [str(script), str(tmp_path / "store")]
+    ended = [
+        each
+        for world in (1, 2)
+        for each in finish_together(start_together(command, tmp_path, world))
+    ]
+    assert [code for code, _, _ in ended] == [0, 0, 0], ended
+    answers = [out.split() for _, out, _ in ended]
     alone, *together = [[float(word) for word in answer] for answer in answers]
     for both in together:
         assert both == pytest.approx(alone, rel=1e-9)

@@ -44,7 +44,7 @@ class Impulses(Noise):
 
 def solve(sampler: FixedStepSampler, truth: Gaussian, x: Tensor, noise: Noise) -> Tensor:
     """`sample` from `x` with noise of our own."""
-    return sampler._solve(Call(truth.sde, truth.score, noise), x)
+    return sampler._solve(Call(truth, len(x), noise), x)
 
 
 def variance_error(sampler: FixedStepSampler, sde: SDE, t_end: float) -> float:

@@ -83,7 +83,7 @@ def bound_terms(
             x_t = sde.perturb(x[part], t[part], z[part])
             sigma = expand_to(sde.marginal(t[part]).sigma, x)
             with torch.no_grad():
-                score = rows_of(model, index[part]).score(x_t, t[part])
+                score = rows_of(model, index[part], len(x)).score(x_t, t[part])
             return -sigma * score.to(x.dtype)
 
         return torch.cat(in_chunks(work, len(x), chunk_size))

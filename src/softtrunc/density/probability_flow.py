@@ -153,7 +153,7 @@ def solve_flow(
         p = path.point(u)
         signs = None if probes is None else probes[:, rows]
         noise, divergence = _noise_and_divergence(
-            rows_of(model, rows), expand_to(p.scale, z) * z, p.t, p.sigma, signs
+            rows_of(model, rows, len(x)), expand_to(p.scale, z) * z, p.t, p.sigma, signs
         )
         return noise, Slope(p.velocity(z, noise), p.volume * divergence - dim * p.decay)
 
@@ -262,7 +262,7 @@ def probability_flow_nll(
 
     def solve(part: slice) -> Density:
         x_end, flow, predicted, nfe = solve_flow(
-            rows_of(model, index[part]),
+            rows_of(model, index[part], len(x)),
             start[part],
             None if signs is None else signs[:, part],
             eps=eps,

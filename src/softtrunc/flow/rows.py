@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from softtrunc.score import ScoreFunction
+from softtrunc.score import BoundModel, ScoreFunction
 
 
 @runtime_checkable
@@ -17,7 +17,7 @@ class _Conditioned(Protocol):
         """The same for the examples at `index` (n,)."""
 
 
-def rows_of(model: ScoreFunction, index: Tensor) -> ScoreFunction:
+def rows_of(model: ScoreFunction, index: Tensor, batch: int | None = None) -> ScoreFunction:
     """`model.rows(index)` where the model has it; else it needs nothing per example.
 
     Every solver that evaluates a part of its batch asks the model through here.
@@ -25,5 +25,8 @@ def rows_of(model: ScoreFunction, index: Tensor) -> ScoreFunction:
     Args:
         model: anything with `.sde` and `.score(x, t)`.
         index: the examples' places in the batch that `model` was bound for, integers (n,).
+        batch: how many examples that batch has; None: as many as the model can tell.
     """
+    if isinstance(model, BoundModel):
+        return model.rows(index, batch)
     return model.rows(index) if isinstance(model, _Conditioned) else model

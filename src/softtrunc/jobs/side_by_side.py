@@ -11,6 +11,7 @@ import os
 import queue
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -150,6 +151,18 @@ def _places() -> list[str | None]:
     return [None] * core_count()
 
 
+def _processes() -> BaseContext:
+    """Starts processes: of a server that has the imports behind it, where the system has that.
+
+    The server computes nothing and uses no graphics card, so that what it forks may use any.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def train_and_measure(
     recipes: Mapping[Path, Sequence[Recipe]],
     *,
@@ -176,7 +189,7 @@ def train_and_measure(
     at_once = max(1, min(len(recipes), len(places)))
     cores = os.cpu_count() or 1 if places[0] is not None else len(places)
     threads = max(1, cores // at_once)
-    context = multiprocessing.get_context("spawn")
+    context = _processes()
     waiting = list(recipes.items())
     running: dict[str, _Child] = {}
     finished, failures = True, dict[str, str]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -15,6 +16,7 @@ from softtrunc.networks.config import ScoreUNetConfig
 from softtrunc.networks.score_unet import ScoreUNet
 
 
+@functools.cache
 def parameter_count(config: ScoreUNetConfig) -> int:
     """Number of parameters, the frozen Fourier frequencies included."""
     return sum(parameter.numel() for parameter in _meta_network(config).parameters())

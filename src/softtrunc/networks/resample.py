@@ -19,9 +19,11 @@ from softtrunc.networks.initial import Initialisable, fan_avg_uniform_
 
 def fir_kernel_2d(taps: Sequence[float]) -> Float[Tensor, "1 1 k k"]:
     """Two-dimensional separable filter `taps x taps`, normalised to sum 1."""
-    row = torch.tensor(list(taps), dtype=torch.float64)
-    kernel = torch.outer(row, row)
-    return (kernel / kernel.sum())[None, None].float()
+    # In plain Python: networks are built on the meta device, where a product imports PyTorch's
+    # compiler, a second of every start.
+    total = sum(taps)
+    row = [tap / total for tap in taps]
+    return torch.tensor([[[[first * second for second in row] for first in row]]])
 
 
 class FIRFilter(Initialisable):

@@ -175,7 +175,10 @@ class ScoreUNet(Initialisable):
         # Built without memory, since every weight is drawn below by our own rule.
         with torch.device("meta"):
             self._build(config)
-        self.to_empty(device=device)
+        if device.type == "meta":
+            return
+        # As `to_empty`, which for its `empty_like` of the meta device imports half of sympy.
+        self._apply(lambda made: torch.empty(made.shape, dtype=made.dtype, device=device))
         for module in self.modules():
             if isinstance(module, nn.GroupNorm):
                 module.reset_parameters()

@@ -53,7 +53,11 @@ class Step(NamedTuple):
 Callback = Callable[[Step], None]
 
 ScoreHook = Callable[[Tensor, Tensor], Tensor]
-"""`(x (B, *event), t (B,)) -> score (B, *event)`, used in place of the model's own."""
+"""`(x (B, *event), t (B,)) -> score (B, *event)`, used in place of the model's own.
+
+`ProbabilityFlow` calls it with the part of the batch that is still under way. A hook that holds
+something for each example answers `rows(index)` with one that holds it for those.
+"""
 
 Constraint = Callable[[Tensor, Point | None, Noise], Tensor]
 """`(x, where, noise) -> x`, applied after every step; `where` is None when noise is all gone."""
@@ -72,17 +76,21 @@ class SampleOptions(TypedDict, total=False):
 class Call:
     """One call of `sample`: the model, the noise, the hooks and the count of network calls."""
 
-    sde: SDE
-    score_fn: ScoreHook
+    model: ScoreFunction
+    batch: int
     noise: Noise
+    score_fn: ScoreHook | None = None
     callback: Callback | None = None
     constraint: Constraint | None = None
     nfe: int = 0
     reports: int = 0
-    model: ScoreFunction | None = None
-    """Whose score that is, where no hook stands in for it."""
     asked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Of every network call its times, and whether all of its answer was finite."""
+
+    @property
+    def sde(self) -> SDE:
+        """The forward diffusion."""
+        return self.model.sde
 
     def score(self, x: Tensor, t: float | Tensor, rows: Tensor | None = None) -> Tensor:
         """The score at one time for all, or `(B,)` times, in the precision of `x`.
@@ -93,10 +101,27 @@ class Call:
         dtype = torch.promote_types(x.dtype, torch.float32)
         if not isinstance(t, Tensor):
             t = torch.full((x.shape[0],), t, device=x.device, dtype=dtype)
-        part = None if rows is None or self.model is None else rows_of(self.model, rows)
-        found = (self.score_fn if part is None else part.score)(x, t.to(dtype)).to(x.dtype)
+        found = self._hook(rows)(x, t.to(dtype)).to(x.dtype)
         self.asked.append((t, torch.isfinite(found).all()))
         return found
+
+    def _hook(self, rows: Tensor | None) -> ScoreHook:
+        """What is asked for the score of these examples, None: of all."""
+        own, model, hook = self.model, self.model, self.score_fn
+        if rows is not None:
+            model = rows_of(own, rows, self.batch)
+        if hook is None:
+            return model.score
+        part_of = getattr(hook, "rows", None)
+        if rows is not None and part_of is not None:
+            part: ScoreHook = part_of(rows)
+            return part
+        if model is not own:
+            raise ValueError(
+                "score_fn: this sampler asks for parts of the batch, and the model holds something "
+                "for each example: give score_fn a method rows(index), or use a fixed-step sampler"
+            )
+        return hook
 
     def finished(self, x: Tensor) -> Samples:
         """The samples, none of which may hold a value that is not finite.
@@ -227,8 +252,7 @@ class Sampler(abc.ABC):
                 f"x_init has shape {tuple(x_init.shape)}, the samples {tuple(shape)}: "
                 "both must be the same"
             )
-        call = Call(model.sde, score_fn or model.score, noise, callback, constraint)
-        call.model = model if score_fn is None else None
+        call = Call(model, len(x), noise, score_fn, callback, constraint)
         with evaluation_mode(model):
             x = self._solve(call, x)
         return call.finished(x)

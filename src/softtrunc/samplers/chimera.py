@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Int
+from torch import Tensor
 
-from softtrunc.score import ScoreFunction
+from softtrunc.flow.rows import rows_of
+from softtrunc.score import BoundModel, ScoreFunction
 from softtrunc.sde import SDE
 
 
-class Chimera(nn.Module):
+class Chimera(BoundModel):
     """A score function that asks `above` for times > t and `below` for times <= t.
 
     Samples of it tell which of the two decides them, as a function of t (Kim et al. 2022, arXiv
@@ -50,6 +52,11 @@ class Chimera(nn.Module):
     def sde(self) -> SDE:
         """The forward diffusion of both."""
         return self.above.sde
+
+    def rows(self, index: Int[Tensor, " n"], batch: int | None = None) -> Chimera:
+        """The same for the examples at these places of a batch, in their order."""
+        above, below = (rows_of(model, index, batch) for model in (self.above, self.below))
+        return Chimera(above, below, self.t)
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """`grad log p_t(x)` by the model that `t`, of shape `()` or `(B,)`, belongs to."""

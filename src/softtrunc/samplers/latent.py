@@ -46,8 +46,7 @@ def encode(
     """
     flow = flow or ProbabilityFlow()
     check_state(x.shape, x.dtype)
-    call = Call(model.sde, score_fn or model.score, Noise(x.shape[0], None, None), callback)
-    call.model = model if score_fn is None else None
+    call = Call(model, len(x), Noise(len(x), None, None), score_fn, callback)
     start = point_at(model.sde, resolve_t_end(model.sde, flow.t_end))
     with torch.no_grad(), evaluation_mode(model):
         latent = flow.transport(call, x, start, point_at(model.sde, model.sde.t_max))

@@ -56,7 +56,7 @@ def sample_from(
     check_state(x.shape, x.dtype)
     if not 0.0 < t <= model.sde.t_max:
         raise ValueError(f"sample_from: t={t}: need 0 < t <= {model.sde.t_max}")
-    call = Call(model.sde, score_fn or model.score, Noise(x.shape[0], seeds, generator))
+    call = Call(model, len(x), Noise(len(x), seeds, generator), score_fn)
     with torch.no_grad(), evaluation_mode(model):
         if isinstance(sampler, ProbabilityFlow):
             x = _flow(sampler, call, x, t)

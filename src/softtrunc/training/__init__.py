@@ -17,6 +17,7 @@ from softtrunc.training.checkpoint import (
 )
 from softtrunc.training.ema import EMA
 from softtrunc.training.loop import StepRecord, fit, micro_batches
+from softtrunc.training.loss_module import LossModule, step_draw
 from softtrunc.training.monitor import Monitor, NonFiniteLossError, Stopwatch
 from softtrunc.training.state import TrainingConfig, TrainState
 
@@ -25,6 +26,7 @@ __all__ = [
     "WEIGHTS_FILES",
     "CheckpointError",
     "CheckpointInfo",
+    "LossModule",
     "Monitor",
     "NonFiniteLossError",
     "StepRecord",
@@ -42,5 +44,6 @@ __all__ = [
     "read_checkpoint_info",
     "remove_unfinished",
     "save_checkpoint",
+    "step_draw",
     "step_of",
 ]

@@ -12,17 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from softtrunc.data import ImageDataset, to_model_range
-from softtrunc.objective import LossTerms, Objective, StepDraw
-from softtrunc.score import ScoreFunction
+from softtrunc.objective import LossTerms, Objective
 from softtrunc.training.batches import BatchSource
+from softtrunc.training.loss_module import LossModule
 from softtrunc.training.randomness import (
     DataOrder,
     Stream,
@@ -52,18 +51,6 @@ class StepRecord:
     loss: Float[Tensor, " b"]
     error: Float[Tensor, " b"]
     grad_norm: Float[Tensor, ""]
-
-
-class _LossModule(nn.Module):
-    """Model and objective as one module: data parallelism hooks into its forward pass."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = objective
-
-    def forward(self, x: Tensor, draw: StepDraw, noise: Tensor) -> LossTerms:
-        return self.objective(cast(ScoreFunction, self.model), x, draw=draw, noise=noise)
 
 
 def micro_batches(config: TrainingConfig, processes: int) -> tuple[int, int]:
@@ -124,7 +111,7 @@ def fit(
     start = accelerator.process_index * share
     mine = slice(start, start + share)
     sharded = is_sharded(state.model)
-    module = accelerator.prepare_model(_LossModule(state.model, objective), evaluation_mode=sharded)
+    module = accelerator.prepare_model(LossModule(state.model, objective), evaluation_mode=sharded)
     no_sync = gradients_kept if sharded else accelerator.no_sync
     drawn = partial(draw_share, share=mine, seed=config.seed, device=accelerator.device)
     parameters = [p for p in state.model.parameters() if p.requires_grad]
@@ -155,7 +142,9 @@ def fit(
                 torch.manual_seed(step_seed(config.seed, step, Stream.NETWORK, index))
                 last = first + micro == share
                 with nullcontext() if last else no_sync(module):
-                    out: LossTerms = module(x[part], draw.part(part.start, part.stop), noise[part])
+                    out: LossTerms = module(
+                        x[part], draw=draw.part(part.start, part.stop), noise=noise[part]
+                    )
                     # Each part weighs its share of the batch: the sum is the mean over all.
                     accelerator.backward(out.loss.sum() / share)
                 terms.append(out)
