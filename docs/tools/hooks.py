@@ -9,8 +9,11 @@ from typing import Any
 
 from commands import command_pages
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.pages import Page
 from notebook_pages import notebook_page
 from recipe_keys import recipe_tables
+from reference import missing_names
 
 _GENERATED = {
     "commands": command_pages,
@@ -29,8 +32,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return _MARKER.sub(lambda found: _GENERATED[found[1]](), markdown)
 
 
-def on_page_content(html: str, **_: Any) -> str:
+def on_page_content(html: str, page: Page, **_: Any) -> str:
     """Browsers draw MathML themselves: nothing is fetched and no script runs."""
+    if missing := missing_names(page.markdown or "", html):
+        raise PluginError(f"{page.file.src_uri} lacks {', '.join(missing)}: give it a docstring")
     return _FORMULA.sub(_mathml, html)
 
 
