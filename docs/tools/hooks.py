@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from functools import partial
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 from commands import command_pages
 from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.pages import Page
 from notebook_pages import notebook_page
@@ -37,6 +39,19 @@ def on_page_content(html: str, page: Page, **_: Any) -> str:
     if missing := missing_names(page.markdown or "", html):
         raise PluginError(f"{page.file.src_uri} lacks {', '.join(missing)}: give it a docstring")
     return _FORMULA.sub(_mathml, html)
+
+
+def on_post_build(config: MkDocsConfig, **_: Any) -> None:
+    """The theme hides the navigation below 1,220 pixels; here it stays down to 1,124."""
+    assets = Path(config.site_dir) / "assets"
+    changed = 0
+    for path in [*assets.rglob("*.min.css"), *assets.rglob("bundle.*.min.js")]:
+        text = path.read_text(encoding="utf-8")
+        moved = text.replace("76.234375em", "70.234375em").replace("76.25em", "70.25em")
+        changed += moved != text
+        path.write_text(moved, encoding="utf-8")
+    if not changed:
+        raise PluginError("the theme has other breakpoints: look where its navigation hides")
 
 
 def _mathml(found: re.Match[str]) -> str:
