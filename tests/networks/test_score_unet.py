@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from softtrunc.networks import ScoreUNet, ScoreUNetConfig, estimate_activation_bytes
+from softtrunc.networks import ScoreUNet, ScoreUNetConfig, estimate_activation_bytes, preset
 from softtrunc.networks.blocks import AttentionBlock, ResidualBlock, group_norm
 from softtrunc.networks.cost import _LiveElements
 from softtrunc.networks.embeddings import FourierFeatures, SinusoidalFeatures
@@ -368,3 +368,54 @@ def test_parameters_stand_in_the_order_of_public_checkpoints(name, shared) -> No
     else:
         out = net(data["x"], data["label"])
     assert (out - data["net_raw"]).norm() / data["net_raw"].norm() < 1e-5
+
+
+def told_network(**fields) -> ScoreUNet:
+    config = preset("tiny", image_size=8, channels=1, **fields)
+    network = ScoreUNet(config, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():  # the last convolution starts near zero, and labels are hardly seen
+        network.head.conv.weight.normal_(generator=torch.Generator().manual_seed(1))
+        network.told.classes.weight.normal_(generator=torch.Generator().manual_seed(2))
+    return network
+
+
+def test_each_image_follows_its_own_label_and_no_label_is_the_null_one():
+    network = told_network(num_classes=3, vector_size=5)
+    x, c = torch.randn(4, 1, 8, 8), torch.full((4,), 300.0)
+    x = x[:1].expand(4, -1, -1, -1)
+    y = torch.tensor([0, 2, 0, 3])
+    out = network(x, c, y=y)
+    torch.testing.assert_close(out[0], out[2])
+    assert (out[0] - out[1]).abs().max() > 1e-4
+    torch.testing.assert_close(out[3:], network(x[3:], c[3:]))
+    vector = torch.randn(4, 5)
+    moved = network(x, c, y=y, vector=vector)
+    assert (moved - out).abs().amax((1, 2, 3)).min() > 1e-4
+    torch.testing.assert_close(network(x, c, y=y, vector=torch.zeros(4, 5)), out)
+
+
+def test_what_a_network_cannot_be_told_is_refused():
+    x, c, plain = torch.randn(2, 1, 8, 8), torch.ones(2), tiny_network()
+    with pytest.raises(ValueError, match=r"y: this network takes none.*num_classes"):
+        plain(x, c, y=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"vector: this network takes none.*vector_size"):
+        plain(x, c, vector=torch.ones(2, 3))
+    told = told_network(num_classes=3, vector_size=5)
+    with pytest.raises(ValueError, match=r"vector has shape \(2, 4\).*\(2, 5\)"):
+        told(x, c, vector=torch.ones(2, 4))
+    with pytest.raises(ValueError, match="need conditional = true"):
+        preset("tiny", image_size=8, channels=1, conditional=False, num_classes=3)
+
+
+def tiny_network() -> ScoreUNet:
+    return ScoreUNet(preset("tiny", image_size=8, channels=1))
+
+
+def test_the_weights_of_a_network_without_classes_are_drawn_as_ever():
+    def drawn(**fields) -> dict[str, torch.Tensor]:
+        config = preset("tiny", image_size=8, channels=1, **fields)
+        return ScoreUNet(config, generator=torch.Generator().manual_seed(0)).state_dict()
+
+    plain, told = drawn(), drawn(num_classes=3)
+    assert set(told) - set(plain) == {"told.classes.weight"}
+    assert all(torch.equal(plain[name], told[name]) for name in plain)

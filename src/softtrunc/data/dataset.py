@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 
+from softtrunc.data.classes import numbered
+
 # Memory-mapped data are read through in pieces of this size.
 _SCAN_BYTES = 64 << 20
 
@@ -27,6 +29,8 @@ class DataCard:
     - `preprocessing`: what was done to the stored images.
     - `fingerprint`: SHA-256 over shape, levels and pixels; two splits with one fingerprint are
       the same data wherever they lie.
+    - `classes`: what the labels 0, 1, ... are called; empty: there are none.
+    - `label_fingerprint`: SHA-256 over the labels.
     """
 
     name: str
@@ -39,6 +43,8 @@ class DataCard:
     levels: int
     preprocessing: str
     fingerprint: str
+    classes: tuple[str, ...] = ()
+    label_fingerprint: str = ""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataCard:
@@ -48,12 +54,21 @@ class DataCard:
             ValueError: if a field is missing, unknown or of another type.
         """
         fields = {f.name: int if f.type == "int" else str for f in dataclasses.fields(cls)}
-        wrong = sorted(fields.keys() ^ values.keys()) or sorted(
-            name for name, kind in fields.items() if type(values[name]) is not kind
+        classes = values.get("classes", ())
+        told = {"label_fingerprint": "", **values, "classes": ""}
+        wrong = sorted(fields.keys() ^ told.keys()) or sorted(
+            name for name, kind in fields.items() if type(told[name]) is not kind
         )
+        if not isinstance(classes, list | tuple) or not all(type(c) is str for c in classes):
+            wrong.append("classes")
         if wrong:
             raise ValueError(f"data card: missing, unknown or wrong: {', '.join(wrong)}")
-        return cls(**values)
+        return cls(**told | {"classes": tuple(classes)})
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a class."""
+        return bool(self.classes)
 
 
 class Skipped(NamedTuple):
@@ -94,6 +109,7 @@ class ImageDataset:
         levels: int = 256,
         preprocessing: str = "none",
         labels: np.ndarray | None = None,
+        classes: Sequence[str] = (),
         skipped: Sequence[Skipped] = (),
         converted: Mapping[str, int] | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -107,7 +123,7 @@ class ImageDataset:
             source: where the images came from, for the card.
             preprocessing: what was done to them, for the card.
             levels: number of grey levels, 2 to 256.
-            labels: integers, one per image.
+            labels: integers, one per image. `classes`: their names; none: their numbers.
             skipped: files that could not be read.
             converted: how many images were changed how.
             progress: called with the number of images looked through and their total.
@@ -133,6 +149,15 @@ class ImageDataset:
         n, c, h, w = images.shape
         card = DataCard(name, split, source, n, c, h, w, levels, preprocessing, fingerprint)
         numbers = None if labels is None else labels.astype(np.int64)
+        if numbers is not None:
+            known = tuple(classes) or numbered(numbers)
+            if known and not 0 <= numbers.min() <= numbers.max() < len(known):
+                raise ValueError(
+                    f"{source}: labels from {numbers.min()} to {numbers.max()} for "
+                    f"{len(known)} classes"
+                )
+            digest = hashlib.sha256(np.ascontiguousarray(numbers).data).hexdigest()
+            card = dataclasses.replace(card, classes=known, label_fingerprint=digest)
         return cls(images, card, numbers, tuple(skipped), dict(converted or {}))
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from softtrunc.data.classes import CIFAR10, FASHION
 from softtrunc.data.images.fit import Fit
 from softtrunc.feedback.errors import nearest
 
@@ -20,6 +21,7 @@ class Preset:
     - `train`, `test`: how many images; `test=None`: nothing is held out, all images train.
     - `fit`: what happens to each image. `channels`: 1 or 3.
     - `lossless`: whether the pixels are stored without loss; files with loss get another name.
+    - `classes`: what the labels 0, 1, ... are called.
     - `hint`: what to look at where the counts differ.
     """
 
@@ -31,12 +33,17 @@ class Preset:
     channels: int = 3
     lossless: bool = True
     hint: str = ""
+    classes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
         """How many images by split."""
         counts = {"train": self.train}
         return counts if self.test is None else {**counts, "test": self.test}
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
 
 
 def _as_is(side: int) -> Fit:
@@ -86,10 +93,18 @@ def _faces(name: str, title: str, count: int, hint: str) -> Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("mnist", "MNIST", 60_000, 10_000, _as_is(28), channels=1),
-        Preset("fashion-mnist", "Fashion-MNIST", 60_000, 10_000, _as_is(28), channels=1),
-        Preset("cifar10", "CIFAR-10", 50_000, 10_000, _as_is(32)),
-        Preset("cifar100", "CIFAR-100", 50_000, 10_000, _as_is(32)),
+        Preset("mnist", "MNIST", 60_000, 10_000, _as_is(28), channels=1, classes=_numbers(10)),
+        Preset(
+            "fashion-mnist",
+            "Fashion-MNIST",
+            60_000,
+            10_000,
+            _as_is(28),
+            channels=1,
+            classes=FASHION,
+        ),
+        Preset("cifar10", "CIFAR-10", 50_000, 10_000, _as_is(32), classes=CIFAR10),
+        Preset("cifar100", "CIFAR-100", 50_000, 10_000, _as_is(32), classes=_numbers(100)),
         _older_imagenet(32),
         _older_imagenet(64),
         _newer_imagenet(32),

@@ -130,6 +130,7 @@ class How:
             levels=source.levels,
             preprocessing=describe_fit(self.fit),
             labels=None if part.labels is None else part.labels[found.rows],
+            classes=part.files.classes or (() if self.preset is None else self.preset.classes),
             skipped=[*part.files.skipped, *found.skipped],
             converted=found.converted,
             progress=progress,

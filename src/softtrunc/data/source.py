@@ -41,12 +41,14 @@ class ImageFiles(ABC):
     - `location`: the folder, archive or file.
     - `names`: POSIX names relative to the location.
     - `labels`: integers, one per name; None: there are none.
+    - `classes`: what the labels 0, 1, ... are called, where that is known.
     - `skipped`: what looked like an image but is none.
     """
 
     location: Path | str
     names: Sequence[str]
     labels: np.ndarray | None = None
+    classes: Sequence[str] = ()
     skipped: Sequence[Skipped] = ()
 
     @abstractmethod
@@ -125,10 +127,12 @@ class ArrayImages(ImageFiles):
         location: Path | str,
         images: UInt8[np.ndarray, "n c h w"],
         labels: np.ndarray | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         self.location = location
         self.images = images
         self.labels = labels
+        self.classes = classes
         self.names = [str(row) for row in range(len(images))]
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:

@@ -42,6 +42,10 @@ class ScoreUNetConfig:
         embedding_size: number of sinusoids or of Fourier frequencies; None: `base_channels`.
         fourier_scale: standard deviation of the Fourier frequencies.
         conditional: whether the blocks are told the noise level.
+        num_classes: of the labels `y` that the network may be given; 0: none. Embeddings of
+            labels, and of no label, are added to that of the noise.
+        vector_size: of the vectors that the network may be given beside or instead of a label;
+            0: none.
         residual_block: "biggan" resamples inside residual blocks, "ddpm" between them
             (resblock_type).
         resample_with_conv: "ddpm" blocks only: a convolution with each resampling
@@ -71,6 +75,8 @@ class ScoreUNetConfig:
     embedding_size: int | None = None
     fourier_scale: float = 16.0
     conditional: bool = True
+    num_classes: int = 0
+    vector_size: int = 0
     residual_block: Literal["biggan", "ddpm"] = "biggan"
     resample_with_conv: bool = True
     fir: bool = False
@@ -158,6 +164,10 @@ def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _is_natural(value: object) -> TypeGuard[int]:
+    return (value == 0 and type(value) is int) or _is_count(value)
+
+
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -186,6 +196,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: _is_count(v) or (_are_counts(v) and len(v) == 2),
         "a positive whole number or a pair (height, width)",
     ),
+    "num_classes": (_is_natural, "a whole number >= 0"),
+    "vector_size": (_is_natural, "a whole number >= 0"),
     "channel_multipliers": (
         lambda v: _are_counts(v) and len(v) > 0,
         "positive whole numbers, at least one level",
@@ -227,6 +239,11 @@ def _check_sides(config: ScoreUNetConfig) -> None:
                 f"{config.levels - 1} times for {config.levels} levels; use a multiple of "
                 f"{factor} (nearest: {allowed}) or fewer channel_multipliers"
             )
+    if not config.conditional and (config.num_classes or config.vector_size):
+        raise ValueError(
+            "network configuration: num_classes and vector_size need conditional = true: what the "
+            "network is told is added to the embedding of the noise"
+        )
     if len(config.fir_kernel) < 4 or len(config.fir_kernel) % 2:
         raise ValueError(
             f"network configuration: fir_kernel = {config.fir_kernel} must have an even number of "

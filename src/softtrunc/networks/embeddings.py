@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from softtrunc.networks.initial import Initialisable, fan_avg_uniform_
+from softtrunc.networks.initial import Initialisable, fan_avg_uniform_, uniform_
 
 
 class SinusoidalFeatures(nn.Module):
@@ -74,10 +74,66 @@ class NoiseEmbedding(Initialisable):
         fan_avg_uniform_(self.linear1, generator=generator)
         fan_avg_uniform_(self.linear2, generator=generator)
 
-    def forward(self, c: Float[Tensor, " b"]) -> Float[Tensor, "b width"]:
-        """Embedding of the noise label c."""
+    def forward(
+        self, c: Float[Tensor, " b"], told: Float[Tensor, "b width"] | None = None
+    ) -> Float[Tensor, "b width"]:
+        """Embedding of the noise label c; `told` is added before the last nonlinearity."""
         # Angles go up to about 1000 radians: half precision would lose them altogether.
         label = c if c.dtype == torch.float64 else c.float()
         features = self.features(label).to(self.linear1.weight.dtype)
-        out: Tensor = self.activation(self.linear2(self.activation(self.linear1(features))))
+        h = self.linear2(self.activation(self.linear1(features)))
+        out: Tensor = self.activation(h if told is None else h + told.to(h.dtype))
         return out
+
+
+class ConditionEmbedding(Initialisable):
+    """What a network is told beside the noise level: class labels, vectors, or nothing.
+
+    Args:
+        num_classes: of the labels; the label `num_classes` says that there is none.
+        vector_size: of the vectors.
+        width: of the embedding.
+    """
+
+    def __init__(self, num_classes: int, vector_size: int, width: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.classes = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.vector = nn.Linear(vector_size, width, bias=False) if vector_size else None
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw initial weights: at first the network hardly sees what it is told."""
+        if self.classes is not None:
+            uniform_(self.classes.weight, 0.02, generator)
+        if self.vector is not None:
+            fan_avg_uniform_(self.vector, generator=generator)
+
+    def forward(
+        self,
+        batch: int,
+        y: Int[Tensor, " b"] | None,
+        vector: Float[Tensor, "b size"] | None,
+    ) -> Float[Tensor, "b width"] | None:
+        """The embedding of a batch; None where there is nothing to add.
+
+        Raises:
+            ValueError: if y or vector is not one for each of the batch.
+        """
+        total: Tensor | None = None
+        if self.classes is not None:
+            if y is None:
+                weight = self.classes.weight
+                y = torch.full((batch,), self.num_classes, device=weight.device)
+            _check_told("y", y, (batch,))
+            total = self.classes(y)
+        if self.vector is not None and vector is not None:
+            _check_told("vector", vector, (batch, self.vector.in_features))
+            added = self.vector(vector)
+            total = added if total is None else total + added
+        return total
+
+
+def _check_told(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; this batch needs {shape}")

@@ -11,7 +11,7 @@ from functools import partial
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -26,7 +26,12 @@ from softtrunc.networks.blocks import (
     activation,
 )
 from softtrunc.networks.config import ScoreUNetConfig
-from softtrunc.networks.embeddings import FourierFeatures, NoiseEmbedding, SinusoidalFeatures
+from softtrunc.networks.embeddings import (
+    ConditionEmbedding,
+    FourierFeatures,
+    NoiseEmbedding,
+    SinusoidalFeatures,
+)
 from softtrunc.networks.initial import Initialisable, fan_avg_uniform_
 from softtrunc.networks.resample import ConvDownsample, ConvUpsample, downsampler, upsampler
 
@@ -230,21 +235,35 @@ class ScoreUNet(Initialisable):
         self.up = cast(Sequence[UpLevel], nn.ModuleList(up))
         self.head = None if several_outputs else parts.head(width)
 
+        self.told: ConditionEmbedding | None = None
+        if config.embedding_width is not None and (config.num_classes or config.vector_size):
+            self.told = ConditionEmbedding(
+                config.num_classes, config.vector_size, config.embedding_width
+            )
+
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights of the first convolution."""
         fan_avg_uniform_(self.input_conv, generator=generator)
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], c: Float[Tensor, " b"]
+        self,
+        x: Float[Tensor, "b c h w"],
+        c: Float[Tensor, " b"],
+        *,
+        y: Int[Tensor, " b"] | None = None,
+        vector: Float[Tensor, "b size"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """Image of the same shape and dtype as `x`.
 
         Args:
             x: images, usually in [-1, 1] before noise was added, of the configured size.
             c: noise label of each image.
+            y: class of each image, 0 ... num_classes - 1; `num_classes`, or no y at all, for
+                images of any class.
+            vector: what else each image is to follow, `(B, vector_size)`; None: nothing.
 
         Raises:
-            ValueError: x or c has another shape than the configuration says.
+            ValueError: x, c, y or vector has another shape than the configuration says.
         """
         expected = (self.config.channels, *self.config.size)
         if x.shape[1:] != expected:
@@ -256,7 +275,7 @@ class ScoreUNet(Initialisable):
             raise ValueError(
                 f"noise label has shape {tuple(c.shape)}; give one per image: ({x.shape[0]},)"
             )
-        embedding = None if self.embedding is None else self.embedding(c)
+        embedding = self._embed(c, y, vector)
         patch = self.config.patch_size
         pyramid = x if patch == 1 else functional.pixel_unshuffle(x, patch)
         h = self.input_conv(pyramid)
@@ -286,6 +305,16 @@ class ScoreUNet(Initialisable):
             image = self.head(h)
         out = cast(Tensor, image).to(x.dtype)
         return out if patch == 1 else functional.pixel_shuffle(out, patch)
+
+    def _embed(self, c: Tensor, y: Tensor | None, vector: Tensor | None) -> Tensor | None:
+        """What the blocks are told: the noise level, and what else the network is given."""
+        for name, value, field in (("y", y, "num_classes"), ("vector", vector, "vector_size")):
+            if value is not None and not getattr(self.config, field):
+                raise ValueError(f"{name}: this network takes none: build it with {field} > 0")
+        if self.embedding is None:
+            return None
+        told = None if self.told is None else self.told(len(c), y, vector)
+        return cast(Tensor, self.embedding(c, told))
 
     def _run(self, module: nn.Module, *inputs: Tensor | None) -> Tensor:
         """Apply `module`, keeping only its inputs for the backward pass if so configured."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from softtrunc.data.classes import CIFAR10
 from softtrunc.data.formats.arrays import Npz
 from softtrunc.data.formats.members import Members, check_labels, count_records
 from softtrunc.data.formats.unpickle import unpickle
@@ -56,7 +57,8 @@ def cifar_source(members: Members) -> Source | None:
         read = _binary_batch if form.label_bytes else _pickled_batch
         batches = [read(content, where, form) for _, content, where in members.read(names)]
         images, labels = (np.concatenate(each) for each in zip(*batches, strict=True))
-        return ArrayImages(members.location, images, labels).part()
+        classes = CIFAR10 if form.name == "cifar10" else ()
+        return ArrayImages(members.location, images, labels, classes).part()
 
     return Source(form.name, form.name, str(members.location), ("train", "test"), opener)
 

@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import numpy as np
 
+from softtrunc.data.classes import FASHION
 from softtrunc.data.dataset import ImageDataset
 from softtrunc.data.source import ArrayImages, Source
 from softtrunc.data.splits import check_split
@@ -32,7 +33,7 @@ def load_fashion16_split(split: str) -> ImageDataset:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         images, labels = arrays[split][:, None], arrays[f"{split}_labels"].astype(np.int64)
     return ImageDataset.create(
-        images, name="fashion16", split=split, source=_LOCATION, levels=256, labels=labels
+        images, name="fashion16", split=split, source=_LOCATION, labels=labels, classes=FASHION
     )
 
 

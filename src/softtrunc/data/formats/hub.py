@@ -89,6 +89,7 @@ class _Table(ImageFiles):
         if len(classes) == 1:
             labels = np.asarray(table.select_columns(classes).with_format("numpy")[:][classes[0]])
             self.labels = known_labels(labels)
+            self.classes = table.features[classes[0]].names
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the rows."""
