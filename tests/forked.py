@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import runpy
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
+
+from forked_life import live
 
 # What the package itself starts in several processes comes from the same server, so that it is
 # started here, before the package starts one that has imported less.
@@ -30,30 +30,13 @@ _SERVER.set_forkserver_preload(
 ensure_running()
 
 
-def _live(arguments: Sequence[str], cwd: Path, env: Mapping[str, str], said: Path) -> None:
-    import torch
-
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), number)
-    os.environ.clear()
-    os.environ.update(env)
-    os.chdir(cwd)
-    torch.set_num_threads(1)
-    if arguments[0] == "-m":
-        sys.argv[:] = arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv[:] = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
-
-
 class Forked:
     """`python ARGUMENTS` (`-m MODULE ...` or a script); used as a `subprocess.Popen`."""
 
     def __init__(self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> None:
         self._said = Path(tempfile.mkdtemp())
         self._process = _SERVER.Process(
-            target=_live, args=(list(arguments), cwd, dict(env), self._said)
+            target=live, args=(list(arguments), cwd, dict(env), self._said)
         )
         self._process.start()
 

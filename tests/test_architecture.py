@@ -58,7 +58,7 @@ ARROWS: dict[str, set[str]] = {
     | GROUND,
     "report": {"evaluation", "records", "truncation"} | GROUND,
     # Here alone names become objects of every part.
-    "recipes": {"training", "samplers", "evaluation"} | BELOW_TRAINING | WORDS | GROUND,
+    "recipes": {"training", "samplers", "evaluation", "guidance"} | BELOW_TRAINING | WORDS | GROUND,
     "runs": {"recipes", "samplers", "training", "data", "records", "score"} | GROUND,
     "jobs": {
         *("runs", "recipes", "report", "evaluation", "training", "interop", "records"),

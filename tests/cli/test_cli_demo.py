@@ -3,9 +3,12 @@
 import json
 from functools import partial
 
+import forked  # noqa: F401 - the server whose processes the demo's runs are
+import numpy as np
 import pytest
 
 from softtrunc.cli import main
+from softtrunc.data import open_dataset
 from softtrunc.jobs import demo
 from softtrunc.jobs.anatomy import anatomy
 from softtrunc.jobs.demo import _clear, _unfinished, demo_recipes
@@ -14,7 +17,14 @@ from softtrunc.recipes import UserError, dump_recipe, load_recipe
 
 @pytest.mark.slow
 def test_demo_trains_measures_and_reports(tmp_path, monkeypatch, capsys, unchecked):
+    # A part of the images: every one of them would be judged and measured.
+    few = {}
+    for split, count in (("train", 100), ("test", 60)):
+        data = open_dataset("fashion16", split)
+        few |= {f"x_{split}": data.images[:count], f"y_{split}": data.labels[:count]}
+    np.savez(tmp_path / "few.npz", **few)
     small = ["evaluation={samples: 40, nelbo_draws: 1}", "network.options={base_channels: 8}"]
+    small += [f"data.source={tmp_path / 'few.npz'}"]
     monkeypatch.setattr(
         demo, "load_recipe", lambda name, changes: load_recipe(name, [*small, *changes])
     )

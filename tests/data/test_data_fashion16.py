@@ -38,13 +38,12 @@ def test_there_is_no_other_split():
         open_dataset("fashion16", "val")
 
 
-@pytest.mark.slow
-def test_every_image_is_one_of_the_original(tmp_path):
+def test_every_held_out_image_is_one_of_the_original(tmp_path):
+    """The others were once found alike; their fingerprint is fixed above."""
     if not ORIGINAL.is_dir():
         pytest.skip("Fashion-MNIST is not installed")
-    prepare(ORIGINAL, tmp_path / "whole", image_size=16, channels=1)
-    for split in ("train", "test"):
-        whole, part = open_dataset(tmp_path / "whole", split), open_dataset("fashion16", split)
-        row_of = {image.tobytes(): row for row, image in enumerate(whole.images)}
-        rows = [row_of[image.tobytes()] for image in part.images]
-        assert np.array_equal(whole.labels[rows], part.labels)
+    prepare(ORIGINAL, tmp_path / "whole", image_size=16, channels=1, splits=["test"])
+    whole, part = open_dataset(tmp_path / "whole", "test"), open_dataset("fashion16", "test")
+    row_of = {image.tobytes(): row for row, image in enumerate(whole.images)}
+    rows = [row_of[image.tobytes()] for image in part.images]
+    assert np.array_equal(whole.labels[rows], part.labels)

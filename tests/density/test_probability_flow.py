@@ -198,17 +198,17 @@ def test_discrete_toy_is_bounded_from_above_within_five_percent():
 @pytest.mark.parametrize("residual", [True, False])
 def test_an_example_does_not_see_its_batch(sde, residual):
     model = mixture(sde, 12)
-    x = model.sample(9, generator=torch.Generator().manual_seed(0)).float()
-    x[4] = 30.0  # a stray example that needs far more steps than the others
-    options = {"residual": residual, "probes": 2}
-    whole = probability_flow_nll(model, x, seeds=range(9), **options)
-    chunked = probability_flow_nll(model, x, seeds=range(9), chunk_size=4, **options)
-    some = probability_flow_nll(model, x[[7, 2]], seeds=[7, 2], **options)
+    x = model.sample(4, generator=torch.Generator().manual_seed(0)).float()
+    x[1] = 30.0  # a stray example that needs more steps than the others
+    options = {"residual": residual, "probes": 2, "rtol": 1e-3, "atol": 1e-3}
+    whole = probability_flow_nll(model, x, seeds=range(4), **options)
+    chunked = probability_flow_nll(model, x, seeds=range(4), chunk_size=3, **options)
+    some = probability_flow_nll(model, x[[2, 0]], seeds=[2, 0], **options)
     bits = whole.bits_per_dim()
     limit = 1e-4 * bits.abs().clamp(min=1.0)
     assert ((chunked.bits_per_dim() - bits).abs() < limit).all()
-    assert ((some.bits_per_dim() - bits[[7, 2]]).abs() < limit[[7, 2]]).all()
-    assert whole.nfe[4] != whole.nfe[7]
+    assert ((some.bits_per_dim() - bits[[2, 0]]).abs() < limit[[2, 0]]).all()
+    assert whole.nfe[1] != whole.nfe[2]
 
 
 def test_a_network_does_not_see_its_batch_either():

@@ -25,6 +25,7 @@ from softtrunc.cli import main
 from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.processes import company
 from softtrunc.feedback.signals import StopRequest
+from softtrunc.jobs import questions as questions_of
 from softtrunc.jobs import train as job
 from softtrunc.jobs.shared_grid import draw_together
 from softtrunc.samplers import DPMSolver
@@ -98,20 +99,22 @@ def save(folder, state, real=job.save_checkpoint, **k):
     lag("save")
     return real(folder, state, **k)
 
-def build_score(spec, model, real=job.build_score):
-    score = real(spec, model)
-    def watched(x, t):
-        begin("grid")
-        say("drawn", len(x))
-        lag("grid")
-        return score(x, t)
-    return watched
+def build_drawn(spec, model, y, real=job.build_drawn):
+    drawn = real(spec, model, y)
+    class Watched:
+        sde = model.sde
+        def score(self, x, t):
+            begin("grid")
+            say("drawn", len(x))
+            lag("grid")
+            return drawn.score(x, t)
+    return Watched()
 
 def build_data(*a, real=images.build_data, **k):
     say("decoded")
     return real(*a, **k)
 
-job.fit, job.save_checkpoint, job.build_score = fit, save, build_score
+job.fit, job.save_checkpoint, job.build_drawn = fit, save, build_drawn
 images.build_data = build_data
 train("run", 500, slow=["grid"] if second else ["save"])
 
@@ -293,7 +296,7 @@ class Clock(Stopwatch):
 )
 def test_processes_ask_about_signals_by_the_clock_of_the_slowest(ours, theirs, between):
     pair, clock, asked = Pair(0.0, theirs), Clock(), []
-    questions = job._Questions(pair, clock, 0)
+    questions = questions_of.Questions(pair, clock, 0)
     for step in range(1, 120):
         clock.seconds += ours
         assert not questions.any_stop(step, wanted=False)
@@ -308,19 +311,19 @@ def test_processes_ask_about_signals_by_the_clock_of_the_slowest(ours, theirs, b
 def test_a_signal_ends_a_grid_between_two_evaluations(stopped):
     stop, sizes = StopRequest(), []
 
-    def score(x, t):
-        sizes.append(len(x))
-        if stopped and len(sizes) == 2:
-            stop(signal.SIGTERM, None)
-        return -x
+    class Stopping(ScoreModel):
+        def score(self, x, t):
+            sizes.append(len(x))
+            if stopped and len(sizes) == 2:
+                stop(signal.SIGTERM, None)
+            return -x
 
     images = draw_together(
         6,
         (1, 4, 4),
         2,
         sampler=DPMSolver(steps=3),
-        model=ScoreModel(torch.nn.Identity(), VPSDE()),
-        score=score,
+        drawn_from=lambda _: Stopping(torch.nn.Identity(), VPSDE()),
         to_levels=lambda x: x.clamp(0, 255).to(torch.uint8),
         company=company(),
         stop=stop,
@@ -340,10 +343,14 @@ def test_a_place_has_one_writer(begun, tmp_path, capsys):
     train += ["--set", SMALL, "--set", "training.batch_size=8", "--set", "training.samples=4"]
     sample = ["sample", str(begun), "-n", "2", "--steps", "2", "--out", str(tmp_path / "a.npz")]
     export = ["export", str(begun), "--out", str(tmp_path / "exported")]
+    measured = shutil.copytree(begun, tmp_path / "measured")
+    evaluate = ["evaluate", str(measured), "--bpd", "--limit", "1"]
+    evaluate += ["--set", "evaluation={figures: [nelbo], nelbo_draws: 1}"]
     for command, place in (
         (train, out),
         (sample, tmp_path / "a.npz"),
         (export, tmp_path / "exported"),
+        (evaluate, measured / "evaluation.json"),
     ):
         with only_one(place, "busy there"):
             assert main(command) == 2

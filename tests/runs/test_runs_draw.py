@@ -18,7 +18,7 @@ from softtrunc.data import open_dataset, stretch_levels
 from softtrunc.feedback.progress import Silent
 from softtrunc.jobs.trajectory import draw_trajectory
 from softtrunc.recipes import UserError, load_recipe, sampling
-from softtrunc.recipes.build import build_sampler, build_score
+from softtrunc.recipes.build import build_drawn, build_sampler
 from softtrunc.runs.draw import cut, draw, draw_batches, draw_to
 from softtrunc.runs.open_run import open_run
 from softtrunc.runs.sample_files import Destination, missing
@@ -155,10 +155,10 @@ def test_the_defaults_of_recipes_are_those_of_the_samplers():
 
 def test_precision_is_a_key_of_sampling(run):
     opened = open_run(run, overrides=["sampling.precision=bf16"])
-    score = build_score(opened.recipe.sampling, opened.model)
+    model = build_drawn(opened.recipe.sampling, opened.model)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.6])
     with torch.no_grad():
-        low, full = score(x, t), opened.model.score(x, t)
+        low, full = model.score(x, t), opened.model.score(x, t)
     assert low.dtype == torch.float32
     assert not torch.equal(low, full)
     torch.testing.assert_close(low, full, rtol=0.1, atol=0.1)

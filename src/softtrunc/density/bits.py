@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from softtrunc.sde import widen
@@ -206,7 +206,7 @@ def check_on_grid(
     )
 
 
-def check_levels(x: Int[Tensor, "*shape"], levels: int = 256) -> None:
+def check_levels(x: Integer[Tensor, "*shape"], levels: int = 256) -> None:
     """Refuse integer data that plainly have another number of levels than stated.
 
     Bits per dimension of such data would count levels that cannot occur. Small samples pass: only

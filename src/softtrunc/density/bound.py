@@ -15,9 +15,8 @@ from softtrunc.density.probability_flow import check_inputs
 from softtrunc.density.residual import Reconstruction, residual_nats
 from softtrunc.flow.chunks import in_chunks
 from softtrunc.flow.path import state_scale
-from softtrunc.flow.rows import rows_of
 from softtrunc.noise import Noise
-from softtrunc.score import ScoreFunction
+from softtrunc.score import ScoreFunction, rows_of
 from softtrunc.sde import expand_to, wide_dtype, widen
 from softtrunc.times import ImportanceTimes
 

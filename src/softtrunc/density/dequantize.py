@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from softtrunc.density.bits import check_grid, check_on_grid
@@ -14,7 +14,7 @@ from softtrunc.sde import wide_dtype, widen
 
 
 def dequantize(
-    x: Int[Tensor, "b *event"],
+    x: Integer[Tensor, "b *event"],
     levels: int = 256,
     value_range: tuple[float, float] = (-1.0, 1.0),
     *,
@@ -58,7 +58,7 @@ def dequantize(
 
 
 def bin_centers(
-    x: Int[Tensor, "b *event"],
+    x: Integer[Tensor, "b *event"],
     levels: int = 256,
     value_range: tuple[float, float] = (-1.0, 1.0),
     *,

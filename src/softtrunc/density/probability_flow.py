@@ -19,11 +19,10 @@ from softtrunc.density.residual import Reconstruction, residual_nats
 from softtrunc.flow.adams import ADAMS
 from softtrunc.flow.chunks import in_chunks
 from softtrunc.flow.path import Path, Variable, angle_variable, power_variable
-from softtrunc.flow.rows import rows_of
 from softtrunc.flow.runge_kutta import BOGACKI_SHAMPINE_32, DORMAND_PRINCE_54
 from softtrunc.flow.steps import Slope, StepMethod, integrate
 from softtrunc.noise import Noise
-from softtrunc.score import ScoreFunction
+from softtrunc.score import ScoreFunction, rows_of
 from softtrunc.sde import expand_to, wide_dtype, widen
 
 Method = Literal["adams", "rk45", "rk23"]

@@ -16,7 +16,7 @@ from softtrunc.feedback.files import check_named
 
 
 @contextmanager
-def only_one(out: Path, doing: str) -> Iterator[None]:
+def only_one(out: Path, doing: str, *, option: str = "--out ") -> Iterator[None]:
     """Within the block nobody else may write `out`, on this machine or one that shares its disk.
 
     The system gives the lock back with the process, however it ends. On a disk that knows no locks
@@ -25,6 +25,7 @@ def only_one(out: Path, doing: str) -> Iterator[None]:
     Args:
         out: the folder or file to write; it may be absent.
         doing: what the block does, e.g. "training into it".
+        option: what names `out` on the command line; "" for nothing.
 
     Raises:
         UserError: if somebody else is writing it, saying who and what to do.
@@ -34,7 +35,7 @@ def only_one(out: Path, doing: str) -> Iterator[None]:
     file, owner = _files(out)
     lock = FileLock(file, timeout=0)
     absent = [folder for folder in file.parents if not folder.exists()]
-    with user_errors(f"--out {out}"):
+    with user_errors(f"{option}{out}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with warnings.catch_warnings(action="ignore"):  # of a disk without locks

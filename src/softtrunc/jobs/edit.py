@@ -20,7 +20,7 @@ from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.edit_inputs import build_mask, read_images, to_model
 from softtrunc.jobs.trajectory import check_suffix, save_frames, watching
 from softtrunc.noise import Noise
-from softtrunc.recipes.build import build_sampler, build_score
+from softtrunc.recipes.build import build_sampler
 from softtrunc.runs.draw import to_levels
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.samplers import (
@@ -30,13 +30,13 @@ from softtrunc.samplers import (
     ProbabilityFlow,
     Sampler,
     Samples,
-    ScoreHook,
     colorize,
     decode,
     encode,
     inpaint,
     slerp,
 )
+from softtrunc.score import ScoreFunction
 from softtrunc.training import Weights
 
 
@@ -103,9 +103,7 @@ class Editor:
         x = to_model(opened, inputs.images)
         latent = self._encode(x)
         with watching(self.progress, "decode") as watch:
-            back = decode(
-                model, latent.x, flow=self._flow(), score_fn=self._score(), callback=watch
-            )
+            back = decode(self._model(len(x)), latent.x, flow=self._flow(), callback=watch)
         low, high = model.value_range
         error = (255.0 / (high - low)) * (back.x - x).flatten(1)
         exact = (to_levels(opened, back.x) == inputs.images).flatten(1).all(1)
@@ -164,11 +162,10 @@ class Editor:
         latents = _arc(ends, frames)
         with watching(self.progress, "sample") as watch:
             drawn = sampler.sample(
-                opened.model,
+                self._model(len(latents)),
                 latents.shape,
                 x_init=latents,
                 device=opened.device,
-                score_fn=self._score(),
                 callback=watch,
             )
         save_frames(self._shown(drawn.x)[:, None], out, "--out")
@@ -201,11 +198,10 @@ class Editor:
         with watching(self.progress, "inpaint") as watch:
             drawn = inpaint(
                 sampler,
-                self.opened.model,
+                self._model(len(given)),
                 given,
                 known,
                 seeds=range(seed, seed + len(given)),
-                score_fn=self._score(),
                 callback=watch,
             )
         seen = stretch_levels(images, self.opened.card.levels)
@@ -236,11 +232,10 @@ class Editor:
         with watching(self.progress, "colorize") as watch:
             drawn = colorize(
                 sampler,
-                self.opened.model,
+                self._model(len(given)),
                 given,
                 channels=card.channels,
                 seeds=range(seed, seed + len(given)),
-                score_fn=self._score(),
                 callback=watch,
             )
         seen = stretch_levels(images, card.levels)
@@ -249,11 +244,11 @@ class Editor:
 
     def _encode(self, x: Tensor) -> Samples:
         with watching(self.progress, "encode") as watch:
-            model, score = self.opened.model, self._score()
-            return encode(model, x, flow=self._flow(), score_fn=score, callback=watch)
+            return encode(self._model(len(x)), x, flow=self._flow(), callback=watch)
 
-    def _score(self) -> ScoreHook:
-        return build_score(self.opened.recipe.sampling, self.opened.model)
+    def _model(self, count: int) -> ScoreFunction:
+        """What edits so many images: of the class that `sampling` says, else of any."""
+        return self.opened.drawn_from(self.opened.classes_of(range(count), unless_told="none"))
 
     def _flow(self) -> ProbabilityFlow:
         """The recipe's own flow solver where it has one, else the default one."""

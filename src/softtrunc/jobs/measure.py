@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from softtrunc.evaluation.image_results import (
 )
 from softtrunc.evaluation.known import KnownStatistics
 from softtrunc.feedback.errors import UserError, user_errors
+from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.dequantizer import obtain_dequantizer
 from softtrunc.jobs.evaluation_file import EvaluationFile
@@ -98,7 +100,8 @@ def measure(
         The content of `evaluation.json`.
 
     Raises:
-        UserError: if the run, the data, a key or the feature extractor is not usable.
+        UserError: if the run, the data, a key or the feature extractor is not usable, or another
+            process measures the run.
     """
     progress = progress or Silent()
     opened = open_run(path, weights=weights, overrides=overrides, checkpoint=checkpoint)
@@ -127,23 +130,27 @@ def measure(
             f"--data {opened.recipe.data.source}: holds statistics and no images: measure --fid "
             "with it, as --stats, and give the images as --data"
         )
-    data = _open_images(opened, sorted(needed), progress) if needed else {}
-    for one in at:
-        check_images(one, data[split])
-    extractor = None
-    if wanted:
-        extractor = opened.company.main_first(
-            lambda: open_extractor(spec.features, spec.resize, data.get("train"))
-        )
-    file = EvaluationFile(opened, weights)
-    if at:
-        for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
-            file.add(figure)
-    if extractor is not None:
-        compared = {name: data[name] for name in references if name in data}
-        for figure in _measure_samples(opened, extractor, compared, wanted, known, progress):
-            file.add(figure)
-    opened.company.meet()
+    # Figures of two measurements at once would each be lost to the other.
+    alone = only_one(opened.run.evaluation_file, "measuring this run", option="")
+    with alone if opened.company.main else nullcontext():
+        opened.company.meet()
+        data = _open_images(opened, sorted(needed), progress) if needed else {}
+        for one in at:
+            check_images(one, data[split])
+        extractor = None
+        if wanted:
+            extractor = opened.company.main_first(
+                lambda: open_extractor(spec.features, spec.resize, data.get("train"))
+            )
+        file = EvaluationFile(opened, weights)
+        if at:
+            for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
+                file.add(figure)
+        if extractor is not None:
+            compared = {name: data[name] for name in references if name in data}
+            for figure in _measure_samples(opened, extractor, compared, wanted, known, progress):
+                file.add(figure)
+        opened.company.meet()
     return file.evaluation
 
 

@@ -7,18 +7,43 @@ from contextlib import suppress
 
 import torch
 from accelerate.utils import gather_object
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from softtrunc.feedback.processes import Company
 from softtrunc.feedback.signals import StopRequest
 from softtrunc.runs.draw import cut
-from softtrunc.samplers import Sampler, ScoreHook
-from softtrunc.score import ScoreModel
+from softtrunc.samplers import Sampler
+from softtrunc.score import BoundModel, ScoreFunction, rows_of
+from softtrunc.sde import SDE
 
 
 class _StoppedError(Exception):
     """A signal came in the middle of a sample."""
+
+
+class _Watched(BoundModel):
+    """A model that is asked no more once a signal came."""
+
+    def __init__(self, model: ScoreFunction, stop: StopRequest) -> None:
+        super().__init__()
+        self.model = model
+        self.stop = stop
+
+    @property
+    def sde(self) -> SDE:
+        """The forward diffusion."""
+        return self.model.sde
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """The model's score."""
+        if self.stop.signal is not None:
+            raise _StoppedError
+        return self.model.score(x, t)
+
+    def rows(self, index: Int[Tensor, " n"], batch: int | None = None) -> _Watched:
+        """The same for the examples at these places of a batch."""
+        return _Watched(rows_of(self.model, index, batch), self.stop)
 
 
 def draw_together(
@@ -27,8 +52,7 @@ def draw_together(
     most: int,
     *,
     sampler: Sampler,
-    model: ScoreModel,
-    score: ScoreHook,
+    drawn_from: Callable[[range], ScoreFunction],
     to_levels: Callable[[Tensor], UInt8[Tensor, "n c h w"]],
     company: Company,
     stop: StopRequest,
@@ -42,23 +66,20 @@ def draw_together(
         count: of samples.
         event: the shape of one.
         most: in one forward pass.
-        sampler, model, score: what draws them.
+        sampler: what draws them. `drawn_from`: the model of samples with these numbers.
         to_levels: from samples to grey levels.
         company: the processes. `stop`: a signal that came.
         in_step: the processes hold parts of the network and evaluate it together: each draws all.
     """
-
-    def watched(x: Tensor, t: Tensor) -> Tensor:
-        if stop.signal is not None and not in_step:
-            raise _StoppedError
-        return score(x, t)
 
     drawn: list[tuple[int, Tensor]] = []
     parts = cut(count, most if in_step else min(most, -(-count // company.size)))
     with suppress(_StoppedError):
         for part in parts if in_step else company.deal(parts):
             shape = (len(part), *event)
-            samples = sampler.sample(model, shape, seeds=list(part), score_fn=watched)
+            model = drawn_from(part)
+            asked = model if in_step else _Watched(model, stop)
+            samples = sampler.sample(asked, shape, seeds=list(part))
             drawn.append((part.start, to_levels(samples.x).cpu()))
     if company.meet(vote=stop.signal is not None, stop=stop):
         return None

@@ -11,7 +11,7 @@ import os
 import queue
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -151,7 +151,7 @@ def _places() -> list[str | None]:
     return [None] * core_count()
 
 
-def _processes() -> BaseContext:
+def _processes() -> ForkServerContext | SpawnContext:
     """Starts processes: of a server that has the imports behind it, where the system has that.
 
     The server computes nothing and uses no graphics card, so that what it forks may use any.

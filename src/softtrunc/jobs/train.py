@@ -22,22 +22,25 @@ from softtrunc.feedback.processes import company, is_lost
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import StopRequest, stop_on_signal
 from softtrunc.jobs.data_check import DataCheck
+from softtrunc.jobs.questions import Questions
 from softtrunc.jobs.shared_grid import draw_together
 from softtrunc.networks.blocks import AttentionBlock, ResidualBlock
 from softtrunc.recipes.build import (
+    build_drawn,
     build_model,
     build_objective,
     build_sampler,
-    build_score,
     build_sde,
     build_training,
+    class_numbers,
+    with_classes,
 )
 from softtrunc.recipes.schema import Recipe
 from softtrunc.records import append_metrics
 from softtrunc.runs.devices import Devices, find_devices
 from softtrunc.runs.folder import Run, flatten
 from softtrunc.runs.node_images import open_images
-from softtrunc.score import ScoreModel
+from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.training import (
     Monitor,
     NonFiniteLossError,
@@ -54,10 +57,6 @@ from softtrunc.training import (
 from softtrunc.training.sharding import local, shard
 from softtrunc.training.speed import fast_kernels, lay_channels_last, prefers_channels_last
 
-# Several processes that train ask each other about signals after so many seconds, and in no more
-# than so many steps: the next steps may be slower than those before.
-_SECONDS_BETWEEN_QUESTIONS = 2.0
-_STEPS_BETWEEN_QUESTIONS = 50
 # Unreadable files are named one by one up to here.
 _MOST_NAMED = 20
 
@@ -148,13 +147,15 @@ class _Training:
     def __init__(
         self, recipe: Recipe, run: Run, resume: bool, devices: Devices, progress: Progress
     ) -> None:
-        self.recipe, self.run = recipe, run
+        self.run = run
         self.accelerator, self.company = devices
         accelerator, self.main = self.accelerator, self.company.main
         going_on = resume and run.exists
         if not going_on:
             run.check_vacant()
         self.data = open_images(recipe, "train", self.company, progress)
+        self.recipe = recipe = with_classes(recipe, self.data.card)
+        class_numbers(recipe, self.data.card, range(1))  # what samples ask for is there
         if going_on:
             run.check_same(recipe, self.data.card)
             run.check_places()
@@ -254,7 +255,7 @@ class _Training:
             if self._owes_grid() and not self._sample(stop):
                 self.stopped = True
                 return
-            questions = _Questions(self.accelerator, self.clock, state.step)
+            questions = Questions(self.accelerator, self.clock, state.step)
             self.clock.resume()
             for record in records:
                 self.monitor.add(record)
@@ -333,21 +334,24 @@ class _Training:
 
         All processes take part. False: a signal came first, and the grid is still owed.
         """
-        card, model, spec = self.data.card, self.model, self.recipe.sampling
+        card, model, recipe = self.data.card, self.model, self.recipe
+
+        def drawn_from(numbers: range) -> ScoreFunction:
+            return build_drawn(recipe.sampling, model, class_numbers(recipe, card, numbers))
+
         model.eval()
         with self.state.ema.applied(model):
             images = draw_together(
-                self.recipe.training.samples,
+                recipe.training.samples,
                 self.data.images.shape[1:],
                 self.micro,
                 sampler=self.sampler,
-                model=model,
-                score=build_score(spec, model),
+                drawn_from=drawn_from,
                 to_levels=lambda x: to_uint8(
                     x,
                     levels=card.levels,
                     value_range=model.value_range,
-                    dequantized=self.recipe.data.dequantize,
+                    dequantized=recipe.data.dequantize,
                 ),
                 company=self.company,
                 stop=stop,
@@ -360,35 +364,3 @@ class _Training:
     def _save_grid(self, images: UInt8[Tensor, "n c h w"], name: str) -> None:
         shown = stretch_levels(images, self.data.card.levels)
         save_grid(shown, self.run.samples / f"{name}.png")
-
-
-class _Questions:
-    """Processes that train ask each other whether any is to stop, to stop at the same step.
-
-    That costs a wait for the device, so they do it by the clock: not in every quick step, in every
-    slow one. They agree on the next step to ask at by the slowest one's clock.
-
-    Args:
-        accelerator: the processes. `clock`: counts the training time. `step`: how many are done.
-    """
-
-    def __init__(self, accelerator: Accelerator, clock: Stopwatch, step: int) -> None:
-        self._accelerator = accelerator
-        self._clock = clock
-        self._next = step + 1
-        self._last = step, clock.seconds
-
-    def any_stop(self, step: int, wanted: bool) -> bool:
-        """Whether any process is to stop; all must call it after every step."""
-        if self._accelerator.num_processes == 1:
-            return wanted
-        if step < self._next:
-            return False
-        last, since = self._last
-        each = (self._clock.seconds - since) / (step - last)
-        mine = torch.tensor([float(wanted), each], device=self._accelerator.device)
-        votes, seconds = self._accelerator.gather(mine).reshape(-1, 2).unbind(1)
-        most = _SECONDS_BETWEEN_QUESTIONS / max(float(seconds.max()), 1e-9)
-        self._next = step + max(1, min(_STEPS_BETWEEN_QUESTIONS, int(most)))
-        self._last = step, self._clock.seconds  # the device has been waited for
-        return bool(votes.any())

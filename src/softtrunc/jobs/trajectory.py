@@ -14,7 +14,7 @@ from softtrunc.data import stretch_levels
 from softtrunc.data.pictures import save_gif, save_grid
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
-from softtrunc.recipes.build import build_sampler, build_score
+from softtrunc.recipes.build import build_sampler
 from softtrunc.runs.draw import to_levels
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.samplers import Step, Trajectory
@@ -111,11 +111,10 @@ def draw_trajectory(
     recorder = Trajectory(_GIF_FRAMES if out.suffix.lower() == ".gif" else _STRIP_COLUMNS)
     with watching(progress or Silent(), f"sample {opened.run.path.name}", recorder) as watch:
         build_sampler(spec, opened.model.sde).sample(
-            opened.model,
+            opened.drawn_from(opened.classes_of(range(count))),
             (count, *opened.event),
             seeds=range(seed, seed + count),
             device=opened.device,
-            score_fn=build_score(spec, opened.model),
             callback=watch,
         )
     if opened.accelerator.is_main_process:

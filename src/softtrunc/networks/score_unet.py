@@ -183,7 +183,9 @@ class ScoreUNet(Initialisable):
         if device.type == "meta":
             return
         # As `to_empty`, which for its `empty_like` of the meta device imports half of sympy.
-        self._apply(lambda made: torch.empty(made.shape, dtype=made.dtype, device=device))
+        self._apply(  # type: ignore[no-untyped-call]
+            lambda made: torch.empty(made.shape, dtype=made.dtype, device=device)
+        )
         for module in self.modules():
             if isinstance(module, nn.GroupNorm):
                 module.reset_parameters()

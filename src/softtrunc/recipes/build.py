@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
-from softtrunc.data import ImageDataset, find_preset, open_dataset
-from softtrunc.feedback.errors import UserError, missing_packages, user_errors
+from softtrunc.data import DataCard, ImageDataset, find_preset, open_dataset
+from softtrunc.feedback.errors import UserError, missing_packages, nearest, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
+from softtrunc.guidance import guided
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
@@ -21,7 +24,6 @@ from softtrunc.samplers import (
     PredictorCorrector,
     ProbabilityFlow,
     Sampler,
-    ScoreHook,
     autocast_score,
 )
 from softtrunc.score import ScoreFunction, ScoreModel
@@ -33,6 +35,9 @@ from softtrunc.weighting import PriorWeight, Weighting, likelihood_weight, varia
 
 # Image files that decode to more bytes than this are to be prepared once, not at every start.
 _LARGEST_UNPREPARED = 4 << 30
+
+# What the `sampling` section says of the model that is sampled, not of the sampler.
+_OF_THE_MODEL = {"sampler", "precision", "label", "guidance", "guidance_interval"}
 
 _SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "pc": PredictorCorrector,
@@ -119,18 +124,94 @@ def build_training(recipe: schema.Recipe) -> TrainingConfig:
 
 def build_sampler(spec: schema.Sampling, sde: SDE) -> Sampler:
     """The sampler of a recipe's `sampling` section, for a model of this SDE."""
-    options = spec.model_dump(exclude={"sampler", "precision"})
+    options = spec.model_dump(exclude=_OF_THE_MODEL)
     with user_errors("sampling"):
         sampler = _SAMPLERS[spec.sampler](**options)
         sampler.check(sde)
     return sampler
 
 
-def build_score(spec: schema.Sampling, model: ScoreFunction) -> ScoreHook:
-    """The model's score in the precision of a recipe's `sampling` section."""
+def build_drawn(
+    spec: schema.Sampling, model: ScoreModel, y: Int64[Tensor, " b"] | None = None
+) -> ScoreFunction:
+    """What samples are drawn from: the model as a recipe's `sampling` section takes it.
+
+    Args:
+        spec: guidance and precision.
+        model: of the run.
+        y: the class of each sample; None: the model knows none.
+    """
+    drawn: ScoreFunction = model
+    if y is not None and spec.guidance:
+        with user_errors("sampling"):
+            drawn = guided(model, spec.guidance, {"y": y}, interval=spec.guidance_interval)
+    elif y is not None:
+        drawn = model.given(y=y)
     if spec.precision == "fp32":
-        return model.score
-    return autocast_score(model, {"bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision])
+        return drawn
+    return autocast_score(drawn, {"bf16": torch.bfloat16, "fp16": torch.float16}[spec.precision])
+
+
+def with_classes(recipe: schema.Recipe, card: DataCard) -> schema.Recipe:
+    """The recipe with as many classes as the data have, where it asks for labels.
+
+    Raises:
+        UserError: if the data have no labels, or another number of classes than the recipe says.
+    """
+    if not recipe.data.labels:
+        return recipe
+    found, told = len(card.classes), recipe.network.options.get("num_classes")
+    if not found:
+        raise UserError(
+            f"data.labels: true: {card.name} has no labels: put the images of each class into a "
+            "folder of their own, or write data.labels: false"
+        )
+    if told not in (None, found):
+        raise UserError(
+            f"network.options.num_classes={told}: {card.name} has {found} classes: write {found}, "
+            "or leave it out"
+        )
+    options = {**recipe.network.options, "num_classes": found}
+    network = recipe.network.model_copy(update={"options": options})
+    return recipe.model_copy(update={"network": network})
+
+
+def class_numbers(
+    recipe: schema.Recipe, card: DataCard, numbers: Sequence[int], unless_told: str | None = None
+) -> Int64[Tensor, " n"] | None:
+    """The class of samples with these numbers, by the recipe's `sampling` section.
+
+    Args:
+        recipe: of the run.
+        card: of its data.
+        numbers: of the samples; where every class takes its turn, sample i is of class i modulo
+            their number.
+        unless_told: what stands for `sampling.label: null`.
+
+    Returns:
+        For each sample its class, or the number of classes for any; None if the run knows none.
+
+    Raises:
+        UserError: if the run knows no classes or none of that name.
+    """
+    spec, classes = recipe.sampling, card.classes
+    if not recipe.data.labels:
+        for key, value in (("label", spec.label), ("guidance", spec.guidance)):
+            if value:
+                raise UserError(f"sampling.{key}={value}: the run was trained without labels")
+        return None
+    label = unless_told if spec.label is None else spec.label
+    if label is None:
+        return torch.tensor(list(numbers)) % len(classes)
+    if label == "none":
+        number = len(classes)
+    elif label in classes:
+        number = classes.index(label)
+    elif label.isdecimal() and int(label) < len(classes):
+        number = int(label)
+    else:
+        raise UserError(f"sampling.label={label}: {nearest(label, [*classes, 'none'])}")
+    return torch.full((len(numbers),), number)
 
 
 def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = None) -> ImageDataset:

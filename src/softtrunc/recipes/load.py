@@ -46,7 +46,11 @@ def parse_flow(text: str, where: str) -> Any:
     Raises:
         UserError: if it is not YAML, saying `where`.
     """
-    return _infinite(_parse_yaml(text, where))
+    value = _parse_yaml(text, where)
+    # YAML takes the colon of {a:1} for a letter.
+    if isinstance(value, dict) and any(v is None and ":" in str(k) for k, v in value.items()):
+        raise UserError(f"{where}: write a space after the colon: {{key: value}}")
+    return _infinite(value)
 
 
 def _infinite(value: Any) -> Any:

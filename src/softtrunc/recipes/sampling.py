@@ -17,6 +17,10 @@ class _Sampler(Section):
     - `sampler`: which one.
     - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
     - `denoise_final`: end with Tweedie's formula at `t_end`.
+    - `label`: the class of all samples, by name or number; null: every class in turn; "none":
+      images of any class. `guidance`: how far to go past the class's score, away from that of any
+      class; 0: not at all. `guidance_interval`: the values of sigma between which; null: all.
+      These are for runs with `data.labels`.
     - `precision`: of the network "fp32", or "bf16" or "fp16" under autocast; the state stays
       in float32.
     """
@@ -24,6 +28,9 @@ class _Sampler(Section):
     sampler: str
     t_end: Time | None = None
     denoise_final: bool = True
+    label: str | None = None
+    guidance: Annotated[float, Field(ge=-1.0, le=1e6)] = 0.0
+    guidance_interval: tuple[NotNegative, Positive] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 

@@ -47,6 +47,7 @@ class Data(Section):
     - `channels`: 1 or 3; null: as they are.
     - `flip`: mirror left-right at random while training.
     - `dequantize`: uniform noise fills each grey level's cell; needed for bits/dim.
+    - `labels`: the network is given each image's class (`network.options.num_classes` of them).
     """
 
     preset: str | None = None
@@ -55,6 +56,7 @@ class Data(Section):
     channels: Literal[1, 3] | None = None
     flip: bool = True
     dequantize: bool = True
+    labels: bool = False
 
     @property
     def height_and_width(self) -> tuple[int, int] | None:
@@ -195,6 +197,8 @@ class Training(Section):
     - `grad_clip`: largest norm of the gradient; null: no clipping.
     - `ema_rate`: how much of the averaged weights stays at each step.
     - `seed`: of the first weights, the order of the images, the noise and the times.
+    - `label_dropout`: share of the labels that are left out, so that the model learns what images
+      of any class look like too; with `data.labels`. Guidance needs it.
     - `precision`: "no" (float32) or "bf16" (autocast; schedules stay in float64).
     - `compile`: run the network through torch.compile.
     - `tf32`: CUDA may multiply float32 in TF32 while it trains.
@@ -221,6 +225,7 @@ class Training(Section):
     grad_clip: Positive | None = 1.0
     ema_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
     seed: Seed = 0
+    label_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
     tf32: bool = True

@@ -17,7 +17,7 @@ from softtrunc.feedback.files import appears
 from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import stop_on_signal
-from softtrunc.recipes.build import build_sampler, build_score
+from softtrunc.recipes.build import build_sampler
 from softtrunc.runs.folder import package_versions
 from softtrunc.runs.open_run import OpenRun, open_run, with_below
 from softtrunc.runs.sample_files import Destination, missing
@@ -71,15 +71,12 @@ def draw_batches(opened: OpenRun, parts: Iterable[range], *, seed: int = 0) -> I
         seed: of image 0.
     """
     sampler = build_sampler(opened.recipe.sampling, opened.model.sde)
-    model = opened.sampled
-    score = build_score(opened.recipe.sampling, model)
     for part in parts:
         samples = sampler.sample(
-            model,
+            opened.drawn_from(opened.classes_of(part)),
             (len(part), *opened.event),
             seeds=[seed + i for i in part],
             device=opened.device,
-            score_fn=score,
         )
         yield DrawnBatch(part.start, to_levels(opened, samples.x), samples.nfe)
 
@@ -184,6 +181,7 @@ def draw_to(
     protocol = _protocol(opened, weights, seed)
     # What it refuses is refused before anything is made.
     build_sampler(opened.recipe.sampling, opened.model.sde)
+    opened.drawn_from(opened.classes_of(range(1)))
     parts = cut(count, batch_size)
 
     def begin() -> list[tuple[int, int]] | None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Int64
+from torch import Tensor
 
 from softtrunc.data import DataCard
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.processes import Company
-from softtrunc.recipes.build import build_model
+from softtrunc.recipes.build import build_drawn, build_model, class_numbers
 from softtrunc.recipes.load import override_recipe
 from softtrunc.recipes.schema import Recipe
 from softtrunc.runs.devices import find_devices
@@ -52,10 +54,18 @@ class OpenRun:
     below: OpenRun | None = None
     t: float = 0.0
 
-    @property
-    def sampled(self) -> ScoreFunction:
-        """What samples are drawn from."""
-        return self.model if self.below is None else Chimera(self.model, self.below.model, self.t)
+    def classes_of(
+        self, numbers: Sequence[int], unless_told: str | None = None
+    ) -> Int64[Tensor, " n"] | None:
+        """The class of samples with these numbers; see `class_numbers`."""
+        return class_numbers(self.recipe, self.card, numbers, unless_told)
+
+    def drawn_from(self, y: Int64[Tensor, " b"] | None) -> ScoreFunction:
+        """What samples of these classes are drawn from, as the recipe's `sampling` takes it."""
+        above = build_drawn(self.recipe.sampling, self.model, y)
+        if self.below is None:
+            return above
+        return Chimera(above, build_drawn(self.recipe.sampling, self.below.model, y), self.t)
 
     @property
     def is_newest(self) -> bool:

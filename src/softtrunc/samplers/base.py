@@ -16,10 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from softtrunc.flow.rows import rows_of
 from softtrunc.noise import Noise
 from softtrunc.samplers.grids import Grid, Point, check_grid, schedule
-from softtrunc.score import ScoreFunction, tweedie
+from softtrunc.score import ScoreFunction, rows_of, tweedie
 from softtrunc.sde import SDE
 
 

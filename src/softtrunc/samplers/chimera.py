@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from softtrunc.flow.rows import rows_of
-from softtrunc.score import BoundModel, ScoreFunction
+from softtrunc.score import BoundModel, ScoreFunction, rows_of
 from softtrunc.sde import SDE
 
 

@@ -1,4 +1,4 @@
-"""Batches of uint8 images on the training device."""
+"""Batches of uint8 images, and of their labels, on the training device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from softtrunc.sde import send
@@ -24,6 +24,7 @@ class BatchSource:
 
     Args:
         images: uint8 array (N, C, H, W), in memory or memory-mapped.
+        labels: int64 (N,); None: there are none.
         order: which examples belong to which step.
         batch_size: of the optimiser step, over all processes.
         share: the slice of each batch that this process takes.
@@ -38,8 +39,10 @@ class BatchSource:
         batch_size: int,
         share: slice,
         device: torch.device,
+        labels: np.ndarray | None = None,
     ) -> None:
         self._images = images
+        self._labels = None if labels is None else torch.from_numpy(np.array(labels)).to(device)
         self._order = order
         self._batch_size = batch_size
         self._share = share
@@ -70,6 +73,16 @@ class BatchSource:
         batch = torch.empty_like(rows, pin_memory=self._device.type == "cuda")
         batch[order] = rows
         return batch
+
+    def labels(self, step: int) -> Int64[Tensor, " b"]:
+        """The labels of this process's share of the batch of `step`.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self._labels is None:
+            raise ValueError("labels: the data have none: give a data set with labels")
+        return self._labels[send(self._indices(step), self._device)]
 
     def batch(self, step: int) -> UInt8[Tensor, "b c h w"]:
         """This process's share of the batch of `step`."""

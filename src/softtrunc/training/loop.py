@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from softtrunc.data import ImageDataset, to_model_range
@@ -117,7 +117,12 @@ def fit(
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     order = DataOrder(len(data), seed=config.seed)
     with BatchSource(
-        data.images, order, batch_size=config.batch_size, share=mine, device=accelerator.device
+        data.images,
+        order,
+        batch_size=config.batch_size,
+        share=mine,
+        device=accelerator.device,
+        labels=data.labels,
     ) as source:
         while state.step < steps:
             step = state.step
@@ -129,6 +134,7 @@ def fit(
             x = to_model_range(
                 images, levels=data.card.levels, value_range=value_range, noise=cells
             )
+            y = _labels(source.labels(step), config, data, uniform) if config.labels else None
             noise = drawn(torch.randn, x.shape[1:], step=step, stream=Stream.NOISE)
 
             for group in state.optimizer.param_groups:
@@ -143,7 +149,10 @@ def fit(
                 last = first + micro == share
                 with nullcontext() if last else no_sync(module):
                     out: LossTerms = module(
-                        x[part], draw=draw.part(part.start, part.stop), noise=noise[part]
+                        x[part],
+                        draw=draw.part(part.start, part.stop),
+                        noise=noise[part],
+                        condition=None if y is None else {"y": y[part]},
                     )
                     # Each part weighs its share of the batch: the sum is the mean over all.
                     accelerator.backward(out.loss.sum() / share)
@@ -174,3 +183,14 @@ def _augmented(
     if not config.dequantize:
         return images, None
     return images, uniform(images.shape[1:], stream=Stream.PIXELS)
+
+
+def _labels(
+    labels: Int64[Tensor, " b"],
+    config: TrainingConfig,
+    data: ImageDataset,
+    uniform: Callable[..., Tensor],
+) -> Int64[Tensor, " b"]:
+    """The labels, some of them left out: the number past the last class stands for none."""
+    left_out = uniform((), stream=Stream.LABELS) < config.label_dropout
+    return labels.masked_fill(left_out, len(data.card.classes))

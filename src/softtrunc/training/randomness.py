@@ -28,6 +28,7 @@ class Stream(enum.IntEnum):
     FLIPS = 3
     NETWORK = 4
     ORDER = 5
+    LABELS = 6
 
 
 def step_seed(seed: int, step: int, stream: Stream, part: int = 0) -> int:

@@ -26,6 +26,8 @@ class TrainingConfig:
         ema_rate: final decay of the weight average.
         flip: mirror each image left-right with probability 1/2.
         dequantize: uniform noise fills each grey level's cell.
+        labels: the network is given each image's class.
+        label_dropout: probability with which it is given none, in [0, 1).
         seed: decides, together with the step number alone, every random draw of that step.
 
     Raises:
@@ -43,6 +45,8 @@ class TrainingConfig:
     ema_rate: float = 0.9999
     flip: bool = True
     dequantize: bool = True
+    labels: bool = False
+    label_dropout: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +61,8 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup_steps", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: need a number >= 0")
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise ValueError(f"label_dropout={self.label_dropout}: need a number in [0, 1)")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas={self.betas}: need both in [0, 1), e.g. (0.9, 0.999)")
 

@@ -216,6 +216,8 @@ class _TarFiles(ArchiveFiles):
                 stream = archive.extractfile(member)
                 assert stream is not None  # a regular file has content
                 yield name, stream
+            if not wanted:
+                return
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the archive."""

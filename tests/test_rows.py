@@ -9,8 +9,8 @@ from torch import Tensor
 
 from softtrunc import SDE, VPSDE
 from softtrunc.density import nelbo, probability_flow_nll
-from softtrunc.flow.rows import rows_of
 from softtrunc.samplers import ProbabilityFlow, encode
+from softtrunc.score import rows_of
 from softtrunc.sde import expand_to
 
 
