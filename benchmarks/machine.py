@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -13,17 +15,52 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Of one run; on a CPU those that this process worked, over its threads.
+
+    What else a shared machine does is then left out, but for what it takes of the caches. Threads
+    that wait for others count as working: `OMP_NUM_THREADS=1` is the fairest.
+    """
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    synchronize(device)
+    start = clock()
+    run()
+    synchronize(device)
+    return (clock() - start) / (torch.get_num_threads() if device.type == "cpu" else 1)
+
+
 def best_seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
     """The shortest of several runs, after one to warm up."""
     run()
-    times = []
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        run()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(seconds(run, device) for _ in range(repeats))
+
+
+def interleaved(
+    first: Callable[[], object], second: Callable[[], object], device: torch.device, rounds: int
+) -> list[tuple[float, float]]:
+    """Seconds of both in turns, now one first, now the other: the machine hits both alike."""
+    pairs = []
+    for i in range(rounds):
+        if i % 2:
+            pairs.append((seconds(first, device), seconds(second, device)))
+        else:
+            later = seconds(second, device)
+            pairs.append((seconds(first, device), later))
+    return pairs
+
+
+class Ratio(NamedTuple):
+    """Median of the ratios of pairs, and its standard error by the quartiles of a normal law."""
+
+    median: float
+    error: float
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> Ratio:
+        """First over second."""
+        ratios = [first / second for first, second in pairs]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        return cls(statistics.median(ratios), 0.93 * (high - low) / len(ratios) ** 0.5)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

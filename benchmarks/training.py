@@ -1,10 +1,11 @@
-"""Does Soft Truncation cost anything, and how near does training come to the machine's peak?"""
+"""What Soft Truncation costs, what `fit` costs beside a bare loop, and the share of the peaks."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import conv_peak, matmul_peak, synchronize
+from benchmarks.machine import Ratio, conv_peak, interleaved, matmul_peak, seconds
 from softtrunc.data import ImageDataset
 from softtrunc.networks import flops_per_image, parameter_count
 from softtrunc.recipes import Recipe, load_recipe
@@ -24,6 +25,11 @@ from softtrunc.recipes.build import (
     build_training,
 )
 from softtrunc.training import TrainState, fit
+from softtrunc.training.speed import (
+    keep_freed_memory,
+    lay_channels_last,
+    prefers_channels_last,
+)
 
 console = Console(width=140, highlight=False)
 
@@ -42,41 +48,76 @@ def stepper(recipe: Recipe, data: ImageDataset, accelerator: Accelerator):
     card = data.card
     model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
     config = build_training(recipe)
-    state = TrainState.create(model.to(accelerator.device), config)
+    model.to(accelerator.device)
+    if prefers_channels_last(model, accelerator.device):
+        lay_channels_last(model)
+    state = TrainState.create(model, config)
     if recipe.training.compile:
         model.network.compile()
     return fit(state, build_objective(recipe), data, config, steps=10**9, accelerator=accelerator)
 
 
-def timed(steps, device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    next(steps)
-    synchronize(device)
-    return time.perf_counter() - start
+def bare(recipe: Recipe, data: ImageDataset, device: torch.device) -> Iterator[None]:
+    """The loop that one writes by hand for the same step: images, noise, network, Adam, average."""
+    card, spec = data.card, recipe.training
+    model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
+    network, sde = model.to(device).train(), model.sde
+    if prefers_channels_last(network, device):
+        lay_channels_last(network)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0, fused=True)
+    images = torch.from_numpy(np.array(data.images)).to(device)
+    while True:
+        batch = images[torch.randint(len(images), (spec.batch_size,), device=device)].float()
+        x = (batch + torch.rand_like(batch)) * (2.0 / card.levels) - 1.0
+        t = 1e-5 + (1.0 - 1e-5) * torch.rand(len(x), device=device)
+        alpha, sigma = (v[:, None, None, None] for v in sde.marginal(t))
+        noise = torch.randn_like(x)
+        with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+            out = network(alpha * x + sigma * noise, t)
+        optimizer.zero_grad(set_to_none=True)
+        (out - noise).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 1.0 - spec.ema_rate)
+        yield
+
+
+def compared(name: str, first: Iterator[object], second: Iterator[object], rounds: int) -> None:
+    """Single steps of both in turns, and the ratio of their times."""
+    device = Accelerator().device
+    run = partial(next, first), partial(next, second)
+    for step in run * 3:
+        step()
+    pairs = interleaved(*run, device, rounds)
+    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+    ratio = Ratio.of(pairs)
+    console.print(
+        f"{name}: {1e3 * ours:,.1f} and {1e3 * theirs:,.1f} ms a step, {ratio.median:.4f} ± "
+        f"{ratio.error:.4f} times as long (median of {rounds} pairs)"
+    )
 
 
 def soft_against_hard(accelerator: Accelerator, rounds: int) -> None:
-    """Alternate single steps of both, so that whatever else the machine does hits both alike."""
-    recipes = [load_recipe(name) for name in ("digits-vp-nll", "digits-vp-nll-st")]
+    recipes = [load_recipe(name) for name in ("digits-vp-nll-st", "digits-vp-nll")]
     data = build_data(recipes[0], "train")
-    hard, soft = (stepper(recipe, data, accelerator) for recipe in recipes)
-    pairs = []
-    for i in range(rounds + 5):
-        first, second = (hard, soft) if i % 2 else (soft, hard)
-        times = [timed(s, accelerator.device) for s in (first, second)]
-        pairs.append(times if i % 2 else times[::-1])
-    pairs = pairs[5:]
-    hards, softs = zip(*pairs, strict=True)
-    ratio = statistics.median(h / s for h, s in pairs)
-    spread = statistics.quantiles([h / s for h, s in pairs], n=4)
-    error = 0.93 * (spread[2] - spread[0]) / len(pairs) ** 0.5  # of a median, normal approximation
-    batch = recipes[0].training.batch_size
-    console.print(
-        f"demo network, batch {batch}: hard {batch / statistics.median(hards):,.0f} img/s, Soft "
-        f"Truncation {batch / statistics.median(softs):,.0f} img/s; throughput ratio "
-        f"{ratio:.4f} ± {error:.4f} (median of {len(pairs)} alternating pairs)"
-    )
+    soft, hard = (stepper(recipe, data, accelerator) for recipe in recipes)
+    compared("demo network, Soft Truncation against hard", soft, hard, rounds)
+
+
+def fit_against_bare(accelerator: Accelerator, rounds: int, large_rounds: int) -> None:
+    demo = load_recipe("digits-vp-nll")
+    data = build_data(demo, "train")
+    pair = stepper(demo, data, accelerator), bare(demo, data, accelerator.device)
+    compared("demo network, fit against a bare loop", *pair, rounds)
+    if large_rounds == 0:
+        return
+    options = ["network.preset=ddpmpp", "training.batch_size=16"]
+    large, data = load_recipe("digits-vp-nll", options), random_images(32)
+    pair = stepper(large, data, accelerator), bare(large, data, accelerator.device)
+    compared("DDPM++, fit against a bare loop", *pair, large_rounds)
 
 
 def share_of_peak(precisions: list[str], compiled: bool, cifar_steps: int) -> None:
@@ -111,8 +152,10 @@ def share_of_peak(precisions: list[str], compiled: bool, cifar_steps: int) -> No
             network = build_network_config(recipe, **shape)
             steps = stepper(recipe, data, accelerator)
             next(steps)
-            seconds = statistics.median(timed(steps, device) for _ in range(count))
-            rate = recipe.training.batch_size / seconds
+            step = partial(next, steps)
+            rate = recipe.training.batch_size / statistics.median(
+                seconds(step, device) for _ in range(count)
+            )
             gflops = rate * STEP_OVER_FORWARD * flops_per_image(network) / 1e9
             table.add_row(
                 f"{name}, {parameter_count(network) / 1e6:.2f} M",
@@ -127,12 +170,20 @@ def share_of_peak(precisions: list[str], compiled: bool, cifar_steps: int) -> No
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=400, help="pairs of steps, hard and soft")
+    parser.add_argument("--rounds", type=int, default=400, help="pairs of steps of the demo")
     parser.add_argument("--precision", nargs="+", default=["no", "bf16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
     parser.add_argument("--cifar-steps", type=int, default=3)
+    parser.add_argument("--large-rounds", type=int, default=6, help="pairs of DDPM++; 0: none")
+    parser.add_argument("--costs", action="store_true", help="leave out the shares of the peaks")
     options = parser.parse_args(arguments)
-    soft_against_hard(Accelerator(), options.rounds)
+    accelerator = Accelerator()
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    soft_against_hard(accelerator, options.rounds)
+    fit_against_bare(accelerator, options.rounds, options.large_rounds)
+    if options.costs:
+        return
     share_of_peak(options.precision, options.compile, options.cifar_steps)
 
 

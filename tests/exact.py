@@ -82,3 +82,36 @@ class Mixture:
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """Log-density of x_t in nats, (B,)."""
         return self._components(x, t)[0].logsumexp(1)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Independent dimensions, each at `positions` (L,) with probabilities `p` (L,)."""
+
+    sde: SDE
+    positions: Tensor
+    p: Tensor
+
+    def sample(self, shape: tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+        """Levels, integers of this shape."""
+        drawn = torch.multinomial(self.p, math.prod(shape), replacement=True, generator=generator)
+        return drawn.reshape(shape)
+
+    def _terms(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log of probability times density, gap to the position, sigma; levels along the end."""
+        alpha, sigma = (expand_to(v.to(x), x)[..., None] for v in self.sde.marginal(t))
+        gap = alpha * self.positions.to(x) - x[..., None]
+        log_p = self.p.to(x).log() - 0.5 * (gap / sigma).square()
+        return log_p - (math.sqrt(2 * math.pi) * sigma).log(), gap, sigma
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        log_p, gap, sigma = self._terms(x, t)
+        return (log_p.softmax(-1) * gap / sigma.square()).sum(-1)
+
+    def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
+        """Log-density of x_t in nats, (B,)."""
+        return self._terms(x, t)[0].logsumexp(-1).flatten(1).sum(1)
+
+    def entropy(self) -> float:
+        """Of one dimension, in nats."""
+        return float(-(self.p * self.p.log()).sum())

@@ -41,8 +41,10 @@ ARROWS: dict[str, set[str]] = {
     "data": GROUND,
     "times": {"sde"},
     "noise": {"sde"},
-    "pretrained": {"networks", "sde"} | GROUND,
-    "score": {"sde", "pretrained"},
+    "hub": GROUND,
+    "pretrained": {"networks", "sde", "hub"} | GROUND,
+    "prediction": {"sde"},
+    "score": {"sde", "prediction", "hub", "pretrained"},
     "guidance": WORDS,
     "weighting": {"truncation", "sde"},
     "objective": {"truncation", "times", "weighting"} | WORDS,
@@ -50,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
     "samplers": {"flow", "noise"} | WORDS,
     "density": {"flow", "noise", "times"} | WORDS,
     # A checkpoint may be described by the name of a recipe.
-    "interop": {"networks", "recipes"} | WORDS | GROUND,
+    "interop": {"networks", "hub", "pretrained", "recipes"} | WORDS | GROUND,
     "training": {"objective", "data", "pretrained", "records"} | WORDS | GROUND,
     # What the truncation prior makes of the times is told of the loss itself.
     "evaluation": {"samplers", "density", "metrics", "data", "records", "objective", "times"}
@@ -62,7 +64,7 @@ ARROWS: dict[str, set[str]] = {
     "runs": {"recipes", "samplers", "training", "data", "records", "score"} | GROUND,
     "jobs": {
         *("runs", "recipes", "report", "evaluation", "training", "interop", "records"),
-        *("samplers", "density", "metrics", "data", "noise", "pretrained", "networks"),
+        *("samplers", "density", "metrics", "data", "noise", "hub", "pretrained", "networks"),
         "objective",
         *WORDS,
         *GROUND,
@@ -73,7 +75,10 @@ ARROWS: dict[str, set[str]] = {
 }
 
 # The core reads like the paper: tensors, their shapes, and nothing else from outside.
-CORE = {"truncation", "sde", "times", "weighting", "score", "objective", "guidance"}
+CORE = {
+    *("truncation", "sde", "times", "weighting"),
+    *("prediction", "score", "objective", "guidance"),
+}
 CORE_LIBRARIES = {"torch", "jaxtyping"}
 
 # What a program that only trains with our loss must not wait for.

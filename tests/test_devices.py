@@ -204,6 +204,7 @@ def test_likelihood(machine, waits, sde, method, divergence):
         if method == "adams":
             assert waited.total() <= 4 + attempts
     discrete = {"reconstruction": "discrete", "levels": 17, "seeds": range(4)}
+    truncated = discrete | {"reconstruction": "truncated"}
     spread = density.spread_range(17, span)
     centres = density.bin_centers(levels, 17, spread)
     for bound in (
@@ -213,8 +214,13 @@ def test_likelihood(machine, waits, sde, method, divergence):
         density.probability_flow_nll(
             network, centres, eps=0.3, rtol=0.5, atol=0.5, value_range=spread, **discrete
         ),
+        density.nelbo(network, centres, eps=0.3, draws=2, value_range=spread, **truncated),
+        density.probability_flow_nll(
+            network, centres, eps=0.3, rtol=0.5, atol=0.5, value_range=spread, **truncated
+        ),
     ):
         assert isinstance(bound.bits_per_dim(17), Held)
+        assert isinstance(density.importance_weighted(bound.nats.reshape(2, 2)), Held)
 
 
 def test_bound_waits_for_nothing_but_its_checks(machine, waits):

@@ -113,7 +113,7 @@ def test_an_sde_of_somebody_elses_is_not_saved(tmp_path):
     class Mine(VPSDE):
         pass
 
-    with pytest.raises(ValueError, match="Mine cannot be saved: only VPSDE"):
+    with pytest.raises(ValueError, match="Mine cannot be saved: of others' SDEs"):
         small_model(Mine()).save_pretrained(tmp_path / "m")
     assert not (tmp_path / "m").exists()
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 from exact import Gaussian
-from integrals import integrate, truncated_loss
+from integrals import expected_error, integrate, truncated_loss
+from scipy import stats
 
 from softtrunc import (
     VESDE,
     VPSDE,
     HardTruncation,
+    ImportanceTimes,
     PowerPrior,
     PriorWeight,
     ReciprocalVESDE,
+    SoftTruncationLoss,
     SubVPSDE,
     likelihood_weight,
     variance_weight,
 )
+from softtrunc.times import LogNormalTimes
+from softtrunc.weighting import edm_weight
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), ReciprocalVESDE()]
 TIMES = torch.tensor([1e-5, 1e-3, 0.1, 0.5, 1.0], dtype=torch.float64)
@@ -30,6 +35,37 @@ both_weights = pytest.mark.parametrize("make", [likelihood_weight, variance_weig
 def test_the_two_weights_are_g2_and_sigma2(sde):
     assert torch.equal(likelihood_weight(sde)(TIMES), sde.diffusion(TIMES) ** 2)
     assert torch.equal(variance_weight(sde)(TIMES), sde.marginal(TIMES).sigma ** 2)
+
+
+@pytest.mark.parametrize("times", [LogNormalTimes, ImportanceTimes])
+@every_sde
+def test_the_edm_weight_makes_the_loss_edm_s(sde, times):
+    """Against their formula: E over log-normal s of lambda(s) ||D - x_0||^2, by quadrature."""
+    std = torch.tensor([0.4, 0.7], dtype=torch.float64)
+    data = Gaussian(sde, torch.zeros(2, dtype=torch.float64), std)
+    model = Gaussian(sde, torch.full((2,), 0.2, dtype=torch.float64), 0.8 * std)
+    sigma_data, mean, width = 0.3, -0.4, 0.9
+    low = torch.tensor(1e-5, dtype=torch.float64)
+
+    def theirs(s):
+        # t of the level, and the denoiser's error in the state x / alpha.
+        t = sde.time_of_log_snr(-2 * s.log())
+        squared = s.square() * expected_error(data, model, t)
+        weight = (s.square() + sigma_data**2) / (s * sigma_data).square()
+        normal = stats.norm(mean, width).pdf(s.log().numpy())
+        return torch.from_numpy(normal) / s * weight * squared
+
+    ends = (-0.5 * sde.log_snr(torch.stack([low, torch.ones_like(low)]))).exp()
+    exact = integrate(theirs, ends[0], float(ends[1]), panels=60)
+    weight = edm_weight(sde, sigma_data, mean, width)
+    torch.testing.assert_close(truncated_loss(data, model, weight, low), exact, rtol=1e-6, atol=0)
+    # And by the loss itself, within four standard errors.
+    law = times(sde, mean, width) if times is LogNormalTimes else times(sde)
+    loss = SoftTruncationLoss(sde, HardTruncation(1e-5), law, weight, "sum")
+    x = data.sample(20_000, generator=torch.Generator().manual_seed(0))
+    terms = loss(model, x, generator=torch.Generator().manual_seed(1))
+    error = terms.loss.std() / len(x) ** 0.5
+    assert (terms.loss.mean() - exact).abs() < 4 * error
 
 
 @both_weights

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from softtrunc.guidance import guided
     from softtrunc.objective import LossTerms, MixedLoss, SoftTruncationLoss
     from softtrunc.score import ScoreFunction, ScoreModel
-    from softtrunc.sde import SDE, VESDE, VPSDE, Marginal, ReciprocalVESDE, SubVPSDE
+    from softtrunc.sde import (
+        SDE,
+        VESDE,
+        VPSDE,
+        Marginal,
+        ReciprocalVESDE,
+        SubVPSDE,
+        TabulatedVPSDE,
+    )
     from softtrunc.times import ImportanceTimes, TimeDraw, UniformTimes
     from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
     from softtrunc.weighting import PriorWeight, likelihood_weight, variance_weight
@@ -36,6 +44,7 @@ __all__ = [
     "ScoreModel",
     "SoftTruncationLoss",
     "SubVPSDE",
+    "TabulatedVPSDE",
     "TimeDraw",
     "TruncationPrior",
     "UniformTimes",
@@ -58,6 +67,7 @@ _HOME = {
     "Marginal": "sde",
     "ReciprocalVESDE": "sde",
     "SubVPSDE": "sde",
+    "TabulatedVPSDE": "sde",
     "VESDE": "sde",
     "VPSDE": "sde",
     "ImportanceTimes": "times",

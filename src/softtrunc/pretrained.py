@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 
 from softtrunc.feedback.errors import all_of
 from softtrunc.feedback.files import whole_file, write_text
-from softtrunc.feedback.text import one_line
-from softtrunc.networks import ScoreUNet, ScoreUNetConfig
+from softtrunc.hub import CONFIG_FILE, Download, find
+from softtrunc.networks import build_network, config_from_dict, network_to_dict
 
 # What a state is called on disk is asked of this module, by whoever writes one.
 from softtrunc.networks.plain_state import plain_names as plain_names
@@ -30,32 +29,14 @@ from softtrunc.networks.plain_state import plain_state as plain_state
 from softtrunc.networks.plain_state import saved_names, state_for, unwrapped
 from softtrunc.sde import SDE, SDES, Conditioning, Prediction
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 
 _FORMAT = 1
 _KEYS = ("format", "network", "sde", "conditioning", "prediction", "value_range")
-
-
-class Download(TypedDict, total=False):
-    """Options of `huggingface_hub.hf_hub_download`."""
-
-    revision: str | None
-    token: str | bool | None
-    cache_dir: str | Path | None
-    force_download: bool
-    local_files_only: bool
-
-
-class Upload(TypedDict, total=False):
-    """Options of `upload_folder`."""
-
-    private: bool | None
-    token: str | bool | None
-    revision: str | None
-    create_pr: bool
-    commit_message: str
+_SIGMA_DATA = "sigma_data"  # of the prediction "edm" alone
+_TRAIN_TIMESTEPS = "train_timesteps"  # of adapters for other libraries, which ask for steps
+_OPTIONAL = (_SIGMA_DATA, _TRAIN_TIMESTEPS)
 
 
 class PretrainedParts(NamedTuple):
@@ -66,6 +47,7 @@ class PretrainedParts(NamedTuple):
     conditioning: Conditioning
     prediction: Prediction
     value_range: tuple[float, float]
+    sigma_data: float = 0.5
 
 
 def fitting_state(
@@ -146,18 +128,17 @@ def write_pretrained(parts: PretrainedParts, folder: Path, card: str | None) -> 
         ValueError: if the SDE has no form on disk.
     """
     itself = unwrapped(parts.network)
-    network: dict[str, Any] = {"type": type(itself).__name__}
-    if isinstance(itself, ScoreUNet):
-        network |= itself.config.to_dict()
-    config = {
+    config: dict[str, Any] = {
         "library": "softtrunc",
         "format": _FORMAT,
-        "network": network,
+        "network": network_to_dict(itself),
         "sde": parts.sde.to_dict(),
         "conditioning": parts.conditioning,
         "prediction": parts.prediction,
         "value_range": list(parts.value_range),
     }
+    if parts.prediction == "edm":
+        config[_SIGMA_DATA] = parts.sigma_data
     try:
         text = json.dumps(config, indent=1) + "\n"
     except TypeError as error:
@@ -183,8 +164,8 @@ def read_pretrained(
     if unknown := download.keys() - Download.__annotations__:
         known = ", ".join(Download.__annotations__)
         raise TypeError(f"from_pretrained: unknown {', '.join(unknown)} (known: {known})")
-    config_file = _fetch(str(source), CONFIG_FILE, download)
-    weights_file = _fetch(str(source), WEIGHTS_FILE, download)
+    config_file = find(str(source), CONFIG_FILE, download)
+    weights_file = find(str(source), WEIGHTS_FILE, download)
     config = _read_config(config_file)
     diffusion = _build_sde(config["sde"], sde, config_file)
     try:
@@ -199,53 +180,33 @@ def read_pretrained(
     load_exactly(network, tensors, str(weights_file))
     low, high = map(float, config["value_range"])
     return PretrainedParts(
-        network, diffusion, config["conditioning"], config["prediction"], (low, high)
+        network,
+        diffusion,
+        config["conditioning"],
+        config["prediction"],
+        (low, high),
+        config.get(_SIGMA_DATA, PretrainedParts._field_defaults["sigma_data"]),
     )
 
 
-def shipped_folder(name: str) -> Path | None:
-    """The folder of the model that ships with the package under `name`, None if there is none."""
-    folder = Path(str(files("softtrunc"))) / "shipped" / name
-    return folder if name.isidentifier() and (folder / CONFIG_FILE).is_file() else None
+def write_train_timesteps(folder: Path, steps: int) -> None:
+    """Say in the configuration of a saved model how many steps an adapter tells of."""
+    path = folder / CONFIG_FILE
+    config = {**json.loads(path.read_text(encoding="utf-8")), _TRAIN_TIMESTEPS: steps}
+    write_text(path, json.dumps(config, indent=1) + "\n")
 
 
-def shipped_names() -> list[str]:
-    """The models that ship with the package."""
-    return sorted(
-        path.parent.name for path in Path(str(files("softtrunc"))).glob("shipped/*/config.json")
-    )
+def read_train_timesteps(source: str | Path, default: int, **download: Unpack[Download]) -> int:
+    """What `write_train_timesteps` said, else the default.
 
-
-def _fetch(source: str, name: str, download: Download) -> Path:
-    """The file in a folder, of a model that ships, or downloaded (or cached) from the Hub."""
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = shipped_folder(source) or folder
-    if folder.is_dir():
-        if not (folder / name).is_file():
-            if (folder / "recipe.yaml").is_file() and (folder / "checkpoints").is_dir():
-                raise FileNotFoundError(
-                    f"{folder}: is a run folder: write a model first, with "
-                    f"`softtrunc export {folder} --out DIR`"
-                )
-            raise FileNotFoundError(f"{folder / name}: no such file: is {folder} a saved model?")
-        return folder / name
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        ships = ", ".join(shipped_names())
-        raise FileNotFoundError(
-            f"{source}: no such folder, and neither a model that ships ({ships}) nor a repository "
-            "of the Hub (owner/name)"
-        )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(source, name, **download))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
-            f"{source}: {name} is neither in a folder of that name nor to be had from the Hub: "
-            f"{one_line(error, 200)}"
-        ) from error
+    Raises:
+        ValueError: if it is no number of steps.
+    """
+    path = find(str(source), CONFIG_FILE, download)
+    steps = _read_config(path).get(_TRAIN_TIMESTEPS, default)
+    if not isinstance(steps, int):
+        raise ValueError(f"{path}: {_TRAIN_TIMESTEPS} = {steps!r}: write a whole number")
+    return steps
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -254,9 +215,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("library") != "softtrunc":
-        raise ValueError(f"{path}: not the configuration of a softtrunc model")
+        theirs = isinstance(config, dict) and "_class_name" in config
+        hint = " but of diffusers: read its pipeline with softtrunc.interop.from_diffusers"
+        raise ValueError(
+            f"{path}: not the configuration of a softtrunc model{hint if theirs else ''}"
+        )
     problems = [f"missing {key}" for key in _KEYS if key not in config]
-    problems += [f"unknown {key}" for key in config if key not in (*_KEYS, "library")]
+    problems += [f"unknown {key}" for key in config if key not in (*_KEYS, *_OPTIONAL, "library")]
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}")
     if config["format"] != _FORMAT:
@@ -268,6 +233,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     numbers = isinstance(pair, list) and all(isinstance(v, int | float) for v in pair)
     if not numbers or len(pair) != 2:
         raise ValueError(f"{path}: value_range = {pair!r}: write [low, high]")
+    if not isinstance(config.get(_SIGMA_DATA, 0.5), int | float):
+        raise ValueError(f"{path}: sigma_data = {config[_SIGMA_DATA]!r}: write a number")
     return config
 
 
@@ -289,47 +256,15 @@ def _build_sde(values: Mapping[str, Any], given: type[SDE] | None, path: Path) -
 
 
 def _build_network(values: Mapping[str, Any], path: Path) -> nn.Module:
-    if values["type"] != ScoreUNet.__name__:
+    try:
+        return build_network(config_from_dict(values))
+    except KeyError as error:
         raise ValueError(
             f"{path}: the network is a {values['type']}, which softtrunc cannot build: give it as "
             "network=..."
-        )
-    shape = {key: value for key, value in values.items() if key != "type"}
-    try:
-        return ScoreUNet(ScoreUNetConfig.from_dict(shape))
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def upload_folder(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str = "Upload a softtrunc model",
-) -> str:
-    """Put the files of a folder into a model repository of the Hub, made if it is not there.
-
-    Returns:
-        The address of the commit.
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    repo = api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
-    commit = api.upload_folder(
-        repo_id=repo.repo_id,
-        folder_path=folder,
-        repo_type="model",
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message,
-        ignore_patterns=[".*"],
-    )
-    return str(commit.commit_url)
 
 
 def _default_card(parts: PretrainedParts) -> str:

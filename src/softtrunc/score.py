@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol, Unpack, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Unpack, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from softtrunc.prediction import Level, Parametrization, noise_label
 from softtrunc.sde import SDE, Conditioning, Prediction, expand_to, widen
 
 if TYPE_CHECKING:
-    from softtrunc.pretrained import Download, Upload
+    from softtrunc.hub import Download, Upload
 
 __all__ = [
     "BoundModel",
@@ -60,54 +60,22 @@ def denoise(
     return tweedie(x, model.score(x, t), alpha, sigma)
 
 
-def _time_log_snr_blend(sde: SDE, t: Tensor) -> Tensor:
-    """F = log(1 - alpha^2 + c) + B, B = -2 log alpha: like log sigma at small t, then like B."""
-    b = -2.0 * sde.log_alpha(t)
-    return (1e-3 - torch.expm1(-b)).log() + b
-
-
-def noise_label(
-    sde: SDE, conditioning: Conditioning, t: Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
-    """The number that tells a network how noisy its input is.
-
-    - "time": `999 t` (DDPM++).
-    - "unbounded_time": `999 (F(t) - F(1e-5)) / (F(T) - F(1e-5))`, F = log(1 - alpha^2 + 1e-3)
-      - 2 log alpha, finer at small t (UDDPM++; VP and sub-VP only).
-    - "log_sigma": `log sigma(t)` (NCSN++).
-    - "unbounded_sigma": `log sigma` above sigma = 0.01 and `-0.01 / (sigma + 1e-4) - 3.6052`
-      below it, finer where sigma is tiny (UNCSN++).
-
-    Source: Kim et al. 2022 (arXiv 2106.05527) and its public code.
-
-    Raises:
-        ValueError: if the conditioning is unknown or the SDE has no such label.
-    """
-    t = widen(t)
-    if conditioning not in get_args(Conditioning):
-        allowed = ", ".join(get_args(Conditioning))
-        raise ValueError(f"conditioning {conditioning!r} is unknown: write one of {allowed}")
-    if conditioning == "time":
-        return 999.0 * t
-    if conditioning == "unbounded_time":
-        if sde.exploding:
-            raise ValueError(
-                f'conditioning "unbounded_time" needs a VP or sub-VP SDE, not {type(sde).__name__}:'
-                ' write "log_sigma" or "unbounded_sigma"'
-            )
-        low, high = (_time_log_snr_blend(sde, torch.full_like(t, v)) for v in (1e-5, sde.t_max))
-        return 999.0 * (_time_log_snr_blend(sde, t) - low) / (high - low)
-    sigma = sde.marginal(t).sigma
-    if conditioning == "log_sigma":
-        return sigma.log()
-    return torch.where(sigma > 0.01, sigma.log(), -0.01 / (sigma + 1e-4) - 3.6052)
+def _wrong_shape(found: tuple[int, ...], wanted: tuple[int, ...]) -> ValueError:
+    """The refusal of a network's output."""
+    doubled = found[:1] + found[2:] == wanted[:1] + wanted[2:] and found[1:2] == (2 * wanted[1],)
+    why = " (a learned variance? give the first half, e.g. by wrapping the network)"
+    return ValueError(
+        f"the network returned {found} for an input of {wanted}{why if doubled else ''}: "
+        "need an output of the input's shape"
+    )
 
 
 class ScoreModel(nn.Module):
     """A network and an SDE, joined to a score.
 
     The network is called as `network(x, label)` with `x` of shape `(B, *event)` mapped from
-    `value_range` to [-1, 1] and `label` of shape `(B,)`; it returns the shape of `x`. It may run
+    `value_range` to [-1, 1] and `label` of shape `(B,)`; it returns the shape of `x`, as a tensor
+    or as the `.sample` of anything, as the networks of diffusers do. It may run
     in reduced precision under autocast; what it returns is brought back to the precision of `x`
     before anything is divided by sigma. What else it is to know, class labels say, goes to it by
     name: `model.score(x, t, y=labels)`, or bound by `given` for whoever calls `score(x, t)`.
@@ -115,14 +83,16 @@ class ScoreModel(nn.Module):
     Args:
         network: the body.
         sde: the forward diffusion; None below takes what it says.
-        conditioning: what the network is told of the noise; VP and sub-VP say "time", VE and RVE
-            "log_sigma".
-        prediction: what the output means; VP and sub-VP say "noise", VE and RVE "scaled_score".
+        conditioning: what the network is told of the noise (`noise_label`); VP and sub-VP say
+            "time", VE and RVE "log_sigma", and any SDE "edm" where the prediction is that.
+        prediction: what the output means (`softtrunc.prediction`); VP and sub-VP say "noise", VE
+            and RVE "scaled_score".
         value_range: the range in which the data are given; VP and sub-VP say (-1, 1), VE and RVE
             (0, 1).
+        sigma_data: for the prediction "edm", the standard deviation of the data in [-1, 1].
 
     Raises:
-        ValueError: if conditioning, prediction or value_range is out of what is allowed.
+        ValueError: if one of these is out of what is allowed.
     """
 
     def __init__(
@@ -133,23 +103,16 @@ class ScoreModel(nn.Module):
         conditioning: Conditioning | None = None,
         prediction: Prediction | None = None,
         value_range: tuple[float, float] | None = None,
+        sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
         self.network = network
         self._sde = sde
-        self.conditioning: Conditioning = conditioning or sde.conditionings[0]
-        self.prediction: Prediction = prediction or sde.default_prediction
-        self.value_range = value_range or sde.default_value_range
-        if self.prediction not in get_args(Prediction):
-            raise ValueError(
-                f"prediction {self.prediction!r} is unknown: write one of "
-                f"{', '.join(get_args(Prediction))}"
-            )
-        low, high = self.value_range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(
-                f"value_range {self.value_range}: need finite low < high, e.g. (-1, 1)"
-            )
+        self.parametrization = Parametrization(
+            prediction or sde.default_prediction, value_range or sde.default_value_range, sigma_data
+        )
+        own: Conditioning = "edm" if self.prediction == "edm" else sde.conditionings[0]
+        self.conditioning: Conditioning = conditioning or own
         # A conditioning that this SDE cannot serve is refused here and not at the first batch.
         noise_label(sde, self.conditioning, torch.ones((), device="cpu"))
 
@@ -158,24 +121,50 @@ class ScoreModel(nn.Module):
         """The forward diffusion."""
         return self._sde
 
+    @property
+    def prediction(self) -> Prediction:
+        """What the network's output means."""
+        return self.parametrization.prediction
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The range in which the data are given."""
+        return self.parametrization.value_range
+
+    @property
+    def sigma_data(self) -> float:
+        """For the prediction "edm", the standard deviation of the data in [-1, 1]."""
+        return self.parametrization.sigma_data
+
     def forward(
         self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
-        """The network's output at `(x, t)` in the precision of `x`: noise, or minus it."""
+        """The network's output at `(x, t)` in the precision of `x`: what `prediction` says.
+
+        Raises:
+            ValueError: if it has not the shape of `x`.
+        """
+        return self._output(x, t, Level.at(self.sde, t, x), condition)
+
+    def _output(self, x: Tensor, t: Tensor, level: Level, condition: Mapping[str, Any]) -> Tensor:
         parameter = next(self.network.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
-        low, high = self.value_range
-        inputs = x if (low, high) == (-1.0, 1.0) else (2.0 * x - (low + high)) / (high - low)
-        label = noise_label(self.sde, self.conditioning, widen(t, x.device)).to(dtype)
-        output: Tensor = self.network(inputs.to(dtype), label.expand(x.shape[0]), **condition)
+        inputs = self.parametrization.network_input(x, level)
+        half = self.parametrization.half_width
+        label = noise_label(self.sde, self.conditioning, widen(t, x.device), half_width=half)
+        label = label.to(dtype).expand(x.shape[0])
+        output = self.network(inputs.to(dtype), label, **condition)
+        output = output if isinstance(output, Tensor) else output.sample
+        if output.shape != x.shape:
+            raise _wrong_shape(tuple(output.shape), tuple(x.shape))
         return output.to(x.dtype)
 
     def noise(
         self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The predicted noise `E[z | x_t = x] = -sigma score`."""
-        output: Tensor = self(x, t, **condition)
-        return output if self.prediction == "noise" else -output
+        level = Level.at(self.sde, t, x)
+        return self.parametrization.noise(self._output(x, t, level, condition), x, level)
 
     def score(
         self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
@@ -247,7 +236,12 @@ class ScoreModel(nn.Module):
         from softtrunc.pretrained import PretrainedParts, write_pretrained
 
         parts = PretrainedParts(
-            self.network, self.sde, self.conditioning, self.prediction, self.value_range
+            self.network,
+            self.sde,
+            self.conditioning,
+            self.prediction,
+            self.value_range,
+            self.sigma_data,
         )
         write_pretrained(parts, Path(save_directory), card)
 
@@ -260,7 +254,7 @@ class ScoreModel(nn.Module):
             repo_id: `owner/name`.
             card: see `save_pretrained`.
             upload: private, token, revision, create_pr, commit_message; see
-                `softtrunc.pretrained.upload_folder`.
+                `softtrunc.hub.upload_folder`.
 
         Returns:
             The address of the commit.
@@ -269,7 +263,7 @@ class ScoreModel(nn.Module):
             ValueError: see `save_pretrained`.
             huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
         """
-        from softtrunc.pretrained import upload_folder
+        from softtrunc.hub import upload_folder
 
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, card=card)

@@ -8,6 +8,7 @@ integrates over log-SNR instead, in which it makes no difference how fast the SD
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -149,3 +150,63 @@ class LogSNRTimes(TimeLaw):
         # The clamp takes up the last bit lost on the way through log-SNR and back.
         t = self.sde.time_of_log_snr(l_max - z * u).clamp(max=self.sde.t_max).maximum(tau)
         return TimeDraw(t, torch.ones_like(u) if self.average else z.expand(len(u)))
+
+
+@dataclass(frozen=True)
+class LogNormalTimes(TimeLaw):
+    """`log(sigma / alpha)` normal, and cut to [tau, T]: the noise levels of EDM.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), table 1; there sigma / alpha is sigma, of data in
+    [-1, 1]. With `softtrunc.weighting.edm_weight` the loss is theirs.
+
+    Args:
+        sde: the forward diffusion.
+        mean: of `log(sigma / alpha)` (P_mean).
+        std: its standard deviation, > 0 (P_std).
+        stratified: one draw in each of n equal cells of the law: lower variance, the same law.
+
+    Raises:
+        ValueError: if mean and std are no normal law.
+    """
+
+    sde: SDE
+    mean: float = -1.2
+    std: float = 1.2
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0.0 < self.std < math.inf):
+            raise ValueError(
+                f"LogNormalTimes: mean={self.mean}, std={self.std}: need a finite mean and "
+                "std > 0, e.g. -1.2 and 1.2"
+            )
+
+    def _standard(self, t: Tensor) -> Tensor:
+        """How many standard deviations `log(sigma / alpha)` is above the mean."""
+        return (-0.5 * self.sde.log_snr(t) - self.mean) / self.std
+
+    def _above(self, t: Tensor) -> Tensor:
+        """The share of the uncut law above t. T lies in its upper tail, where this keeps digits."""
+        return torch.special.ndtr(-self._standard(t))
+
+    def _ends(self, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """The shares above T and above tau."""
+        return self._above(torch.full_like(tau, self.sde.t_max)), self._above(tau)
+
+    def cdf(self, t: Tensor, tau: Tensor) -> Tensor:
+        """The share of the law on [tau, T] that lies below t."""
+        low, high = self._ends(tau)
+        return ((high - self._above(t)) / (high - low)).clamp(0.0, 1.0)
+
+    def density(self, t: Tensor) -> Tensor:
+        """Of t under the uncut law: `d log(sigma / alpha) / dt = g^2 / (2 sigma^2)` at t."""
+        rate = self.sde.diffusion(t).square() / self.sde.marginal(t).sigma.square()
+        normal = (-0.5 * self._standard(t).square()).exp() / (self.std * math.sqrt(2.0 * math.pi))
+        return 0.5 * rate * normal
+
+    def _at(self, u: Tensor, tau: Tensor) -> TimeDraw:
+        low, high = self._ends(tau)
+        standard = -torch.special.ndtri(high - (high - low) * u)
+        t = self.sde.time_of_log_snr(-2.0 * (self.mean + self.std * standard))
+        t = t.clamp(max=self.sde.t_max).maximum(tau)
+        return TimeDraw(t, (high - low) / self.density(t))

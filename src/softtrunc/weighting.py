@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -34,6 +35,42 @@ def likelihood_weight(sde: SDE) -> Weighting:
 def variance_weight(sde: SDE) -> Weighting:
     """`w = sigma^2`: plain noise prediction; the best-looking samples, a worse likelihood."""
     return _Square(sde, "sigma")
+
+
+@dataclass(frozen=True)
+class _EDM:
+    sde: SDE
+    sigma_data: float
+    mean: float
+    std: float
+
+    def __call__(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        log_ratio = -0.5 * self.sde.log_snr(t)
+        standard = (log_ratio - self.mean) / self.std
+        normal = (-0.5 * standard.square()).exp() / (self.std * math.sqrt(2.0 * math.pi))
+        signal = 1.0 + (2.0 * log_ratio).exp() / self.sigma_data**2
+        return self.sde.diffusion(t).square() * normal * signal
+
+
+def edm_weight(
+    sde: SDE, sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2
+) -> Weighting:
+    """The weight under which the loss is EDM's (Karras et al. 2022, arXiv 2206.00364, table 1).
+
+    With `s = sigma / alpha` their loss is `E lambda(s) ||D - x_0||^2` over `log s ~ N(mean, std^2)`
+    with `lambda = (s^2 + sigma_data^2) / (s sigma_data)^2`. The denoiser's error is
+    `s (sigma score + z)`, and log s moves with t at the rate `g^2 / (2 sigma^2)`: an integral over
+    time with the weight `w = g^2 N(log s; mean, std^2) (1 + s^2 / sigma_data^2)`, under whichever
+    law the times are drawn. Under `LogNormalTimes` with the same mean and std every error counts
+    `1 + s^2 / sigma_data^2`, as it does there.
+
+    Args:
+        sde: the forward diffusion.
+        sigma_data: standard deviation of the data, in their own range.
+        mean: of log s (P_mean; -1.2 is for data in [-1, 1]).
+        std: its standard deviation (P_std).
+    """
+    return _EDM(sde, sigma_data, mean, std)
 
 
 @dataclass(frozen=True)

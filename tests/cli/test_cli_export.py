@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import huggingface_hub
 import pytest
@@ -11,7 +13,7 @@ from command_line import TINY
 
 from softtrunc import ScoreModel
 from softtrunc.cli import main
-from softtrunc.interop import DiffusersUNet
+from softtrunc.interop import noise_levels
 from softtrunc.recipes import load_recipe
 from softtrunc.runs.open_run import open_run
 
@@ -58,8 +60,31 @@ def test_the_exported_model_is_the_runs_to_the_bit(run, tmp_path, weights):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     settings = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
-    assert settings["_class_name"] == "DPMSolverMultistepScheduler"
-    assert settings["trained_betas"] == DiffusersUNet.from_pretrained(str(out)).betas
+    assert settings["_class_name"] == "DDIMScheduler"
+    levels = noise_levels(opened.model.sde, opened.model.value_range)
+    assert settings["trained_betas"] == levels.betas
+
+
+LOAD = """
+import sys, torch
+from diffusers import DiffusionPipeline
+from softtrunc.interop import DiffusersUNet  # brings the class that the folder names
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
+pipeline.set_progress_bar_config(disable=True)
+generator = torch.Generator().manual_seed(0)
+out = pipeline(batch_size=2, num_inference_steps=3, generator=generator, output_type="np")
+print(type(pipeline).__name__, type(pipeline.unet).__name__, out.images.shape)
+"""
+
+
+def test_diffusers_opens_the_folder_as_a_pipeline(run, tmp_path):
+    pytest.importorskip("diffusers", reason="diffusers is an extra: softtrunc[hub]")
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(out)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[0] == "DDIMPipeline DiffusersUNet (2, 8, 8, 1)"
 
 
 def test_the_card_tells_recipe_data_and_figures(run, tmp_path):

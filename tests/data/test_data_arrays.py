@@ -53,6 +53,15 @@ def test_every_layout_becomes_nchw(tmp_path, name, layout):
         assert data.labels is None
 
 
+def test_an_npy_stays_on_disk_where_all_of_it_is_asked_for(tmp_path):
+    stored = noise(60, 5, 4, 3)
+    np.save(tmp_path / "a.npy", stored)
+    images = open_dataset(tmp_path / "a.npy", "all").images
+    assert isinstance(images, np.memmap)
+    assert not images.flags.writeable
+    assert np.array_equal(images, stored.transpose(0, 3, 1, 2))
+
+
 def test_arrays_named_after_splits_are_the_splits(tmp_path):
     train, test = noise(7, 4, 4), noise(3, 4, 4, seed=1)
     path = tmp_path / "mnist.npz"

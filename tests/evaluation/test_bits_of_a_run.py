@@ -14,13 +14,16 @@ from torch import nn
 
 from softtrunc import VESDE, VPSDE
 from softtrunc.data import ImageDataset, to_model_range
-from softtrunc.density import lossless_eps
+from softtrunc.density import Dequantizer, lossless_eps
 from softtrunc.evaluation.bits import BitsMeasurement
 from softtrunc.evaluation.figure import DENSITY_FIGURES, DensityFigure
 from softtrunc.evaluation.image_results import COLUMNS, ImageResults
 from softtrunc.evaluation.protocol import DensityProtocol
+from softtrunc.feedback.processes import Company
 from softtrunc.jobs.measure import check_images, measure
+from softtrunc.jobs.measured import measured_figures
 from softtrunc.jobs.train import train
+from softtrunc.jobs.truncated import choose_time
 from softtrunc.recipes import UserError, load_recipe
 from softtrunc.recipes.build import build_data
 from softtrunc.recipes.schema import DensityFigure as SchemaFigure
@@ -105,6 +108,7 @@ def test_every_image_is_counted_once_per_pass_and_every_term_is_written(copy, tm
         for entry in ("dequantization", "residual", "eps", "seed", "estimator"):
             assert entry in protocol
         for r in mine:
+            assert float(r["importance"]) == 0.0
             terms = sum(float(r[c]) for c in ("prior", "flow", "residual", "dequantization"))
             assert terms == pytest.approx(float(r["nats"]), abs=1e-9)
             offset = np.log2(17 / 2.0)
@@ -269,19 +273,28 @@ class Levels(nn.Module):
 
     value_range = (-1.0, 1.0)
 
-    def __init__(self, p, positions):
+    def __init__(self, p, positions, spread=0.0):
         super().__init__()
         self.sde = VPSDE()
         self.log_p = nn.Parameter(p.log())
         self.positions = positions
+        self.spread = spread
 
     def score(self, x, t):
         alpha, sigma = (
             expand_to(v.to(x).expand(len(x)), x)[..., None] for v in self.sde.marginal(t)
         )
-        gap = alpha * self.positions.to(x) - x[..., None]
+        gap, sigma = alpha * self.positions.to(x) - x[..., None], sigma.hypot(alpha * self.spread)
         posterior = (self.log_p.to(x) - 0.5 * (gap / sigma).square()).softmax(-1)
         return (posterior * gap / sigma.square()).sum(-1)
+
+    def mass(self, edges, eps):
+        """Probability of each cell, of x_eps / alpha."""
+        alpha, sigma = self.sde.marginal(torch.tensor(eps, dtype=torch.float64))
+        spread = (sigma / alpha).hypot(torch.full_like(sigma, self.spread))
+        law = torch.distributions.Normal(self.positions.double(), spread)
+        below = law.cdf(edges.double()[:, None]) @ self.log_p.detach().exp().double()
+        return below.diff()
 
 
 @pytest.mark.parametrize("key", ["nll_lossless", "nelbo_lossless"])
@@ -302,6 +315,117 @@ def test_lossless_figures_of_plain_data_are_its_entropy(key):
     # 1,024 pixels; the standard error is that of the noise alone, below 0.01.
     assert figure.value == pytest.approx(float(truth), abs=0.03)
     assert measured(key, model, data, protocol).value > truth + 1.0
+
+
+SKEWED = torch.tensor([0.5, 0.02, 0.3, 0.01, 0.17])
+
+
+def skewed(count):
+    """Images of five levels with these probabilities, and bits/dim of each under them."""
+    p = SKEWED.double() / SKEWED.double().sum()
+    pixels = np.random.default_rng(0).choice(5, (count, 1, 2, 2), p=p.numpy()).astype(np.uint8)
+    data = ImageDataset.create(pixels, name="own", split="test", source="here", levels=5)
+    return data, -p.log2()[pixels.astype(np.int64)].mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("key", ["nll_truncated", "nelbo_truncated"])
+def test_truncated_figures_at_the_time_that_is_chosen_are_the_entropy(key, monkeypatch):
+    """Of the exact model, at the default eps: within 2 % and not below."""
+    monkeypatch.setattr("softtrunc.evaluation.protocol.SIGMAS", (1 / 8, 1.0, 4.0))
+    data, truth = skewed(128)
+    model = Levels(SKEWED, to_model_range(torch.arange(5)[:, None, None, None], levels=5).flatten())
+    protocol = DensityProtocol(nelbo_draws=48, solver_check=0, dequantized=False)
+    measurement = BitsMeasurement(key, model, data, protocol)
+    with pytest.raises(ValueError, match="choose truncated_eps"):
+        measurement.eps  # noqa: B018
+
+    def fill(one, words):
+        results = ImageResults(one.protocol.passes, one.protocol.images(one.data))
+        one.fill(results)
+        return results
+
+    chosen = choose_time(measurement, data, fill, Company())
+    found = fill(chosen, "")
+    figure = chosen.figure(found)
+    assert figure.protocol["eps_chosen"]["images"] == 32
+    assert figure.protocol["eps_in_sigmas"] == pytest.approx(4.0)
+    bits = figure.protocol["eps_chosen"]["bits_per_dim"]
+    assert bits[-1] == min(bits) < max(bits) - 0.2
+    gap = found.mean().mean - float(truth.mean())
+    error = float(np.std(found.columns["bits_per_dim"][0] - truth.numpy())) / 128**0.5
+    assert -4 * error - 2e-3 < gap < 0.02 * truth.mean()
+
+
+@pytest.mark.parametrize("key", ["nll_residual", "nll_learned", "nll_truncated", "nll_lossless"])
+def test_more_draws_are_tighter_and_never_below_the_truth(key):
+    """Of levels spread like Gaussians inside their cells; one of a thousand seeds would fail."""
+    data, _ = skewed(96)
+    edges = torch.linspace(-1.0, 1.0, 6)
+    model = Levels(SKEWED, 0.5 * (edges[1:] + edges[:-1]), spread=0.06)
+    plain = DensityProtocol(solver_check=0, batch_size=2000, truncated_eps=1e-2, lossless_eps=1e-2)
+    bits = {}
+    for draws in (4, 16):
+        protocol = replace(plain, importance=draws)
+        measurement = BitsMeasurement(key, model, data, protocol, Dequantizer((1, 2, 2), levels=5))
+        results = ImageResults(1, 96)
+        measurement.fill(results)
+        columns = {name: found[0] for name, found in results.columns.items()}
+        bits[draws] = columns["bits_per_dim"]
+    bits[1] = bits[16] - columns["importance"] / (4 * np.log(2.0))
+    if measurement.eps > 1e-3:  # of the levels: their outer cells reach out to infinity
+        edges[0], edges[-1] = -99.0, 99.0
+    levels = data.batch(torch.arange(96)).long()
+    truth = -model.mass(edges, measurement.eps).log2()[levels].mean((1, 2, 3)).numpy()
+    for looser, tighter, least in (
+        (bits[1], bits[4], 3.0),
+        (bits[4], bits[16], 3.0),
+        (bits[16], truth, -3.0),
+    ):
+        gain = looser - tighter
+        assert gain.mean() > least * gain.std() / 96**0.5
+    assert (bits[16] - truth).mean() < 0.4 * (bits[1] - truth).mean()
+    terms = ("prior", "flow", "residual", "dequantization", "importance")
+    np.testing.assert_allclose(sum(columns[name] for name in terms), columns["nats"], atol=1e-9)
+    assert columns["nfe"].min() > 16 * 20
+
+
+def test_weighed_draws_are_told_and_do_not_depend_on_the_batch(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr("softtrunc.jobs.truncated._IMAGES", 2)
+    monkeypatch.setattr("softtrunc.evaluation.protocol.SIGMAS", (0.5, 2.0))
+    changes = [*SMALL, "evaluation.figures=[nll_truncated,nelbo_truncated]"]
+    tables = {}
+    for size in (2, 5):
+        more = ["evaluation.importance=3", f"evaluation.batch_size={size}"]
+        path = tmp_path / f"{size}.csv"
+        measure(
+            copy,
+            samples=(),
+            limit=2,
+            overrides=[*changes, *more],
+            per_image=path,
+        )
+        tables[size] = [float(row["bits_per_dim"]) for row in table(path)]
+    np.testing.assert_allclose(tables[2], tables[5], atol=2e-3)
+    found = figures(copy)
+    nll, nelbo = found["nll_truncated"], found["nelbo_truncated"]
+    assert nll["name"] == "bits/dim, truncated normal, K = 3"
+    assert nll["protocol"]["importance"] == 3
+    assert "importance" not in nelbo["protocol"]
+    for figure in (nll, nelbo):
+        chosen = figure["protocol"]["eps_chosen"]
+        assert chosen["split"] == "train"
+        assert len(chosen["bits_per_dim"]) == len(chosen["sigmas"])
+        best = chosen["sigmas"][int(np.argmin(chosen["bits_per_dim"]))]
+        assert figure["protocol"]["eps_in_sigmas"] == pytest.approx(best)
+    # A study would find them again.
+    opened = open_run(copy, overrides=[*changes, "evaluation.importance=3"])
+    recipe = opened.recipe.model_copy(
+        update={"training": opened.recipe.training.model_copy(update={"steps": opened.step})}
+    )
+    assert {f.key for f in measured_figures(opened.run, recipe)} == {*found}
+    two = recipe.evaluation.model_copy(update={"importance": 2})
+    other = recipe.model_copy(update={"evaluation": two})
+    assert [f.key for f in measured_figures(opened.run, other)] == ["nelbo_truncated"]
 
 
 def test_a_learned_dequantizer_is_trained_once_and_told_apart(copy):

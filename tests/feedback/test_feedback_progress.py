@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 from softtrunc.feedback.progress import Silent, counting
+from softtrunc.feedback.text import hours
 
 
 class Drawn:
@@ -55,3 +56,13 @@ def test_a_bar_may_count_in_larger_units():
 def test_nobody_need_look():
     with counting(Silent(), "read") as count:
         count(1, 2)
+
+
+def test_durations_are_read_at_once():
+    assert [hours(s) for s in (0.4, 59.6, 3599, 3600, 90_061)] == [
+        "0:00:00",
+        "0:01:00",
+        "0:59:59",
+        "1:00:00",
+        "25:01:01",
+    ]

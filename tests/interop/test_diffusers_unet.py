@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -173,6 +175,81 @@ def test_a_public_network_under_both_libraries(shared, name):
         coarse, fine = (float((theirs(scheduler, n) - truth).std()) / scale for n in (25, 75))
         assert fine < bound
         assert fine < 0.7 * coarse
+
+
+def images(pipeline, steps=4):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    out = pipeline(
+        batch_size=2, num_inference_steps=steps, generator=generator, output_type="np"
+    ).images
+    return torch.from_numpy(out)
+
+
+def ddim(unet):
+    return diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler.from_config(unet.scheduler_config))
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
+def test_a_pipeline_that_diffusers_saves_keeps_the_model(sde, tmp_path):
+    """Saved by them and read by them and by us; the images are the same."""
+    made = ddim(DiffusersUNet(network_model(sde), train_timesteps=200))
+    made.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["unet"] == ["softtrunc.interop.diffusers_unet", "DiffusersUNet"]
+    again = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(again.unet) is DiffusersUNet
+    assert again.unet.config == made.unet.config
+    assert again.unet.config.train_timesteps == len(again.unet.betas) == 200
+    assert torch.equal(images(made), images(again))
+    ours = ScoreModel.from_pretrained(tmp_path)
+    assert ours.sde == sde
+    x, t = torch.rand(2, 3, 8, 8), torch.tensor([0.3, 0.8])
+    assert torch.equal(ours.score(x, t), made.unet.model.score(x, t))
+    # And once more, from what was loaded.
+    again.save_pretrained(tmp_path / "twice")
+    assert ScoreModel.from_pretrained(tmp_path / "twice").sde == sde
+
+
+def test_it_is_a_model_of_theirs(tmp_path):
+    unet = DiffusersUNet(network_model(VPSDE()))
+    assert isinstance(unet, diffusers.ModelMixin)
+    assert isinstance(unet, diffusers.ConfigMixin)
+    assert unet.config.sample_size == 8
+    assert unet.num_parameters() == sum(p.numel() for p in unet.parameters())
+    unet.save_pretrained(tmp_path)
+    again = DiffusersUNet.from_pretrained(tmp_path, torch_dtype=torch.float16, device_map="cpu")
+    assert {p.dtype for p in again.model.parameters()} == {torch.float16}
+    # The noise levels are not the network's to round.
+    again.to(torch.float16)
+    assert again.ratios.dtype == torch.float32
+    assert (again.dtype, again.device) == (torch.float32, torch.device("cpu"))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    difference = again(x, 500).sample - unet(x, 500).sample
+    assert float(difference.detach().abs().max()) < 0.05
+
+
+def test_a_model_of_their_network_keeps_it(tmp_path):
+    """In by from_diffusers, out as a pipeline of ours: the classes go through as well."""
+    from pipelines import pipeline, unet
+
+    from softtrunc.interop import from_diffusers
+
+    model = from_diffusers(pipeline(unet(num_class_embeds=3)))
+    ddim(DiffusersUNet(model)).save_pretrained(tmp_path)
+    again = diffusers.DiffusionPipeline.from_pretrained(tmp_path).unet
+    x, labels = torch.randn(2, 3, 8, 8), torch.tensor([0, 2])
+    with torch.no_grad():
+        ours = again(x, 300, class_labels=labels).sample
+        theirs = model.network(x, 300, class_labels=labels).sample
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+
+
+def test_what_cannot_be_saved_or_spread():
+    with pytest.raises(ValueError, match="a Mixture has no form on disk"):
+        adapter(VPSDE()).save_pretrained("nowhere")
+    with pytest.raises(ValueError, match="device_map='auto': the model stays whole"):
+        DiffusersUNet.from_pretrained("fashion16", device_map="auto")
 
 
 def test_what_it_refuses():

@@ -1,13 +1,17 @@
 """Public configurations: what they say, what they mean, and what is refused."""
 
 import json
+import math
 
 import pytest
+import torch
 from public_network import VARIANTS, VE, configuration
 
 from softtrunc.interop import describe_public_config, read_public_config
+from softtrunc.jobs.import_checkpoint import recipe_of_public_config
 from softtrunc.networks import preset
-from softtrunc.sde import VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.recipes.build import build_sde
+from softtrunc.sde import VESDE, VPSDE, ReciprocalVESDE, SubVPSDE, TabulatedVPSDE
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -44,6 +48,38 @@ def test_sde_and_conditioning(changes, sde, conditioning):
     exploding = isinstance(sde, VESDE | ReciprocalVESDE)
     assert description.prediction == ("scaled_score" if exploding else "noise")
     assert description.value_range == ((0.0, 1.0) if exploding else (-1.0, 1.0))
+
+
+def test_discrete_models_are_told_their_steps():
+    vp = describe({"training.continuous": False, "model.num_scales": 500})
+    assert vp.sde == TabulatedVPSDE.from_schedule("linear", 500, 0.1 / 500, 20 / 500)
+    assert (vp.conditioning, vp.prediction) == ("timestep", "noise")
+    changes = {"training.continuous": False, "model.embedding_type": "positional"}
+    ve = describe(VE | changes)
+    assert (ve.sde, ve.conditioning, ve.prediction) == (VESDE(), "reversed_time", "scaled_score")
+    # Step j of their table is the SDE's own level at t = 1 - j / 999.
+    sigma = ve.sde.marginal(1 - torch.arange(1000, dtype=torch.float64) / 999).sigma
+    table = torch.linspace(math.log(50), math.log(0.01), 1000, dtype=torch.float64).exp()
+    torch.testing.assert_close(sigma, table, rtol=1e-9, atol=0)
+    recipe = recipe_of_public_config(configuration({"training.continuous": False}), name="r")
+    assert build_sde(recipe) == TabulatedVPSDE.from_schedule()
+    assert (recipe.truncation.eps, recipe.evaluation.eps) == (1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("sde", ["vpsde", "subvpsde"])
+def test_ddpm_is_ncsnpp_with_fewer_words(sde):
+    """Its configurations name neither blocks nor pyramids, and an embedding that it never reads."""
+    config = configuration({"training.sde": sde})
+    kept = "nf ch_mult num_res_blocks attn_resolutions resamp_with_conv conditional nonlinearity "
+    kept += "dropout beta_min beta_max sigma_min sigma_max num_scales ema_rate"
+    config["model"] = {key: config["model"][key] for key in kept.split()}
+    config["model"] |= {"name": "ddpm", "nf": 128, "embedding_type": "fourier"}
+    described = describe_public_config(config)
+    assert described.conditioning == "time"
+    network = described.network
+    assert (network.residual_block, network.embedding) == ("ddpm", "positional")
+    assert (network.skip_rescale, network.fir, network.resample_with_conv) == (False, False, True)
+    assert (network.input_pyramid, network.output_pyramid) == ("none", "none")
 
 
 def test_the_older_unbounded_files():
@@ -118,8 +154,12 @@ def test_attention_can_be_off():
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"model.name": "ddpm"}, "model.name = 'ddpm'"),
-        ({"training.continuous": False}, "training.continuous = false"),
+        (
+            {"training.continuous": False, "training.sde": "subvpsde"},
+            "training.continuous = false with training.sde = 'subvpsde'",
+        ),
+        ({"model.name": "ddpm"}, "model.nf = 8: ddpm normalises in 32 groups"),
+        ({"model.name": "ncsnv2"}, "model.name = 'ncsnv2': only networks of the ncsnpp family"),
         ({"training.sde": "vpsd"}, "training.sde = 'vpsd' is unknown"),
         ({"training.sde": 3}, "training.sde = 3"),
         ({"model.embedding_type": "fourier"}, "model.embedding_type = 'fourier'"),

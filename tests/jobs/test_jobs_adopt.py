@@ -10,8 +10,8 @@ import torch
 from softtrunc import ScoreModel
 from softtrunc.cli import main
 from softtrunc.feedback.progress import Silent
+from softtrunc.hub import shipped_names
 from softtrunc.jobs.adopt import adopt
-from softtrunc.pretrained import shipped_names
 from softtrunc.recipes import UserError
 from softtrunc.runs.draw import draw
 from softtrunc.runs.open_run import open_run

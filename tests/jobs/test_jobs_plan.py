@@ -30,7 +30,7 @@ def test_costs_follow_from_operations_and_rate():
     assert cost.days(cost.total / 86_400) == pytest.approx(1.0)
     half = load_recipe("cifar10-ddpmpp-vp-nll-st", ["training.precision=bf16"])
     bytes_in_half = estimate(half, channels=3, image_size=(32, 32)).activation_bytes
-    assert 2 * bytes_in_half == cost.activation_bytes
+    assert 2 * bytes_in_half == pytest.approx(cost.activation_bytes, abs=2)
     cut = load_recipe("cifar10-ddpmpp-vp-nll-st", ["training.micro_batch_size=16"])
     in_parts = estimate(cut, channels=3, image_size=(32, 32))
     assert in_parts.activation_bytes < cost.activation_bytes / 7

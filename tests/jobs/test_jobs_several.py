@@ -25,8 +25,8 @@ from softtrunc.cli import main
 from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.processes import company
 from softtrunc.feedback.signals import StopRequest
-from softtrunc.jobs import questions as questions_of
 from softtrunc.jobs import train as job
+from softtrunc.jobs.questions import Questions
 from softtrunc.jobs.shared_grid import draw_together
 from softtrunc.samplers import DPMSolver
 from softtrunc.training import Stopwatch
@@ -35,7 +35,11 @@ SMALL = "network.options={base_channels: 8, channel_multipliers: [1]}"
 SETTINGS = [
     *(SMALL, "training.batch_size=8", "training.samples=4", "training.micro_batch_size=2"),
     *("training.timeout=5", "training.checkpoint_every=2", "training.sample_every=2"),
-    *("training.log_every=1", "sampling={sampler: dpm_solver, steps: 2}"),
+    *(
+        "training.log_every=1",
+        "training.posthoc_ema=true",
+        "sampling={sampler: dpm_solver, steps: 2}",
+    ),
 ]
 GRID = Path("samples", "step-00000002.png")
 SETS = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -213,7 +217,7 @@ def test_a_network_spread_over_two_processes_learns_what_one_does(told, begun, t
     ]
     for run, truth in pairs:
         found = told.folder / run / "checkpoints" / truth.name
-        for name in ("model", "ema", "optimizer"):
+        for name in ("model", "ema", "optimizer", "averages"):
             ours, theirs = (load_file(p / f"{name}.safetensors") for p in (found, truth))
             assert ours.keys() == theirs.keys()
             for key, value in ours.items():
@@ -296,7 +300,7 @@ class Clock(Stopwatch):
 )
 def test_processes_ask_about_signals_by_the_clock_of_the_slowest(ours, theirs, between):
     pair, clock, asked = Pair(0.0, theirs), Clock(), []
-    questions = questions_of.Questions(pair, clock, 0)
+    questions = Questions(pair, clock, 0)
     for step in range(1, 120):
         clock.seconds += ours
         assert not questions.any_stop(step, wanted=False)

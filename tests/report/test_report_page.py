@@ -159,7 +159,7 @@ def test_what_to_know_before_comparing_is_said(run_folder: Folder, tmp_path: Pat
 
 
 def test_eight_runs(run_folder: Folder, tmp_path: Path) -> None:
-    runs = [run_folder(f"run-{i}", steps=200, k=0.5 * i, distance=(3 + i, None)) for i in range(8)]
+    runs = [run_folder(f"run-{i}", steps=200, k=0.5 * i, distance=(3 + i, 0.3)) for i in range(8)]
     out = write_report([*runs, runs[0]], tmp_path / "report.html")
     page = Page(out.read_text())
     assert "8 runs compared" in page.words

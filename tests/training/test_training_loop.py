@@ -5,6 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from training_small import small_data, small_objective, small_state, weights
 
 from softtrunc.training import (
@@ -91,6 +92,57 @@ def test_learning_rate_warms_up_linearly(accelerator):
     _, records = run(accelerator, CONFIG, 7)
     rates = [record.learning_rate for record in records]
     assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_learning_rates_are_those_of_torchs_schedulers(schedule, warmup):
+    rate, final, steps = 3e-3, 1e-4, 15
+    config = TrainingConfig(
+        learning_rate=rate,
+        warmup_steps=warmup,
+        schedule=schedule,
+        final_learning_rate=final,
+        steps=steps,
+    )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
+    if schedule == "cosine":
+        after = CosineAnnealingLR(optimizer, steps - warmup, eta_min=final)
+    else:
+        after = LinearLR(optimizer, 1.0, final / rate, total_iters=steps - warmup)
+    if warmup > 1:
+        before = LinearLR(optimizer, 1 / warmup, 1.0, total_iters=warmup - 1)
+        schedulers = SequentialLR(optimizer, [before, after], milestones=[warmup])
+    else:
+        schedulers = after
+    truth = []
+    for _ in range(steps + 1 - (warmup == 1)):
+        truth.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedulers.step()
+    # A warm-up of one step has the full rate already: torch's schedule follows it.
+    first = int(warmup == 1)
+    assert [config.learning_rate_at(step) for step in range(first, steps + 1)] == pytest.approx(
+        truth, rel=1e-12
+    )
+    assert truth[-1] == pytest.approx(final)
+    assert config.learning_rate_at(10 * steps) == final
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"schedule": "exponential"}, "write one of constant, cosine, linear"),
+        ({"schedule": "cosine", "steps": 10, "warmup_steps": 10}, "more steps than the warm-up"),
+        ({"schedule": "linear", "warmup_steps": 0}, "steps=None"),
+        ({"final_learning_rate": 1e-5}, "a constant learning rate has none"),
+        ({"schedule": "linear", "steps": 9, "final_learning_rate": -1.0}, "need a number >= 0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_impossible_schedules_are_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        TrainingConfig(**values)
 
 
 def test_gradient_is_clipped_and_reported_before_clipping(accelerator):

@@ -38,7 +38,6 @@ app = typer.Typer(
     help="Train score-based diffusion models with Soft Truncation, and measure them in density "
     "(bits/dim) and in samples.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -22,7 +22,7 @@ from rich.segment import Segment
 
 from softtrunc.feedback.launched import is_first
 from softtrunc.feedback.progress import Task
-from softtrunc.feedback.text import printable
+from softtrunc.feedback.text import hours, printable
 
 _SECONDS_BETWEEN_LINES = 10.0
 # What is over sooner needs no line.
@@ -86,7 +86,7 @@ class _Lines:
             return
         self._last = moment
         left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
-        times = f"{elapsed:.0f} s, {left:.0f} s left"
+        times = f"{hours(elapsed)}, {hours(left)} left"
         line = f"{self._label}: {self._done}/{self._total}  {times}  {note}"
         print(printable(line.rstrip()), file=sys.stderr, flush=True)
 

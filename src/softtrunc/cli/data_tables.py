@@ -41,7 +41,8 @@ def inspection_table(found: Any) -> Table:
         whole = sigma.images >= found.count
         of = "all images" if whole else f"a sample of {sigma.images:,} images (a lower bound)"
         rows["sigma_max (VE)"] = (
-            f"{sigma.value:.1f}: the largest distance among {of} at {sigma.width}x{sigma.height}"
+            f"{sigma.value:.1f}: the largest distance among {of} at {sigma.width}x{sigma.height} "
+            "(--size for the size to be trained at)"
         )
     for name, text in rows.items():
         table.add_row(name, text)

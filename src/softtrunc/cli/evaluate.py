@@ -10,6 +10,7 @@ from typer import Context, Option
 
 from softtrunc.cli.options import (
     Data,
+    Ema,
     MaybeRunFolder,
     Overrides,
     Weights,
@@ -57,7 +58,17 @@ Dequantization = Annotated[
     str | None,
     Option(
         help="Which bits/dim: uniform (with and without residual, NELBO), none (probability of the "
-        "levels, lossless) or learned (a dequantizer trained on the spot)."
+        "levels, lossless), learned (a dequantizer trained on the spot) or truncated-normal (noise "
+        "of the smallest time, cut to each level's cell)."
+    ),
+]
+Importance = Annotated[
+    int | None,
+    Option(
+        min=1,
+        max=10_000,
+        metavar="K",
+        help="Weigh K draws of each image against each other: tighter, at K times the cost.",
     ),
 ]
 Eps = Annotated[
@@ -77,8 +88,8 @@ Count = Annotated[
 ]
 
 
-_OF_A_RUN = ("checkpoint", "weights", "overrides")
-_OF_BITS = ("limit", "passes", "dequantization", "eps", "probes", "per_image")
+_OF_A_RUN = ("checkpoint", "weights", "ema", "overrides")
+_OF_BITS = ("limit", "passes", "dequantization", "importance", "eps", "probes", "per_image")
 _OF_SAMPLES = ("features", "mode", "count", "stats")
 
 
@@ -100,12 +111,14 @@ def evaluate(
     limit: Limit = None,
     passes: Passes = None,
     dequantization: Dequantization = None,
+    importance: Importance = None,
     eps: Eps = None,
     probes: Probes = None,
     per_image: PerImage = None,
     count: Count = None,
     checkpoint: Checkpoint = None,
     weights: Weights = "ema",
+    ema: Ema = None,
     overrides: Overrides = None,
 ) -> None:
     """Measure a run: bits/dim on held-out images, distances and scores of samples.
@@ -124,6 +137,7 @@ def evaluate(
     named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc}
     figures = [name for name, wanted in named.items() if wanted]
     bpd = bpd or per_image is not None or dequantization is not None or eps is not None
+    bpd = bpd or importance is not None
     if samples is not None:
         unused = ("run", "bpd", *_OF_BITS, *_OF_A_RUN)
         refuse_unused(context, "images alone have no model", *unused)
@@ -144,8 +158,11 @@ def evaluate(
         "evaluation.samples": count,
         "evaluation.probes": probes,
         "evaluation.passes": passes,
+        "evaluation.importance": importance,
         "evaluation.figures": figures_of(dequantization),
     }
+    if ema is not None:
+        refuse_unused(context, "--ema says which weights", "weights")
     steps = _checkpoints(run, checkpoint)
     if len(steps) > 1 and per_image is not None:
         raise UserError(f"--per-image {per_image}: holds figures of one checkpoint: name one")
@@ -157,7 +174,7 @@ def evaluate(
             split=split,
             limit=limit,
             eps=_times(eps),
-            weights=weights,
+            weights=weights if ema is None else ema,
             checkpoint=step,
             overrides=as_overrides(keys, overrides),
             per_image=per_image,

@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import Data, Overrides, Weights, as_overrides
+from softtrunc.cli.options import Data, Overrides, Weights, as_overrides, refuse_unused
 
 
 def import_(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint of the score_sde or Soft-Truncation code (.pth).")
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint of the score_sde or Soft-Truncation code (.pth), or a pipeline of "
+            "diffusers: a folder, or hf://OWNER/NAME."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
     recipe: Annotated[
@@ -32,16 +37,27 @@ def import_(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Turn a public checkpoint into a run folder.
+    """Turn a public checkpoint or a pipeline of diffusers into a run folder.
 
     The result can be sampled and measured like any run; evaluate needs --data unless the images
-    that it was trained on were named here.
+    that it was trained on were named here. A pipeline says itself what model it is.
     """
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.jobs.import_checkpoint import import_checkpoint
+    from softtrunc.jobs.import_pipeline import import_pipeline, is_pipeline
 
+    if is_pipeline(source):
+        told = ("recipe", "config", "weights", "conditioning")
+        refuse_unused(context, "a pipeline says what model it is", *told)
+        changes = as_overrides({"data.source": data}, overrides)
+        done = import_pipeline(source, out, overrides=changes)
+        ConsoleProgress().say(
+            f"{out}: conditioning {done.conditioning}; densities end at the first step unless "
+            "evaluation.eps says otherwise"
+        )
+        return
     done = import_checkpoint(
-        checkpoint,
+        Path(source),
         out,
         recipe=recipe,
         config=config,

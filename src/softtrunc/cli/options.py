@@ -32,6 +32,15 @@ RunFolders = Annotated[
     typer.Argument(metavar="RUN [RUN]", help="A run, or two to compare.", callback=_all_shipped),
 ]
 Weights = Annotated[Literal["ema", "raw"], typer.Option(help="Averaged weights, or the last ones.")]
+Ema = Annotated[
+    float | None,
+    typer.Option(
+        "--ema",
+        metavar="LENGTH",
+        help="Weights averaged over this share of the training, e.g. 0.05, of a run with "
+        "training.posthoc_ema.",
+    ),
+]
 Data = Annotated[
     str | None, typer.Option(help="The images: a folder, archive or prepared data set.")
 ]
@@ -45,6 +54,19 @@ Sampler = Annotated[
     str | None, typer.Option(help="pc, euler_maruyama, ancestral, ode, heun or dpm_solver.")
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the sampler.")]
+Label = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="NAME",
+        help="Of a run with labels: the class, by name or number; all: every class in turn; none: "
+        "any.",
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(min=-1.0, help="How far to go past the class's score; 0: not at all."),
+]
 Precision = Annotated[str | None, typer.Option(help="Of the network: fp32, bf16 or fp16.")]
 
 
@@ -53,6 +75,13 @@ def as_overrides(keys: Mapping[str, object], given: Sequence[str] | None) -> lis
     # JSON's quotes are YAML's too, whatever a path holds.
     told = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
     return [*told, *(given or [])]
+
+
+def label_of(name: str | None) -> list[str]:
+    """What `--class NAME` means as a `--set`."""
+    if name is None:
+        return []
+    return [f"sampling.label={json.dumps(None if name == 'all' else name)}"]
 
 
 def figures_of(dequantization: str | None) -> Sequence[str] | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 recipes = typer.Typer(help="What can be trained.", no_args_is_help=True, rich_markup_mode=None)
 
-_WEIGHTINGS = {"likelihood": "g²", "variance": "σ²", "mixed": "g² + σ²"}
+_WEIGHTINGS = {"likelihood": "g²", "variance": "σ²", "edm": "EDM", "mixed": "g² + σ²"}
 
 
 def _weighting(recipe: Recipe) -> str:

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from softtrunc.cli.options import (
+    Ema,
+    Guidance,
+    Label,
     MaybeRunFolder,
     Overrides,
     Precision,
@@ -15,6 +18,7 @@ from softtrunc.cli.options import (
     Steps,
     Weights,
     as_overrides,
+    label_of,
     refuse_unused,
 )
 
@@ -49,9 +53,12 @@ def sample(
     ] = None,
     sampler: Sampler = None,
     steps: Steps = None,
+    label: Label = None,
+    guidance: Guidance = None,
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
+    ema: Ema = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**62, help="Image i is drawn from seed + i.")
     ] = 0,
@@ -64,7 +71,8 @@ def sample(
     Image i depends on seed + i alone. Ctrl-C and SIGTERM end the work after the present batch; the
     same command goes on with it, as it does after a kill. Under `accelerate launch` all processes
     share it. Beside the images a .json of the same name says what they are. With --above, --below
-    and --at two runs draw together.
+    and --at two runs draw together. Of a run with labels every class takes its turn, unless --class
+    names one.
     """
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.feedback.errors import UserError
@@ -76,12 +84,16 @@ def sample(
         "sampling.sampler": sampler,
         "sampling.steps": steps,
         "sampling.precision": precision,
+        "sampling.guidance": guidance,
     }
-    changes, progress = as_overrides(named, overrides), ConsoleProgress()
+    if ema is not None:
+        refuse_unused(context, "--ema says which weights", "weights")
+    changes = [*label_of(label), *as_overrides(named, overrides)]
+    progress = ConsoleProgress()
     first, second = _runs(run, above, below, at)
     drawn: dict[str, Any] = {
         "overrides": changes,
-        "weights": weights,
+        "weights": weights if ema is None else ema,
         "seed": seed,
         "progress": progress,
     }

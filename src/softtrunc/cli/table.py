@@ -81,7 +81,7 @@ def study_tables(outcome: StudyOutcome) -> list[Table]:
     """A study's means, and the changes against the baselines where there are any."""
     summary = outcome.summary
     parts = {
-        "mean ± standard error over training seeds; the best in bold": summary.mean_rows(),
+        "mean ± standard error over seeds; bold: better than every other": summary.mean_rows(),
         "changes, paired over seeds; bold: the interval leaves out 0": summary.change_rows(),
     }
     tables = []
@@ -92,6 +92,6 @@ def study_tables(outcome: StudyOutcome) -> list[Table]:
         words = ("setting", "against", "figure")
         table = plain_table(heads, [head for head in heads if head not in words], words, title)
         for row in rows[1:]:
-            table.add_row(*(_cell(c.text, c.best) for c in row))
+            table.add_row(*(_cell("" if c.repeated else c.text, c.best) for c in row))
         tables.append(table)
     return tables

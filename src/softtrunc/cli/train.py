@@ -27,6 +27,21 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
     ] = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FOLDER|HUB|NAME",
+            help="Start from the weights of a run, of a saved model in a folder or on the Hub "
+            "(owner/name), or of a model that ships.",
+        ),
+    ] = None,
+    keep_optimizer: Annotated[
+        bool,
+        typer.Option(
+            "--keep-optimizer",
+            help="With --init-from RUN: go on with its last weights, average and Adam's moments.",
+        ),
+    ] = False,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Compare all prepared data with their card before step 1."),
@@ -52,20 +67,26 @@ def train(
     )
     out = out or Path("runs") / resolved.name
     if dry_run:
+        refuse_unused(context, "not looked at by --dry-run", "init_from", "keep_optimizer")
         from softtrunc.cli.console import echo
         from softtrunc.jobs.plan import describe
 
         echo(describe(resolved, tflops=tflops, seconds=_MEASURED if tflops is None else 0.0))
         return
     refuse_unused(context, "belongs to --dry-run", "tflops")
+    if init_from is None:
+        refuse_unused(context, "belongs to --init-from", "keep_optimizer")
 
-    from softtrunc.cli.console import ConsoleProgress, echo
+    from softtrunc.cli.console import ConsoleProgress
     from softtrunc.feedback.signals import stopped_code
+    from softtrunc.feedback.text import hours
+    from softtrunc.jobs.start import Start
     from softtrunc.jobs.train import train as run
 
     progress = ConsoleProgress()
-    outcome = run(resolved, out, resume=resume, verify=verify, progress=progress)
+    start = None if init_from is None else Start(init_from, keep_optimizer)
+    outcome = run(resolved, out, resume=resume, verify=verify, start=start, progress=progress)
     if outcome.interrupted:
         progress.say(f"stopped at step {outcome.step} with a checkpoint; go on with --resume")
         raise typer.Exit(stopped_code())
-    progress.say(f"{out}: {outcome.step} steps in {outcome.seconds:.0f} s of training")
+    progress.say(f"{out}: {outcome.step} steps in {hours(outcome.seconds)} of training")

@@ -5,7 +5,7 @@ from softtrunc.data.formats.digits import load_digits_split
 from softtrunc.data.formats.idx import read_idx
 from softtrunc.data.images.fit import describe_fit
 from softtrunc.data.images.pixels import stretch_levels, to_model_range, to_uint8
-from softtrunc.data.inspection import Inspection, SigmaMax, inspect
+from softtrunc.data.inspection import Inspection, SigmaMax, estimate_sigma_max, inspect
 from softtrunc.data.open import open_dataset
 from softtrunc.data.preparing.prepare import prepare
 from softtrunc.data.preparing.prepared import open_prepared
@@ -22,6 +22,7 @@ __all__ = [
     "SigmaMax",
     "Skipped",
     "describe_fit",
+    "estimate_sigma_max",
     "find_preset",
     "inspect",
     "load_digits_split",

@@ -89,6 +89,7 @@ class ImageDataset:
     - `skipped`: files that could not be read.
     - `converted`: how many images were changed how, beside cropping and resizing.
     - `unread`: whether the card is of an earlier day: not every pixel was compared with it since.
+    - `splits`: which ones the data set has; () where that is not known.
     """
 
     images: UInt8[np.ndarray, "n c h w"]
@@ -97,6 +98,7 @@ class ImageDataset:
     skipped: tuple[Skipped, ...] = ()
     converted: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unread: bool = False
+    splits: tuple[str, ...] = ()
 
     @classmethod
     def create(

@@ -16,7 +16,7 @@ from softtrunc.data.formats.celeba import celeba_source
 from softtrunc.data.formats.cifar import cifar_source, imagenet_source
 from softtrunc.data.formats.digits import digits_source
 from softtrunc.data.formats.fashion16 import fashion16_source
-from softtrunc.data.formats.files import FolderFiles, open_archive
+from softtrunc.data.formats.files import FolderFiles, OneFile, open_archive
 from softtrunc.data.formats.folder import files_source
 from softtrunc.data.formats.hub import SCHEME, hub_source, saved_source
 from softtrunc.data.formats.idx import idx_source, is_idx_name
@@ -24,8 +24,9 @@ from softtrunc.data.formats.lsun import lmdb_source
 from softtrunc.data.formats.members import Members
 from softtrunc.data.formats.parquet import is_parquet, parquet_source
 from softtrunc.data.formats.stl10 import stl10_source
+from softtrunc.data.images.decode import NEEDS_HEIF, is_heif_name, is_image_name
 from softtrunc.data.preparing.prepared import prepared_source
-from softtrunc.data.source import JoinedFiles, Source
+from softtrunc.data.source import JoinedFiles, Source, plain_name
 from softtrunc.data.splits import HELD_OUT
 
 _ALLOWED = (
@@ -116,4 +117,8 @@ def open_source(source: str | Path, held_out: float = HELD_OUT) -> Source:
         return _open_folder(path.parent, held_out)
     if _is_archive(path):
         return _open_archive(path, held_out)
+    if is_image_name(path.name):
+        return files_source(OneFile(path), "folder", 0.0, name=plain_name(path))
+    if is_heif_name(path.name):
+        raise ValueError(f"{source}: {NEEDS_HEIF}")
     raise ValueError(f"{source}: not a kind of file that is read, or broken: {_ALLOWED}")

@@ -155,6 +155,22 @@ def largest_distance(images: UInt8[np.ndarray, "n c h w"], levels: int = 256) ->
     return float(np.sqrt(max(distances.max(), 0.0)))
 
 
+def estimate_sigma_max(images: UInt8[np.ndarray, "n c h w"], levels: int = 256) -> SigmaMax:
+    """The largest distance among some images, evenly spaced: two at least.
+
+    Args:
+        images: at the size at which a model sees them.
+        levels: number of grey levels.
+    """
+    n, channels, height, width = images.shape
+    some = images[_spread(n, _subset_size(channels, (height, width)))]
+    return SigmaMax(largest_distance(some, levels), len(some), height, width)
+
+
+def _subset_size(channels: int, size: tuple[int, int]) -> int:
+    return max(2, min(_SUBSET, _SUBSET_BYTES // (8 * channels * math.prod(size))))
+
+
 def _spread(count: int, wanted: int) -> list[int]:
     """Up to `wanted` of `count` row numbers, evenly spaced."""
     wanted = min(wanted, count)
@@ -235,7 +251,7 @@ def inspect(
 def _subset(parts: Mapping[str, Part], fit: Fit, channels: int) -> UInt8[np.ndarray, "n c h w"]:
     """Evenly spaced images of every split, at one size."""
     total = sum(len(part.names) for part in parts.values())
-    wanted = max(2, min(_SUBSET, _SUBSET_BYTES // (8 * channels * math.prod(fit.size))))
+    wanted = _subset_size(channels, fit.size)
     found = []
     for part in parts.values():
         share = max(2, wanted * len(part.names) // total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -61,8 +62,9 @@ def open_dataset(
     how = How.asked(source, image_size, channels, preset)
     opened = open_source(source, held_out)
     part = open_part(opened, split, how)
+    splits = tuple(opened.splits)
     if part.data is not None:
-        return part.data
+        return dataclasses.replace(part.data, splits=splits)
     if how.preset is None and isinstance(part.files, ArrayImages):
         picked = part.files.pick(part.names)
         images = conform(picked, how.fit, how.channels)
@@ -79,4 +81,4 @@ def open_dataset(
             largest=largest,
             progress=progress,
         )
-    return how.finish(opened, split, part, found)
+    return dataclasses.replace(how.finish(opened, split, part, found), splits=splits)

@@ -27,7 +27,8 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(partial, format="PNG")
 
 
-def _sheet(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Image.Image:
+def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Image.Image:
+    """Images with values 0 ... 255 as one, row by row; near-square unless told."""
     n, channels, height, width = images.shape
     columns = math.ceil(math.sqrt(n)) if columns is None else columns
     rows = math.ceil(n / columns)
@@ -43,11 +44,11 @@ def _sheet(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Imag
 
 
 def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, columns: int | None = None) -> None:
-    """Write images with values 0 ... 255 as one PNG, row by row; near-square unless told.
+    """Write the grid of images as a PNG.
 
     Written beside its place and renamed.
     """
-    save_png(_sheet(images, columns), path)
+    save_png(grid(images, columns), path)
 
 
 def save_gif(
@@ -57,7 +58,7 @@ def save_gif(
 
     Written beside its place and renamed.
     """
-    first, *rest = (_sheet(images, columns) for images in frames)
+    first, *rest = (grid(images, columns) for images in frames)
     # Viewers slow down what is shown for less than 20 ms.
     each = max(20, 4000 // len(frames))
     times = [each] * len(rest) + [2000]

@@ -57,11 +57,27 @@ def _without_size(folder: str) -> str:
     return _SIZE.sub("", folder.lower())
 
 
-def _is_held_out(key: str, share: float) -> bool:
-    """Decided by the key alone: adding images moves no other image to the other side."""
+# From so many images on one is held out at least.
+_SOME = 10
+
+
+def _place(key: str) -> int:
+    """Where a name lies among 2^64 places, by its SHA-256."""
     composed, _ = name_order(key)
     digest = hashlib.sha256(composed.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2.0**64
+    return int.from_bytes(digest[:8], "big")
+
+
+def _held_out(names: Sequence[str], share: float) -> set[str]:
+    """Each decided by its own name: adding images moves no other image to the other side.
+
+    Where that holds nothing out of ten images or more, the nearest to it is held out, which may
+    change with the next image.
+    """
+    held = {name for name in names if _place(name) < share * 2.0**64}
+    if not held and share > 0.0 and len(names) >= _SOME:
+        held = {min(names, key=lambda name: (_place(name), name))}
+    return held
 
 
 def choose_names(names: Sequence[str], split: str, held_out: float = HELD_OUT) -> list[str]:
@@ -70,7 +86,8 @@ def choose_names(names: Sequence[str], split: str, held_out: float = HELD_OUT) -
     Where the first folder of some names is a test folder (`test`, `testing`, else `val`,
     `valid`, `validation`), those are the test images; the training images are those in `train`
     or `training`, or all that are in no folder with a split's name. Otherwise the share
-    `held_out`, chosen by SHA-256 of the names, is the test split.
+    `held_out`, chosen by SHA-256 of the names, is the test split: of ten names or more, one at
+    least.
     """
     folders = [_without_size(name.split("/")[0]) if "/" in name else "" for name in names]
     train = [n for n, f in zip(names, folders, strict=True) if _FOLDERS.get(f) == "train"]
@@ -80,4 +97,6 @@ def choose_names(names: Sequence[str], split: str, held_out: float = HELD_OUT) -
         if split == "test":
             return [n for n, f in zip(names, folders, strict=True) if f in test_folders]
         return train or [n for n, f in zip(names, folders, strict=True) if f not in _FOLDERS]
-    return [n for n in train or names if _is_held_out(n, held_out) == (split == "test")]
+    rest = train or names
+    held_names = _held_out(rest, held_out)
+    return [n for n in rest if (n in held_names) == (split == "test")]

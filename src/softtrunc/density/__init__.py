@@ -10,6 +10,7 @@ from softtrunc.density.bits import (
 )
 from softtrunc.density.bound import nelbo
 from softtrunc.density.dequantize import bin_centers, bin_index, dequantize, spread_range
+from softtrunc.density.importance import importance_weighted
 from softtrunc.density.learned import Dequantizer, DrawnNoise, train_dequantizer
 from softtrunc.density.probability_flow import Divergence, Method, probability_flow_nll
 from softtrunc.density.residual import (
@@ -19,9 +20,16 @@ from softtrunc.density.residual import (
     lossless_eps,
     lossless_residual,
 )
+from softtrunc.density.truncated import (
+    SIGMAS,
+    TruncatedNormal,
+    sigmas_in_half_a_cell,
+    truncated_times,
+)
 from softtrunc.flow.steps import StepUnderflowError
 
 __all__ = [
+    "SIGMAS",
     "Density",
     "Dequantizer",
     "Divergence",
@@ -30,6 +38,7 @@ __all__ = [
     "Method",
     "Reconstruction",
     "StepUnderflowError",
+    "TruncatedNormal",
     "bin_centers",
     "bin_index",
     "bits_per_dim",
@@ -38,11 +47,14 @@ __all__ = [
     "dequantize",
     "discrete_log_prob",
     "gaussian_residual",
+    "importance_weighted",
     "lossless_eps",
     "lossless_residual",
     "mean_with_error",
     "nelbo",
     "probability_flow_nll",
+    "sigmas_in_half_a_cell",
     "spread_range",
     "train_dequantizer",
+    "truncated_times",
 ]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from softtrunc.density.bits import Density
 from softtrunc.density.probability_flow import check_inputs
-from softtrunc.density.residual import Reconstruction, residual_nats
+from softtrunc.density.residual import Reconstruction, residual_nats, start_noise
+from softtrunc.density.truncated import LaterNoise, TruncatedNormal
 from softtrunc.flow.chunks import in_chunks
 from softtrunc.flow.path import state_scale
 from softtrunc.noise import Noise
@@ -21,12 +22,21 @@ from softtrunc.sde import expand_to, wide_dtype, widen
 from softtrunc.times import ImportanceTimes
 
 
-def expected_prior(model: ScoreFunction, x: Tensor) -> Tensor:
-    """`E[-log pi(x_T) | x_0]` in closed form, (B,)."""
+def expected_prior(
+    model: ScoreFunction, x: Tensor, mean: Tensor | None = None, square: Tensor | None = None
+) -> Tensor:
+    """`E[-log pi(x_T) | x_0]` in closed form, (B,).
+
+    `mean` (B, *event) and `square` (B,) are E z and E ||z||^2 of the noise in x_T: 0 and D unless
+    given.
+    """
     sde, flat = model.sde, widen(x).flatten(1)
     alpha, sigma = sde.marginal(flat.new_full((), sde.t_max))
     dim, variance = flat.shape[1], sde.prior_std**2
-    squares = alpha.square() * flat.square().sum(1) + dim * sigma.square()
+    squares = alpha.square() * flat.square().sum(1)
+    squares += sigma.square() * (dim if square is None else square)
+    if mean is not None:
+        squares += 2.0 * alpha * sigma * (flat * mean.flatten(1)).sum(1)
     return 0.5 * (squares / variance + dim * math.log(2.0 * math.pi * variance))
 
 
@@ -37,7 +47,7 @@ class BoundTerms(NamedTuple):
     - `t` (B, n): the times, one in each of n equal cells of log-SNR, in random order.
     - `integrand` (B, n): `sigma^2 (||score - grad||^2 - ||grad||^2)` there, unbiased, with the
       control variate of `nelbo`. Half its mean times the range of log-SNR is the first integral.
-    - `error` (B, n): `||sigma score + z||^2` there.
+    - `error` (B, n): `||sigma score + z||^2` there (of z's best prediction, where it was cut).
     - `nfe`: network evaluations of each example.
     """
 
@@ -87,29 +97,52 @@ def bound_terms(
 
         return torch.cat(in_chunks(work, len(x), chunk_size))
 
-    alpha, sigma = sde.marginal(low)
-    residual = torch.zeros(len(x), dtype=wide, device=device)
-    residual_draws = math.ceil(draws / 8)
-    for _ in range(residual_draws):
-        z = streams.like(x)
-        n = predict(z, low.expand(len(x)))
-        gap = residual_nats(x, z, n, alpha, sigma, reconstruction, levels, value_range)
-        residual += gap / residual_draws
+    def drop(z: Tensor, n: Tensor) -> Tensor:
+        marginal = sde.marginal(low)
+        return residual_nats(x, z, n, *marginal, reconstruction, levels, value_range)
 
+    law = start_noise(sde, x, eps, reconstruction, levels, value_range)
+    residual_draws = math.ceil(draws / 8) if law is None else 0
+    if law is None:
+        residual = torch.zeros(len(x), dtype=wide, device=device)
+        for _ in range(residual_draws):
+            z = streams.like(x)
+            residual += drop(z, predict(z, low.expand(len(x)))) / residual_draws
+    else:
+        residual = -widen(law.entropy(), device) - dim * sde.marginal(low).sigma.log()
+
+    log_snr = sde.log_snr(low)
     integrand, error = torch.empty_like(t), torch.empty_like(t)
     for i in range(draws):
-        z = streams.like(x)
-        n = predict(z, t[:, i])
-        # sigma^2 (||score - grad||^2 - ||grad||^2), its noise ||z||^2 - D replaced by its mean 0.
+        later = _noise(law, streams, x, log_snr - sde.log_snr(t[:, i]))
+        n = predict(later.z.to(x.dtype), t[:, i])
+        # sigma^2 (||score - grad||^2 - ||grad||^2), its noise ||z||^2 replaced by its mean.
         a, s = sde.marginal(t[:, i])
         share = (a / state_scale(a, s, data_std)).pow(4)
-        z, n = z.to(wide).flatten(1), n.to(wide).flatten(1)
-        gap, length = (n * (n - 2.0 * z)).sum(1), z.square().sum(1)
-        integrand[:, i] = gap + (1.0 - share) * (length - dim)
-        error[:, i] = gap + length
+        n, target = n.to(wide).flatten(1), later.target.to(wide).flatten(1)
+        gap = (n * (n - 2.0 * target)).sum(1)
+        length = later.z.to(wide).flatten(1).square().sum(1)
+        integrand[:, i] = gap + (1.0 - share) * (length - later.square)
+        error[:, i] = gap + target.square().sum(1)
     return BoundTerms(
-        expected_prior(model, x), residual, t, integrand, error, draws + residual_draws
+        _prior(model, x, law, log_snr), residual, t, integrand, error, draws + residual_draws
     )
+
+
+def _noise(law: TruncatedNormal | None, streams: Noise, x: Tensor, gap: Tensor) -> LaterNoise:
+    """Noise in x_t, on the device of x; `gap` (B,) is how much log-SNR has fallen since eps."""
+    if law is None:
+        z = streams.like(x)
+        return LaterNoise(z, z, gap.new_full((), x[0].numel()))
+    return LaterNoise(*(widen(v, x.device) for v in law.later(streams, gap)))
+
+
+def _prior(model: ScoreFunction, x: Tensor, law: TruncatedNormal | None, log_snr: Tensor) -> Tensor:
+    """`expected_prior` of noise that was cut where log-SNR was `log_snr`."""
+    if law is None:
+        return expected_prior(model, x)
+    gap = (log_snr - model.sde.log_snr(torch.full_like(log_snr, model.sde.t_max))).expand(len(x))
+    return expected_prior(model, x, *(widen(v, x.device) for v in law.moments(gap)))
 
 
 def nelbo(
@@ -134,14 +167,16 @@ def nelbo(
     - `flow = 1/2 integral over [eps, T] of g^2 E(||score - grad||^2 - ||grad||^2) dt
       - D integral of f dt`, where grad is that of `log p(x_t | x)`; the first integral is
       estimated from `draws` times, stratified in log-SNR for each example, the second is exact,
-    - `residual`, as in `probability_flow_nll`, from one draw of x_eps for every eight of `draws`.
+    - `residual`, as in `probability_flow_nll`, from one draw of x_eps for every eight of `draws`;
+      exact, and without an evaluation, for "truncated".
 
     The estimate is unbiased. Its variance is lowered by a control variate: for Gaussian data of
     standard deviation `data_std` the noise's length explains all of the integrand's noise.
 
     Args:
         model: anything with `.sde` and `.score(x, t)`.
-        x: examples in the model's data range: dequantised, or bin centres for "discrete".
+        x: examples in the model's data range: dequantised, or bin centres for "discrete" and
+            "truncated".
         eps: smallest time, in (0, T).
         draws: network evaluations per example for the integral.
         reconstruction: see `probability_flow_nll`.
@@ -183,5 +218,5 @@ def nelbo(
         terms.prior + flow + terms.residual,
         torch.full((len(x),), terms.nfe, device=x.device),
         dim=dim,
-        levels=levels if reconstruction == "discrete" else None,
+        levels=None if reconstruction == "gaussian" else levels,
     )

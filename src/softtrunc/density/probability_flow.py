@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softtrunc.density.bits import Density
-from softtrunc.density.residual import Reconstruction, residual_nats
+from softtrunc.density.residual import Reconstruction, residual_nats, start_noise
 from softtrunc.flow.adams import ADAMS
 from softtrunc.flow.chunks import in_chunks
 from softtrunc.flow.path import Path, Variable, angle_variable, power_variable
@@ -188,6 +188,7 @@ def probability_flow_nll(
     value_range: tuple[float, float] = (-1.0, 1.0),
     data_std: float = 0.5,
     seeds: Sequence[int] | Int[Tensor, " b"] | None = None,
+    probe_seeds: Sequence[int] | Int[Tensor, " b"] | None = None,
     generator: torch.Generator | None = None,
     chunk_size: int | None = None,
 ) -> Density:
@@ -213,8 +214,8 @@ def probability_flow_nll(
 
     Args:
         model: anything with `.sde` and `.score(x, t)`, differentiable in x.
-        x: examples in the model's data range: dequantised, or bin centres for "discrete". The ODE's
-            state has their dtype, log-determinants are float64.
+        x: examples in the model's data range: dequantised, or bin centres for "discrete" and
+            "truncated". The ODE's state has their dtype, log-determinants are float64.
         eps: smallest time, in (0, T).
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step.
@@ -223,13 +224,17 @@ def probability_flow_nll(
         divergence: "hutchinson" (unbiased, random) or "exact" (D backward passes per evaluation).
         probes: Rademacher probes of Hutchinson's estimate, fixed along a path and averaged.
         residual: whether to account for [0, eps].
-        reconstruction: "gaussian" gives a density of dequantised data; "discrete" ("lossless")
-            the probability of the levels, and `bits_per_dim` then adds no offset.
-        levels: number of levels of a discrete reconstruction.
+        reconstruction: "gaussian" gives a density of dequantised data; "discrete" ("lossless") and
+            "truncated" (truncated-normal dequantisation, `softtrunc.density.truncated`) the
+            probability of the levels, and `bits_per_dim` then adds no offset. "truncated" cuts the
+            noise in x_eps to the level's cell, and the residual is its log-density alone.
+        levels: number of levels, where their probability is meant.
         value_range: low and high of its bins: the model's data range, or `spread_range` of it for
             a model trained without dequantisation.
         data_std: rough standard deviation of the data: changes the cost, not the result.
         seeds: one integer per example: its noise and probes then do not depend on the batch.
+        probe_seeds: of the probes, if not those of `seeds`: several draws of one image that are
+            weighed against each other (`importance_weighted`) are to share theirs.
         generator: source of randomness without `seeds`.
         chunk_size: examples solved at a time; None takes all and halves when memory runs out.
 
@@ -245,16 +250,20 @@ def probability_flow_nll(
     if not (rtol >= 0.0 and atol > 0.0):
         raise ValueError(f"rtol={rtol}, atol={atol}: need rtol >= 0 and atol > 0, e.g. 1e-5")
     formulas, variable = _scheme(method, data_std)
-    discrete = reconstruction == "discrete"
+    discrete = reconstruction != "gaussian"
     if discrete and not residual:
         raise ValueError(
-            "a discrete reconstruction is a residual: write residual=True, or "
+            f"a {reconstruction} reconstruction is a residual: write residual=True, or "
             'reconstruction="gaussian" without one'
         )
     x, sde = x.detach(), model.sde
     streams = Noise(len(x), seeds, generator, purpose="probability flow")
-    noise = streams.like(x) if residual else None
-    signs = streams.signs(x, probes) if divergence == "hutchinson" else None
+    law = start_noise(sde, x, eps, reconstruction, levels, value_range)
+    noise = None
+    if residual:
+        noise = streams.like(x) if law is None else widen(law.draw(streams), x.device).to(x.dtype)
+    shared = streams if probe_seeds is None else Noise(len(x), probe_seeds, None, purpose="probes")
+    signs = shared.signs(x, probes) if divergence == "hutchinson" else None
     low = torch.full((), eps, dtype=wide_dtype(x.device), device=x.device)
     start = x if noise is None else sde.perturb(x, low, noise)
     index = torch.arange(len(x), device=x.device)

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from softtrunc.density.bits import check_grid
 from softtrunc.density.dequantize import bin_index
-from softtrunc.sde import SDE, widen
+from softtrunc.density.normal import log_normal_interval, time_of_noise
+from softtrunc.density.truncated import TruncatedNormal
+from softtrunc.sde import SDE, wide_dtype, widen
 
-Reconstruction = Literal["gaussian", "discrete"]
-"""The law p_theta(x_0 | x_eps): a Gaussian density, or a Gaussian summed over each level's bin."""
+Reconstruction = Literal["gaussian", "discrete", "truncated"]
+"""The law p_theta(x_0 | x_eps): a Gaussian density, a Gaussian summed over each level's bin, or the
+one level whose cell `x_eps / alpha` lies in, to which the noise is then cut."""
 
 _CELL_SHARE = 0.4
 """Measured: see `lossless_eps`."""
@@ -50,17 +53,14 @@ def lossless_eps(
         ValueError: if levels or range are out of range, or all of the diffusion's noise is less
             than that.
     """
-    ratio = torch.tensor(
-        _CELL_SHARE * check_grid(levels, value_range) / levels, dtype=torch.float64
-    )
-    ends = torch.tensor([least, sde.t_max], dtype=torch.float64)
-    smallest, largest = (-0.5 * sde.log_snr(ends)).exp()
-    if ratio >= largest:
+    ratio = _CELL_SHARE * check_grid(levels, value_range) / levels
+    found = time_of_noise(sde, ratio, least)
+    if found is None:
         raise ValueError(
-            f"lossless_eps: {levels} levels over {value_range} are too coarse for a diffusion with "
-            f"noise up to {float(largest):.3g}: choose eps (evaluation.lossless_eps) yourself"
+            f"lossless_eps: {levels} levels over {value_range} are too coarse for all the noise of "
+            "this diffusion: choose eps (evaluation.lossless_eps) yourself"
         )
-    return least if smallest >= ratio else float(sde.time_of_log_snr(-2.0 * ratio.log()))
+    return found
 
 
 def gaussian_residual(
@@ -82,12 +82,6 @@ def gaussian_residual(
     z, n = widen(noise).flatten(1), widen(predicted).flatten(1)
     # ||z - n||^2 - ||z||^2 = n (n - 2 z): no difference of two large numbers.
     return 0.5 * (n * (n - 2.0 * z)).sum(1) - z.shape[1] * alpha.to(z).log()
-
-
-def _log_difference(a: Tensor, b: Tensor) -> Tensor:
-    """`log(exp(a) - exp(b))` for a >= b."""
-    gap = b - a
-    return a + torch.where(gap > -math.log(2.0), (-torch.expm1(gap)).log(), (-gap.exp()).log1p())
 
 
 def discrete_log_prob(
@@ -116,11 +110,7 @@ def discrete_log_prob(
     upper = (low + width * (index + 1) - mean) / std
     lower = torch.where(index <= 0, -torch.inf, lower)
     upper = torch.where(index >= levels - 1, torch.inf, upper)
-    # In the right tail both normal probabilities round to 1: look at them from the other side.
-    mirrored = lower + upper > 0
-    a = torch.where(mirrored, -lower, upper)
-    b = torch.where(mirrored, -upper, lower)
-    return _log_difference(torch.special.log_ndtr(a), torch.special.log_ndtr(b))
+    return log_normal_interval(lower, upper)
 
 
 def lossless_residual(
@@ -162,6 +152,21 @@ def lossless_residual(
     return widen((entropy_term - log_prob).flatten(1).sum(1), home)
 
 
+def start_noise(
+    sde: SDE,
+    x: Tensor,
+    eps: float,
+    reconstruction: Reconstruction,
+    levels: int,
+    value_range: tuple[float, float],
+) -> TruncatedNormal | None:
+    """The law of the noise in x_eps, where it is no plain normal one."""
+    if reconstruction != "truncated":
+        return None
+    marginal = sde.marginal(torch.full((), eps, dtype=wide_dtype(x.device), device=x.device))
+    return TruncatedNormal.around(x, *marginal, levels, value_range)
+
+
 def residual_nats(
     x: Tensor,
     noise: Tensor,
@@ -172,9 +177,12 @@ def residual_nats(
     levels: int,
     value_range: tuple[float, float],
 ) -> Float[Tensor, " b"]:
-    """`lossless_residual` or `gaussian_residual`, as `reconstruction` says."""
+    """The residual of one draw, as `reconstruction` says."""
     if reconstruction == "gaussian":
         return gaussian_residual(noise, predicted, alpha)
+    if reconstruction == "truncated":
+        law = TruncatedNormal.around(x, alpha, sigma, levels, value_range)
+        return widen(law.log_prob(noise), x.device) - x[0].numel() * sigma.log()
     return lossless_residual(
         x, noise, predicted, alpha, sigma, levels=levels, value_range=value_range
     )

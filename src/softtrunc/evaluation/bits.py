@@ -15,19 +15,27 @@ from softtrunc.data import ImageDataset
 from softtrunc.density import (
     Density,
     Dequantizer,
+    Reconstruction,
     bin_centers,
     dequantize,
+    importance_weighted,
     nelbo,
     probability_flow_nll,
 )
-from softtrunc.evaluation.figure import FORMS, DensityFigure, DensityForm
+from softtrunc.evaluation.figure import FORMS, DensityFigure, DensityForm, Dequantization
 from softtrunc.evaluation.image_results import COLUMNS, Chunk, ImageResults
 from softtrunc.evaluation.protocol import DensityProtocol
 from softtrunc.records import Figure, FigureData
-from softtrunc.score import ScoreModel
+from softtrunc.score import ScoreFunction, ScoreModel
 
 Deal = Callable[[Sequence[tuple[int, int]]], Iterator[tuple[int, int]]]
 """Which of some batches, each a pass and its first image, a process is to measure."""
+
+_RECONSTRUCTIONS: dict[Dequantization, Reconstruction] = {
+    "none": "discrete",
+    "truncated-normal": "truncated",
+}
+"""The step back to the data, where it is no Gaussian one."""
 
 _CHECK_FACTOR = 30.0
 """How much tighter the tolerance is against which the solver's error is measured."""
@@ -42,9 +50,11 @@ class BitsMeasurement:
     - `data`: uint8 images.
     - `protocol`: how.
     - `dequantizer`: for the learned figures. `training`: what the protocol says of its training.
+    - `choice`: what the protocol says of how the time at which the figure begins was chosen.
 
     Raises:
-        ValueError: if the key is unknown, or a learned figure comes without a dequantizer.
+        ValueError: if the key is unknown, a learned figure comes without a dequantizer, or a
+            conditional one without labels.
     """
 
     key: DensityFigure
@@ -53,12 +63,18 @@ class BitsMeasurement:
     protocol: DensityProtocol
     dequantizer: Dequantizer | None = None
     training: Mapping[str, object] = field(default_factory=dict)
+    choice: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.key not in FORMS:
             raise ValueError(f"{self.key!r} is unknown: write one of {', '.join(FORMS)}")
         if self._form.dequantization == "learned" and self.dequantizer is None:
             raise ValueError(f"{self.key}: needs a trained dequantizer: pass one")
+        if self.protocol.labels and self.data.labels is None:
+            raise ValueError(
+                f"{self.key}: the model is given each image's class, and {self.data.card.name} "
+                f"({self.data.card.split}) has no labels"
+            )
 
     @property
     def _form(self) -> DensityForm:
@@ -67,6 +83,10 @@ class BitsMeasurement:
     @property
     def _levels(self) -> int:
         return self.data.card.levels
+
+    @property
+    def _draws(self) -> int:
+        return self.protocol.draws(self.key)
 
     @property
     def eps(self) -> float:
@@ -100,15 +120,16 @@ class BitsMeasurement:
     def chunks(self, seen: np.ndarray | None = None, *, deal: Deal = iter) -> Iterator[Chunk]:
         """Measure batch after batch.
 
-        The batches are cut once, from the number of images and the batch size alone, and dealt out:
-        each image of each pass belongs to exactly one process, whatever was measured before.
+        The batches are cut once, from the number of images, the draws of each and the batch size
+        alone, and dealt out: each image of each pass belongs to exactly one process, whatever was
+        measured before.
 
         Args:
             seen: (passes, n), true where a result is at hand and none is wanted; it may change on
                 the way. None: all are wanted.
             deal: gives this process its share of the batches.
         """
-        size = self.protocol.batch_size
+        size = max(1, self.protocol.batch_size // self._draws)
         n = self.protocol.images(self.data)
         self.model.eval()
         batches = [(t, i) for t in range(self.protocol.passes) for i in range(0, n, size)]
@@ -122,30 +143,48 @@ class BitsMeasurement:
     def _measure(self, turn: int, images: np.ndarray) -> Chunk:
         began = time.perf_counter()
         device = next(self.model.parameters()).device
+        draws = self._draws
         levels = self.data.batch(torch.from_numpy(images)).to(device)
-        seeds = [self._seed(turn, i) for i in images.tolist()]
-        x, log_q = self._point(levels, seeds)
-        density = self._density(x, seeds)
-        log_q = log_q.to(density.nats)
-        density = dataclasses.replace(density, nats=density.nats + log_q)
+        index = torch.arange(len(images), device=device).repeat_interleave(draws)
+        seeds = [self._seed(turn, i, k) for i in images.tolist() for k in range(draws)]
+        x, log_q = self._point(levels[index], seeds)
+        # What the probes leave unknown of the density is no weight: an image's draws share them.
+        shared = [seed for seed in seeds[::draws] for _ in range(draws)] if draws > 1 else None
+        model = self.model
+        if self.protocol.labels:
+            assert self.data.labels is not None  # looked at when this was made
+            model = model.given(y=torch.from_numpy(self.data.labels[images])[index.cpu()])
+        each = self._density(model, x, seeds, shared)
+
+        def mean(values: Tensor) -> Tensor:
+            return values.to(each.nats).reshape(-1, draws).mean(1)
+
+        log_q = log_q.to(each.nats)
+        nats = importance_weighted((each.nats + log_q).reshape(-1, draws))
+        nfe = each.nfe.reshape(-1, draws).sum(1)
+        density = Density(
+            *(mean(each.prior), mean(each.flow), mean(each.residual)),
+            *(nats, nfe, each.dim, each.levels),
+        )
         found = (
             density.prior,
             density.flow,
             density.residual,
-            log_q,
-            density.nats,
+            mean(log_q),
+            nats - mean(each.nats + log_q),
+            nats,
             density.bits_per_dim(self._levels, self._cells),
-            density.nfe,
+            nfe,
         )
         columns = {
             name: value.cpu().double().numpy() for name, value in zip(COLUMNS, found, strict=True)
         }
         return Chunk(turn, images, columns, time.perf_counter() - began)
 
-    def _seed(self, turn: int, image: int) -> int:
-        """One for each image and pass: an image's draws do not depend on how batches are cut."""
-        sequence = np.random.SeedSequence([self.protocol.seed, turn, image])
-        return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    def _seed(self, turn: int, image: int, draw: int) -> int:
+        """One for each image, pass and draw: its numbers do not depend on how batches are cut."""
+        place = [self.protocol.seed, turn, image, *([draw] if draw else [])]
+        return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
 
     def _point(self, levels: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Where the density is taken, and the log-density of the noise that led there, (B,)."""
@@ -153,28 +192,30 @@ class BitsMeasurement:
         if self.dequantizer is not None and self._form.dequantization == "learned":
             drawn = self.dequantizer.draw(levels, seeds=seeds)
             return dequantize(levels, count, cells, noise=drawn.noise), drawn.log_prob
-        if self._form.dequantization == "none":
+        if self._form.of_levels:
             x = bin_centers(levels, count, cells)
         else:
             x = dequantize(levels, count, cells, seeds=seeds)
         return x, torch.zeros(len(levels))
 
-    def _density(self, x: Tensor, seeds: list[int]) -> Density:
+    def _density(
+        self, model: ScoreFunction, x: Tensor, seeds: list[int], probe_seeds: list[int] | None
+    ) -> Density:
         p, levels, cells, eps = self.protocol, self._levels, self._cells, self.eps
-        discrete = self._form.dequantization == "none"
+        law = _RECONSTRUCTIONS.get(self._form.dequantization, "gaussian")
         if self._form.estimator == "score-matching bound":
             return nelbo(
-                self.model,
+                model,
                 x,
                 eps=eps,
                 draws=p.nelbo_draws,
-                reconstruction="discrete" if discrete else "gaussian",
+                reconstruction=law,
                 levels=levels,
                 value_range=cells,
                 seeds=seeds,
             )
         return probability_flow_nll(
-            self.model,
+            model,
             x,
             eps=eps,
             method=p.solver,
@@ -183,10 +224,12 @@ class BitsMeasurement:
             divergence=p.divergence,
             probes=p.probes,
             residual=self._form.residual != "none",
-            reconstruction="discrete" if discrete else "gaussian",
+            reconstruction=law,
             levels=levels,
             value_range=cells,
             seeds=seeds,
+            probe_seeds=probe_seeds,
+            chunk_size=p.batch_size,
         )
 
     def solver_error(self, results: ImageResults) -> dict[str, float] | None:
@@ -224,11 +267,13 @@ class BitsMeasurement:
             "n": self.protocol.images(self.data),
             **self.protocol.describe(self.key, self.model.sde, card.levels, self.model.value_range),
         }
+        if self.choice:
+            protocol["eps_chosen"] = dict(self.choice)
         if self.dequantizer is not None:
             protocol["dequantizer"] = {**self.dequantizer.describe(), **self.training}
         return Figure(
             key=self.key,
-            name=self._form.title,
+            name=self._form.title + (f", K = {self._draws}" if self._draws > 1 else ""),
             value=mean.mean,
             standard_error=mean.standard_error if mean.n > 1 else None,
             unit="bits/dim",

@@ -13,14 +13,22 @@ DensityFigure = Literal[
     "nelbo_lossless",
     "nll_learned",
     "nelbo_learned",
+    "nll_truncated",
+    "nelbo_truncated",
 ]
-Dequantization = Literal["uniform", "none", "learned"]
+Dequantization = Literal["uniform", "none", "learned", "truncated-normal"]
 Estimator = Literal["probability-flow ODE", "score-matching bound"]
-Residual = Literal["none", "Gaussian", "discretised Gaussian, entropy term kept"]
+Residual = Literal[
+    "none",
+    "Gaussian",
+    "discretised Gaussian, entropy term kept",
+    "nothing to pay: x_eps lies in the level's cell",
+]
 
 _ODE: Estimator = "probability-flow ODE"
 _BOUND: Estimator = "score-matching bound"
 _DISCRETE: Residual = "discretised Gaussian, entropy term kept"
+_CELL: Residual = "nothing to pay: x_eps lies in the level's cell"
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class DensityForm:
 
     - `title`: over the column of a table.
     - `dequantization`: what fills a grey level's cell: uniform noise, nothing (the figure is a
-      probability of the levels, lossless), or noise that was learned.
+      probability of the levels, lossless), noise that was learned, or that of eps cut to the cell.
     - `estimator`: of the model's density. `residual`: the step from the smallest time to the data.
     """
 
@@ -37,6 +45,16 @@ class DensityForm:
     dequantization: Dequantization
     estimator: Estimator
     residual: Residual
+
+    @property
+    def of_levels(self) -> bool:
+        """Whether it is a probability of the levels where the model saw them, cells around them."""
+        return self.dequantization in ("none", "truncated-normal")
+
+    @property
+    def weighable(self) -> bool:
+        """Whether draws can be weighed against each other: a bound's estimate is no weight."""
+        return self.estimator == _ODE
 
 
 FORMS: dict[DensityFigure, DensityForm] = {
@@ -47,6 +65,8 @@ FORMS: dict[DensityFigure, DensityForm] = {
     "nelbo_lossless": DensityForm("NELBO lossless", "none", _BOUND, _DISCRETE),
     "nll_learned": DensityForm("bits/dim, learned dequantiser", "learned", _ODE, "Gaussian"),
     "nelbo_learned": DensityForm("NELBO, learned dequantiser", "learned", _BOUND, "Gaussian"),
+    "nll_truncated": DensityForm("bits/dim, truncated normal", "truncated-normal", _ODE, _CELL),
+    "nelbo_truncated": DensityForm("NELBO, truncated normal", "truncated-normal", _BOUND, _CELL),
 }
 """All of them, in the order of a table."""
 
@@ -55,6 +75,6 @@ DENSITY_FIGURES: dict[str, str] = {key: form.title for key, form in FORMS.items(
 
 FIGURES_BY_DEQUANTIZATION: dict[str, tuple[DensityFigure, ...]] = {
     name: tuple(key for key, form in FORMS.items() if form.dequantization == name)
-    for name in ("uniform", "none", "learned")
+    for name in ("uniform", "none", "learned", "truncated-normal")
 }
 """The keys of each way to make discrete levels continuous."""

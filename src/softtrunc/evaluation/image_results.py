@@ -27,8 +27,14 @@ from softtrunc.density import Mean, mean_with_error
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
 from softtrunc.feedback.files import whole_file, write_text
 
-COLUMNS = ("prior", "flow", "residual", "dequantization", "nats", "bits_per_dim", "nfe")
-"""What is kept of an image and pass: four terms and their sum in nats, bits/dim, evaluations."""
+COLUMNS = (
+    *("prior", "flow", "residual", "dequantization", "importance"),
+    *("nats", "bits_per_dim", "nfe"),
+)
+"""What is kept of an image and pass: five terms and their sum in nats, bits/dim, evaluations.
+
+Where draws are weighed against each other the first four are means over them, and `importance` is
+what the weighing takes away."""
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _PATIENCE = 24 * 3600.0

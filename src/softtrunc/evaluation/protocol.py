@@ -6,7 +6,15 @@ import dataclasses
 from dataclasses import dataclass
 
 from softtrunc.data import ImageDataset
-from softtrunc.density import Divergence, Method, lossless_eps, spread_range
+from softtrunc.density import (
+    SIGMAS,
+    Divergence,
+    Method,
+    lossless_eps,
+    sigmas_in_half_a_cell,
+    spread_range,
+    truncated_times,
+)
 from softtrunc.evaluation.figure import FORMS, DensityFigure
 from softtrunc.sde import SDE
 
@@ -17,6 +25,10 @@ class DensityProtocol:
 
     - `eps`: smallest diffusion time. `lossless_eps`: that of the lossless figures; None: where
       the noise is 0.4 of a level (`softtrunc.density.lossless_eps`).
+    - `truncated_eps`: that of truncated-normal dequantisation; None: still to be chosen, the best
+      of `times_to_try`.
+    - `importance`: draws of an image's noise that are weighed against each other, in every pass
+      (`softtrunc.density.importance_weighted`); of the ODE's figures.
     - `solver`, `rtol`, `atol`: of the probability-flow ODE.
     - `divergence`: "hutchinson" with so many `probes` per example, or "exact".
     - `nelbo_draws`: times per example.
@@ -29,10 +41,14 @@ class DensityProtocol:
       levels as points spread from end to end of its range; lossless figures are measured there. The
       others put noise into the cells of the model's range, as the public code does: bounds all the
       same, but loose ones, for the model never saw what lies between the levels.
+    - `labels`: the model is given each image's class: the bits are those of an image whose class is
+      known.
     """
 
     eps: float = 1e-5
     lossless_eps: float | None = None
+    truncated_eps: float | None = None
+    importance: int = 1
     solver: Method = "adams"
     rtol: float = 1e-3
     atol: float = 1e-3
@@ -45,6 +61,7 @@ class DensityProtocol:
     seed: int = 0
     solver_check: int = 8
     dequantized: bool = True
+    labels: bool = False
 
     def images(self, data: ImageDataset) -> int:
         """How many images are measured."""
@@ -59,9 +76,37 @@ class DensityProtocol:
         self, key: DensityFigure, levels: int, value_range: tuple[float, float]
     ) -> tuple[float, float]:
         """The range that the levels' cells fill: the model's, or half a level more at both ends."""
-        if FORMS[key].dequantization == "none" and not self.dequantized:
+        if FORMS[key].of_levels and not self.dequantized:
             return spread_range(levels, value_range)
         return value_range
+
+    def draws(self, key: DensityFigure) -> int:
+        """How many draws of an image are weighed against each other."""
+        return self.importance if FORMS[key].weighable else 1
+
+    def is_open(self, key: DensityFigure) -> bool:
+        """Whether the time at which a figure begins is still to be chosen."""
+        return FORMS[key].dequantization == "truncated-normal" and self.truncated_eps is None
+
+    def times_to_try(
+        self, key: DensityFigure, sde: SDE, levels: int, value_range: tuple[float, float]
+    ) -> dict[float, float]:
+        """The times to choose from, by the noise's standard deviations in half a level's cell.
+
+        Raises:
+            ValueError: if the diffusion has too little noise.
+        """
+        cells = self.cells(key, levels, value_range)
+        return truncated_times(sde, levels, cells, sigmas=SIGMAS, least=self.eps)
+
+    def check(
+        self, key: DensityFigure, sde: SDE, levels: int, value_range: tuple[float, float]
+    ) -> None:
+        """Refuse, with a ValueError, a figure that can begin nowhere."""
+        if self.is_open(key):
+            self.times_to_try(key, sde, levels, value_range)
+        else:
+            self.smallest_time(key, sde, levels, value_range)
 
     def smallest_time(
         self, key: DensityFigure, sde: SDE, levels: int, value_range: tuple[float, float]
@@ -69,8 +114,8 @@ class DensityProtocol:
         """The diffusion time at which a figure begins.
 
         Raises:
-            ValueError: if nothing can begin there; or it is lossless, no time is given and the
-                diffusion has too little noise.
+            ValueError: if nothing can begin there; it is lossless, no time is given and the
+                diffusion has too little noise; or it is still to be chosen.
         """
         found = self._smallest_time(key, sde, levels, value_range)
         try:
@@ -82,12 +127,28 @@ class DensityProtocol:
     def _smallest_time(
         self, key: DensityFigure, sde: SDE, levels: int, value_range: tuple[float, float]
     ) -> float:
+        if self.is_open(key):
+            raise ValueError(f"{key}: choose truncated_eps, the best of times_to_try, first")
+        if FORMS[key].dequantization == "truncated-normal" and self.truncated_eps is not None:
+            return self.truncated_eps
         if FORMS[key].dequantization != "none":
             return self.eps
         if self.lossless_eps is not None:
             return self.lossless_eps
         cells = self.cells(key, levels, value_range)
         return lossless_eps(sde, levels, cells, least=self.eps)
+
+    def _start(
+        self, key: DensityFigure, sde: SDE, levels: int, value_range: tuple[float, float]
+    ) -> dict[str, object]:
+        if self.is_open(key):
+            tried = self.times_to_try(key, sde, levels, value_range)
+            return {"eps_chosen": {"split": "train", "sigmas": list(tried)}}
+        eps = self.smallest_time(key, sde, levels, value_range)
+        if FORMS[key].dequantization != "truncated-normal":
+            return {"eps": eps}
+        cells = self.cells(key, levels, value_range)
+        return {"eps": eps, "eps_in_sigmas": sigmas_in_half_a_cell(sde, eps, levels, cells)}
 
     def describe(
         self, key: DensityFigure, sde: SDE, levels: int, value_range: tuple[float, float]
@@ -103,17 +164,19 @@ class DensityProtocol:
             "uniform": "uniform",
             "none": f"none: probability of the levels, {where}",
             "learned": "learned (variational flow)",
+            "truncated-normal": f"noise of eps cut to each level's cell, {where}",
         }
         said = dequantization[form.dequantization]
-        if form.dequantization != "none" and not self.dequantized:
+        if not (form.of_levels or self.dequantized):
             said += "; the model was trained without: a loose bound"
         common: dict[str, object] = {
+            **({"given": "each image's class"} if self.labels else {}),
             "passes": self.passes,
             "levels": levels,
             "value_range": list(self.cells(key, levels, value_range)),
             "dequantization": said,
             "residual": form.residual,
-            "eps": self.smallest_time(key, sde, levels, value_range),
+            **self._start(key, sde, levels, value_range),
             "seed": self.seed,
             "estimator": form.estimator,
         }
@@ -123,6 +186,7 @@ class DensityProtocol:
         variable = "a power of the noise-to-signal ratio" if self.solver == "adams" else "the angle"
         plural = "s" if self.probes > 1 else ""
         return common | {
+            "importance": self.importance,
             "solver": f"{self.solver} in {variable}, steps per example",
             "rtol": self.rtol,
             "atol": self.atol,

@@ -162,7 +162,7 @@ def by_time(
     Args:
         model: anything with `.sde` and `.score(x, t)`.
         x: images in the model's data range: dequantised (`softtrunc.density.dequantize`), or bin
-            centres for the "discrete" reconstruction.
+            centres for the "discrete" and "truncated" reconstructions.
         eps: smallest time, in (0, T).
         bins: number of bins.
         draws: times per image in each bin.
@@ -208,7 +208,7 @@ def by_time(
     nats_per_bit = dim * math.log(2.0)
     width = (highest - lowest) / bins
     drift = sde.marginal(t).alpha.log().diff()
-    discrete = reconstruction == "discrete"
+    discrete = reconstruction != "gaussian"
     return ByTime(
         t=t,
         log_snr=log_snr,

@@ -22,6 +22,12 @@ def one_line(error: Exception, longest: int = 120) -> str:
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
+def hours(seconds: float) -> str:
+    """A duration as h:mm:ss, whole seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 def shortened(text: str) -> str:
     """The text as one line that can be read at once; of a long one the middle is left out."""
     text = " ".join(text.split())

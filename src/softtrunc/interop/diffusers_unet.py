@@ -1,28 +1,31 @@
-"""A score model in the shape that diffusers' schedulers and pipelines call.
+"""A score model in the shape that diffusers' schedulers and pipelines call, save and load.
 
-Their schedulers know one family of states, `y = sqrt(a) (x_0 + rho z)` with data in [-1, 1] and
-`a = 1 / (1 + rho^2)`, at 1,000 noise-to-signal ratios `rho`. A state of any of our SDEs is one of
-these up to a factor: `x = alpha (centre + half_width y / sqrt(a))` has the ratio
-`sigma / alpha = half_width rho` and the same noise z. So VP, sub-VP, VE and RVE models, with data
-in [-1, 1] or [0, 1], all look alike from there.
+The module's path is part of the files that diffusers writes: a pipeline names its parts by the
+module and the class, and looks in the module for the base class that says how they are loaded.
 """
 
 from __future__ import annotations
 
-import math
-from types import SimpleNamespace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import ConfigMixin, ModelMixin
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from softtrunc.networks import ScoreUNet
+from softtrunc.hub import upload_folder
+from softtrunc.interop.noise_levels import TRAIN_TIMESTEPS, noise_levels
+from softtrunc.networks import UNet2DConfig, config_of
+from softtrunc.pretrained import read_train_timesteps, write_train_timesteps
 from softtrunc.score import ScoreFunction, ScoreModel
-from softtrunc.sde import SDE
 
-_LEAST_RATIO = 2e-3
-"""Schedulers keep `1 - a = rho^2 / (1 + rho^2)` in float32 beside 1: below this it is rounding."""
+# What pipelines tell every part of theirs while they load, and what makes no difference here.
+_OF_THE_LOADER = {
+    *("max_memory", "offload_folder", "offload_state_dict", "variant", "use_safetensors"),
+    *("low_cpu_mem_usage", "disable_mmap", "use_flashpack"),
+}
 
 
 class DiffusersOutput(NamedTuple):
@@ -31,21 +34,7 @@ class DiffusersOutput(NamedTuple):
     sample: Float[Tensor, "b c h w"]
 
 
-def _noise_to_signal(sde: SDE, steps: int, least: float) -> Tensor:
-    """`sigma / alpha` at `steps` times, ascending from `least` or what `t_end` has; float64.
-
-    Even in t for VP and sub-VP, as the schedules of DDPM are; even in log sigma for VE and RVE.
-    """
-    ends = sde.log_snr(torch.tensor([sde.t_end, sde.t_max], dtype=torch.float64))
-    ends = ends.clamp(max=-2.0 * math.log(least))
-    share = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
-    if sde.exploding:
-        return (-0.5 * torch.lerp(ends[0], ends[1], share)).exp()
-    first, last = sde.time_of_log_snr(ends)
-    return (-0.5 * sde.log_snr(torch.lerp(first, last, share))).exp()
-
-
-class DiffusersUNet(nn.Module):
+class DiffusersUNet(ModelMixin, ConfigMixin):
     """Called like diffusers' `UNet2DModel`: `(sample, timestep) -> noise`.
 
     ```python
@@ -59,7 +48,7 @@ class DiffusersUNet(nn.Module):
 
     Args:
         model: anything with `.sde` and `.score(x, t)`.
-        image_size: (height, width) in pixels; None asks the model's `ScoreUNet`.
+        image_size: (height, width) in pixels; None asks the model's network.
         channels: of the image; None asks as well.
         value_range: of the model's data; None takes the model's own, or (-1, 1).
         train_timesteps: number of noise levels that schedulers are told of.
@@ -69,7 +58,8 @@ class DiffusersUNet(nn.Module):
             two noise levels.
     """
 
-    ratios: Tensor
+    config_name = "config.json"
+    dtype = torch.float32  # of the states that pipelines draw
 
     def __init__(
         self,
@@ -78,66 +68,129 @@ class DiffusersUNet(nn.Module):
         image_size: tuple[int, int] | None = None,
         channels: int | None = None,
         value_range: tuple[float, float] | None = None,
-        train_timesteps: int = 1000,
+        train_timesteps: int = TRAIN_TIMESTEPS,
     ) -> None:
         super().__init__()
         network = getattr(model, "network", None)
-        if isinstance(network, ScoreUNet):
-            image_size = image_size or network.config.size
-            channels = channels or network.config.channels
+        known = None if network is None else config_of(network)
+        if known is not None:
+            image_size, channels = image_size or known.size, channels or known.channels
         if image_size is None or channels is None:
             raise ValueError("DiffusersUNet: the model does not say its image_size and channels")
-        if train_timesteps < 2:
-            raise ValueError(f"train_timesteps={train_timesteps}: need at least 2, e.g. 1000")
         self.model = model
+        # What the network calls its classes, where it knows any.
+        self._classes: str | None = None
+        if isinstance(known, UNet2DConfig):
+            self._classes = "class_labels" if known.conditional else None
+        elif known is not None and known.num_classes:
+            self._classes = "y"
         if value_range is None:
             value_range = model.value_range if isinstance(model, ScoreModel) else (-1.0, 1.0)
         low, high = value_range
         self._centre, self._half_width = 0.5 * (low + high), 0.5 * (high - low)
         square = image_size[0] == image_size[1]
-        size = image_size[0] if square else image_size
-        self.config = SimpleNamespace(sample_size=size, in_channels=channels, out_channels=channels)
-        least = _LEAST_RATIO * self._half_width
-        ratios = _noise_to_signal(model.sde, train_timesteps, least) / self._half_width
-        a = 1.0 / (1.0 + ratios.square())
-        betas = 1.0 - a / torch.cat([torch.ones(1, dtype=a.dtype), a[:-1]])
-        self.betas: list[float] = betas.tolist()
-        # Schedulers multiply up in float32, which is off by percents in 1 - a where a is nearly 1.
-        # What they make of the betas is what they mean by a timestep.
-        a = torch.cumprod(1.0 - torch.tensor(self.betas, dtype=torch.float32), dim=0).double()
-        self.register_buffer("ratios", ((1.0 - a) / a).sqrt().float(), persistent=False)
+        size = image_size[0] if square else tuple(image_size)
+        levels = noise_levels(model.sde, value_range, train_timesteps)
+        self.betas = levels.betas
+        # No buffer: whoever casts the network to half precision does not mean these.
+        self.ratios = levels.ratios
+        self.scheduler_config = levels.scheduler_config()
+        self.register_to_config(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            train_timesteps=train_timesteps,
+        )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, **options: Any) -> DiffusersUNet:
-        """The adapter around `ScoreModel.from_pretrained`, which takes the same options."""
-        return cls(ScoreModel.from_pretrained(pretrained_model_name_or_path, **options))
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        subfolder: str = "",
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> DiffusersUNet:
+        """The adapter around `ScoreModel.from_pretrained`.
 
-    @property
-    def scheduler_config(self) -> dict[str, Any]:
-        """For `SomeScheduler.from_config`: our noise levels, and that the output is noise.
+        Args:
+            pretrained_model_name_or_path: what `save_pretrained`, of this or of `ScoreModel`,
+                `softtrunc export` or a pipeline wrote: a folder, or a repository of the Hub.
+            subfolder: of a folder, the one that holds the model.
+            torch_dtype: of the network's weights.
+            device_map: the one device for all of it.
+            options: of `ScoreModel.from_pretrained`.
 
-        Schedulers that clip the predicted image (DDPM, DDIM) do so unless told
-        `clip_sample=False`.
+        Raises:
+            FileNotFoundError: as `ScoreModel.from_pretrained`.
+            ValueError: as `ScoreModel.from_pretrained`, or the model is to be spread over devices.
         """
-        return {
-            "num_train_timesteps": len(self.betas),
-            "trained_betas": list(self.betas),
-            "prediction_type": "epsilon",
-            "timestep_spacing": "linspace",
-        }
+        source = str(Path(pretrained_model_name_or_path) / subfolder)
+        options = {k: v for k, v in options.items() if k not in _OF_THE_LOADER}
+        model = ScoreModel.from_pretrained(source, **options)
+        steps = read_train_timesteps(source, TRAIN_TIMESTEPS)
+        adapter = cls(model, train_timesteps=steps)
+        if isinstance(torch_dtype, torch.dtype):
+            model.network.to(torch_dtype)
+        if device_map is not None:
+            whole = device_map.get("") if isinstance(device_map, dict) else device_map
+            if whole is None or whole in ("auto", "balanced", "balanced_low_0", "sequential"):
+                raise ValueError(f"device_map={device_map!r}: the model stays whole: name a device")
+            model.to(whole)
+        return adapter
 
-    dtype = torch.float32  # of the states that pipelines draw
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **upload: Any,
+    ) -> None:
+        """Write the files of `ScoreModel.save_pretrained`; safetensors, in one piece.
+
+        Args:
+            save_directory: the folder.
+            is_main_process: whether this process is the one that writes.
+            push_to_hub: also upload it.
+            upload: `repo_id` and the options of `ScoreModel.push_to_hub`.
+
+        Raises:
+            ValueError: the model is not a `ScoreModel`, or as `ScoreModel.save_pretrained`.
+        """
+        if not is_main_process:
+            return
+        model = self._score_model()
+        model.save_pretrained(save_directory)
+        write_train_timesteps(Path(save_directory), self.config.train_timesteps)
+        if push_to_hub:
+            model.push_to_hub(upload.pop("repo_id", Path(save_directory).name), **upload)
+
+    def push_to_hub(self, repo_id: str, **upload: Any) -> str:
+        """`ScoreModel.push_to_hub`."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload_folder(Path(folder), repo_id, **upload)
+
+    def _score_model(self) -> ScoreModel:
+        if isinstance(self.model, ScoreModel):
+            return self.model
+        raise ValueError(
+            f"DiffusersUNet: a {type(self.model).__name__} has no form on disk, a ScoreModel has"
+        )
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.ratios.device
+        parameter = next(self.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
 
     def forward(
         self,
         sample: Float[Tensor, "b c h w"],
         timestep: Tensor | float,
-        class_labels: object = None,
+        class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> DiffusersOutput | tuple[Tensor]:
         """The noise in `sample`.
@@ -145,25 +198,36 @@ class DiffusersUNet(nn.Module):
         Args:
             sample: a scheduler's state, `(B, C, H, W)`, after its `scale_model_input`.
             timestep: one for all, or `(B,)`; in [0, train_timesteps - 1].
-            class_labels: the model knows no classes: None.
+            class_labels: for the network, where it knows classes.
             return_dict: whether the result has a name, or stands in a plain tuple.
 
         Raises:
-            ValueError: if class labels are given.
+            ValueError: if class labels are given and the network knows none.
         """
-        if class_labels is not None:
-            raise ValueError("this model knows no classes: leave class_labels out")
-        last = len(self.ratios) - 1
-        place = torch.as_tensor(timestep, device=self.device, dtype=self.ratios.dtype)
-        place = place.clamp(0, last).expand(len(sample))
-        below = place.floor().long()
-        above = (below + 1).clamp(max=last)
-        ratio = torch.lerp(self.ratios[below], self.ratios[above], place - below)
-        sample_dtype, sde = sample.dtype, self.model.sde
+        score, sde = self._scored(class_labels), self.model.sde
+        sample_dtype, device = sample.dtype, sample.device
         sample = sample.to(torch.promote_types(sample_dtype, torch.float32))
+        ratio = self._ratio(timestep, device).expand(len(sample))
         t = sde.time_of_log_snr(-2.0 * (self._half_width * ratio).log())
         alpha, sigma = (v[:, None, None, None] for v in sde.marginal(t))
         spread = (1.0 + ratio.square()).sqrt()[:, None, None, None]
         x = alpha * (self._centre + self._half_width * spread * sample)
-        out = (-sigma * self.model.score(x, t)).to(sample_dtype)
+        out = (-sigma * score(x, t)).to(sample_dtype)
         return DiffusersOutput(out) if return_dict else (out,)
+
+    def _ratio(self, timestep: Tensor | float, device: torch.device) -> Tensor:
+        """The noise-to-signal ratio at a timestep, between whole numbers too."""
+        if self.ratios.device != device:
+            self.ratios = self.ratios.to(device)
+        last = len(self.ratios) - 1
+        place = torch.as_tensor(timestep, device=device, dtype=self.ratios.dtype).clamp(0, last)
+        below = place.floor().long()
+        above = (below + 1).clamp(max=last)
+        return torch.lerp(self.ratios[below], self.ratios[above], place - below)
+
+    def _scored(self, class_labels: Tensor | None) -> Any:
+        if class_labels is None:
+            return self.model.score
+        if self._classes is None:
+            raise ValueError("this model knows no classes: leave class_labels out")
+        return self._score_model().given(**{self._classes: class_labels}).score

@@ -16,7 +16,7 @@ from typing import Any
 from softtrunc.feedback.errors import all_of, nearest
 from softtrunc.networks import ScoreUNetConfig
 from softtrunc.score import Conditioning, Prediction
-from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
+from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE, TabulatedVPSDE
 
 # Words of each section.
 _REQUIRED = {
@@ -42,6 +42,23 @@ _INERT = ("attention_type", "conv_size", "ema_rate", "normalization", "num_scale
 _VP = {"vpsde": VPSDE, "subvpsde": SubVPSDE}
 _VE = {"vesde"}
 _RVE = {"rvesde", "rve-sde", "reciprocal_vesde", "reciprocal_sde"}
+
+# What "ddpm" stands for among the keys of ncsnpp.
+_DDPM: dict[str, Any] = {
+    "conditional": True,
+    "fir": False,
+    "fir_kernel": [1, 3, 3, 1],
+    "skip_rescale": False,
+    "resblock_type": "ddpm",
+    "progressive": "none",
+    "progressive_input": "none",
+    "progressive_combine": "sum",
+    "embedding_type": "positional",
+    "fourier_scale": 16,
+    "init_scale": 0.0,
+}
+_DDPM_WIDTH = 128
+_STEPS = 1000  # of the public discrete models
 
 _NONLINEARITY = {"swish": "silu", "elu": "elu", "relu": "relu", "lrelu": "leaky_relu"}
 
@@ -105,19 +122,9 @@ def describe_public_config(
     Raises:
         ValueError: keys are missing or unknown (all are in its notes), or a value is not supported.
     """
-    model = config.get("model")
-    if isinstance(model, Mapping) and model.get("name", "ncsnpp") != "ncsnpp":
-        raise ValueError(
-            f"{where}: model.name = {model['name']!r}: only networks of the ncsnpp family (NCSN++, "
-            "DDPM++) can be loaded"
-        )
+    config = _spoken_out(config, where)
     _check_keys(config, where)
     reader = _Reader(config, where)
-    if not reader.flag("training.continuous"):
-        raise ValueError(
-            f"{where}: training.continuous = false: networks over discrete noise levels are not "
-            "supported; only continuous-time ones can be loaded"
-        )
     reader.only("model.auxiliary_resblock", True)
     reader.only("model.fourier_feature", False)
     network = _describe_network(config["data"], config["model"], reader)
@@ -128,7 +135,9 @@ def describe_public_config(
     if kind not in {*_VP, *_VE, *_RVE}:
         known = ", ".join(sorted({*_VP, *_VE, *_RVE}))
         raise ValueError(f"{where}: training.sde = {kind!r} is unknown: write one of {known}")
-    embedding = "positional" if kind in _VP else "fourier"
+    discrete = not reader.flag("training.continuous")
+    # A network of discrete noise levels is told a step, also of VE.
+    embedding = "positional" if kind in _VP or discrete else "fourier"
     if network.embedding != embedding:
         raise ValueError(
             f"{where}: training.sde = {kind!r} with model.embedding_type = {network.embedding!r} "
@@ -147,7 +156,54 @@ def describe_public_config(
         older = isinstance(config.get("uncsn"), Mapping)
         unbounded |= older or config["training"].get("model_mode") == "reciprocal"
     conditioning = sde.conditionings[1 if unbounded else 0]
+    if discrete:
+        sde, conditioning = _discrete(kind, sde, reader)
     return ModelDescription(network, sde, conditioning, sde.default_prediction, value_range)
+
+
+def _spoken_out(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The configuration in the keys of ncsnpp, with what is left unsaid for some networks.
+
+    "ddpm" is the network of ncsnpp with the blocks of DDPM and nothing else; its configurations do
+    not say so, and hold keys that it never reads.
+    """
+    model = config.get("model")
+    name = model.get("name", "ncsnpp") if isinstance(model, Mapping) else "ncsnpp"
+    if name == "ncsnpp":
+        if isinstance(model, Mapping) and model.get("embedding_type") == "positional":
+            # Files of positional networks need not name what Fourier features are scaled by.
+            return {**config, "model": {"fourier_scale": 16, **model}}
+        return config
+    if name != "ddpm":
+        raise ValueError(
+            f"{where}: model.name = {name!r}: only networks of the ncsnpp family (NCSN++, DDPM++) "
+            "and ddpm can be loaded"
+        )
+    assert isinstance(model, Mapping)
+    width = model.get("nf")
+    if isinstance(width, int) and width < _DDPM_WIDTH:
+        raise ValueError(
+            f"{where}: model.nf = {width}: ddpm normalises in 32 groups, as the networks here do "
+            f"from {_DDPM_WIDTH} channels on: only such ones can be loaded"
+        )
+    return {**config, "model": {"scale_by_sigma": False, **model, **_DDPM, "name": "ncsnpp"}}
+
+
+def _discrete(kind: str, sde: SDE, reader: _Reader) -> tuple[SDE, Conditioning]:
+    """The SDE of a model that was trained at `num_scales` noise levels, and what it was told."""
+    steps = int(reader.number("model.num_scales", default=_STEPS))
+    if isinstance(sde, VPSDE):
+        betas = sde.beta_min / steps, sde.beta_max / steps
+        table = TabulatedVPSDE.from_schedule("linear", steps, *betas)
+        return table, table.conditionings[0]
+    if isinstance(sde, VESDE) and steps == _STEPS:
+        # Its levels are those of the SDE at t = 1 - i / 999, and it is told i.
+        return sde, "reversed_time"
+    raise ValueError(
+        f"{reader.where}: training.continuous = false with training.sde = {kind!r} and "
+        f"model.num_scales = {steps}: of discrete models only VP ones and VE ones of {_STEPS} "
+        "noise levels can be loaded: take the continuous model of the same name"
+    )
 
 
 def _reciprocal(reader: _Reader) -> ReciprocalVESDE:

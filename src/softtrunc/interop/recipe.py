@@ -6,6 +6,7 @@ import torch
 
 from softtrunc.feedback.errors import UserError
 from softtrunc.interop.public_config import ModelDescription
+from softtrunc.networks import ScoreUNetConfig
 from softtrunc.recipes.build import build_data, build_model, build_network_config
 from softtrunc.recipes.load import load_recipe
 from softtrunc.recipes.schema import Recipe
@@ -24,6 +25,23 @@ def image_shape(recipe: Recipe) -> tuple[int, int, int]:
             "--set data.image_size=32 (and data.channels=1 for grayscale), or --data PATH"
         )
     return recipe.data.channels or 3, *size
+
+
+def score_unet_config(
+    recipe: Recipe, *, channels: int, image_size: tuple[int, int]
+) -> ScoreUNetConfig:
+    """The network of a recipe, where it is one that public checkpoints have.
+
+    Raises:
+        UserError: if it is another library's.
+    """
+    config = build_network_config(recipe, channels=channels, image_size=image_size)
+    if isinstance(config, ScoreUNetConfig):
+        return config
+    raise UserError(
+        f"recipe {recipe.name}: its network is that of diffusers, which no checkpoint of the "
+        "public score-SDE code fills: give the pipeline itself to import"
+    )
 
 
 def describe_recipe(recipe: str) -> ModelDescription:
@@ -46,7 +64,7 @@ def describe_recipe(recipe: str) -> ModelDescription:
         shape = size[0], size[1]
         with torch.device("meta"):
             model = build_model(resolved, channels=channels, image_size=shape)
-        network = build_network_config(resolved, channels=channels, image_size=shape)
+        network = score_unet_config(resolved, channels=channels, image_size=shape)
     except UserError as error:
         raise ValueError(str(error)) from error
     return ModelDescription(

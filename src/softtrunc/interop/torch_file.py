@@ -17,6 +17,9 @@ _STRANGERS = (
     (b"{", "a text in JSON, not a checkpoint"),
 )
 
+# Modules that EDM's pickles name (Karras et al. 2022).
+_EDM = ("torch_utils.", "dnnlib.")
+
 
 def read_torch_file(path: Path) -> object:
     """What `torch.save` put into a file: tensors, numbers, texts, lists and dictionaries.
@@ -36,6 +39,12 @@ def read_torch_file(path: Path) -> object:
     # An unpickler fed with anything but a pickle of tensors ends in nearly any of Python's errors.
     except Exception as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked is not None and asked[1].startswith(_EDM):
+            raise ValueError(
+                f"{path}: a pickled network of EDM, whose code would run when it is read: refused; "
+                "load it with EDM's own code and give its net.model to ScoreModel "
+                '(prediction="edm"), as docs/models.md shows'
+            ) from error
         if asked is None:
             raise ValueError(f"{path}: no file of tensors that torch.save wrote") from error
         raise ValueError(

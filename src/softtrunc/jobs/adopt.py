@@ -8,7 +8,7 @@ from pathlib import Path
 from softtrunc.data import DataCard
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import whole_folder
-from softtrunc.pretrained import shipped_folder
+from softtrunc.hub import shipped_folder
 from softtrunc.recipes.build import build_training
 from softtrunc.recipes.load import parse_recipe
 from softtrunc.records import read_recipe

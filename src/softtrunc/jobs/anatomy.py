@@ -28,6 +28,7 @@ from softtrunc.records import Anatomy, AnatomyBin, AnatomyChange, AnatomyRun, wr
 from softtrunc.report.anatomy import write_anatomy_page
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, now, package_versions
 from softtrunc.runs.open_run import OpenRun, check_pair, open_run
+from softtrunc.score import ScoreFunction
 from softtrunc.training import Weights, read_checkpoint_info
 
 _BATCH = 64
@@ -216,8 +217,11 @@ def _bound(
     def measure(numbers: range) -> dict[str, Tensor]:
         seeds = [(asked.seed << 32) + i for i in numbers]
         shown = images.batch(torch.arange(numbers.start, numbers.stop)).to(opened.device)
+        model: ScoreFunction = opened.model
+        if opened.recipe.data.labels and images.labels is not None:
+            model = opened.model.given(y=torch.from_numpy(images.labels[list(numbers)]))
         found = by_time(
-            opened.model,
+            model,
             dequantize(shown, levels, cells, seeds=seeds)
             if plain
             else bin_centers(shown, levels, cells),

@@ -26,6 +26,7 @@ def model_card(
     step: int,
     weights: str,
     picture: str | None = None,
+    init_from: Mapping[str, Any] | None = None,
 ) -> str:
     """A Hugging Face model card in Markdown.
 
@@ -38,6 +39,7 @@ def model_card(
         step: optimiser steps behind the weights.
         weights: "ema" or "raw".
         picture: file of a grid of samples beside the card.
+        init_from: what the run's provenance says of the weights that it started from.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -65,6 +67,7 @@ def model_card(
         weights=weights,
         step=step,
         picture=picture,
+        origin=_origin(init_from),
         figures=[
             {
                 "name": figure["name"],
@@ -74,6 +77,15 @@ def model_card(
             for figure in figures
         ],
     )
+
+
+def _origin(init_from: Mapping[str, Any] | None) -> str:
+    """The weights that a run started from, without the folders of a machine."""
+    if init_from is None:
+        return ""
+    source, data = Path(str(init_from["source"])), init_from.get("data")
+    name = source.name if source.is_absolute() else str(source)
+    return f"`{name}`, trained on {data}" if data else f"`{name}`"
 
 
 def _result(figure: Mapping[str, Any], data: DataCard) -> EvalResult:

@@ -16,13 +16,12 @@ from softtrunc.records import (
 )
 from softtrunc.runs.folder import now, package_versions
 from softtrunc.runs.open_run import OpenRun
-from softtrunc.training import Weights
 
 
 class EvaluationFile:
     """`evaluation.json` of this checkpoint and these weights, which figures are added to."""
 
-    def __init__(self, opened: OpenRun, weights: Weights) -> None:
+    def __init__(self, opened: OpenRun, weights: str) -> None:
         self._opened = opened
         # Figures of another checkpoint or of other weights, to be kept elsewhere.
         self._displaced: tuple[Path, Evaluation] | None = None

@@ -13,16 +13,22 @@ from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import check_place, whole_folder
 from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.text import one_line
-from softtrunc.interop import DiffusersUNet
+from softtrunc.hub import upload_folder
+from softtrunc.interop import noise_levels
 from softtrunc.jobs.card import model_card
-from softtrunc.pretrained import upload_folder
 from softtrunc.records import RecipeRecord, write_recipe
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
 _PICTURE = "samples.png"
-# Of diffusers' schedulers the one that is right for few steps; others take the same settings.
-_SCHEDULER = "DPMSolverMultistepScheduler"
+# What diffusers makes of the folder: a pipeline whose unet is the model that lies beside the index.
+# Its other schedulers take the same settings.
+_INDEX_FILE = "model_index.json"
+_INDEX = {
+    "_class_name": "DDIMPipeline",
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "unet": ["softtrunc.interop.diffusers_unet", "DiffusersUNet"],
+}
 
 
 def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
@@ -30,8 +36,8 @@ def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
 
     The folder holds `config.json` and `model.safetensors` (see `ScoreModel.from_pretrained`), a
     model card `README.md`, `recipe.yaml`, `evaluation.json` where it is of these weights, a grid of
-    samples where the run has one, and `scheduler/scheduler_config.json` for diffusers. It appears
-    whole or not at all.
+    samples where the run has one, and `model_index.json` with `scheduler/scheduler_config.json`,
+    which make it a pipeline of diffusers. It appears whole or not at all.
 
     Args:
         path: the run folder.
@@ -72,12 +78,16 @@ def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> No
         step=opened.step,
         weights=weights,
         picture=None if picture is None else _PICTURE,
+        init_from=provenance.get("init_from"),
     )
     opened.model.cpu().save_pretrained(folder, card=card)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.parent.mkdir()
-    settings = {"_class_name": _SCHEDULER, **DiffusersUNet(opened.model).scheduler_config}
+    levels = noise_levels(opened.model.sde, opened.model.value_range)
+    settings = {"_class_name": _INDEX["scheduler"][1], **levels.scheduler_config()}
     scheduler.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    index = json.dumps(_INDEX, indent=1) + "\n"
+    (folder / _INDEX_FILE).write_text(index, encoding="utf-8")
 
 
 def _read_grid(path: Path) -> Image.Image:

@@ -22,22 +22,22 @@ from softtrunc.interop import (
     read_public_config,
 )
 from softtrunc.interop.conditioning import random_images
-from softtrunc.interop.recipe import image_shape
+from softtrunc.interop.recipe import image_shape, score_unet_config
 from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
 from softtrunc.recipes import schema
 from softtrunc.recipes.build import (
     build_data,
     build_model,
-    build_network_config,
     build_sde,
     build_training,
 )
 from softtrunc.recipes.load import load_recipe, override_recipe, parse_recipe
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, Run
 from softtrunc.score import Conditioning, ScoreModel
-from softtrunc.sde import SDES
+from softtrunc.sde import SDE, SDES, TabulatedVPSDE
 from softtrunc.training import TrainState, Weights, save_checkpoint
 
+_ENDS = {"start": "min", "end": "max"}
 _KINDS = {known: kind for kind, known in SDES.items()}
 # What the public code gives to its Runge-Kutta solver, of samples and of likelihoods.
 _PUBLIC_TOLERANCE = 1e-5
@@ -102,9 +102,9 @@ def import_checkpoint(
     if conditioning not in (None, "auto"):
         resolved = _conditioned(resolved, conditioning)
     data = None if resolved.data.source is None else build_data(resolved, "train")
-    card = _card(resolved, data)
+    card = data_card(resolved, data)
     channels, size = card.channels, (card.height, card.width)
-    network = build_network_config(resolved, channels=channels, image_size=size)
+    network = score_unet_config(resolved, channels=channels, image_size=size)
     with user_errors():
         checkpoint = ScoreSDECheckpoint.read(path)
         # Before the network takes the memory that the configuration asks for.
@@ -165,7 +165,7 @@ def _conditioned(recipe: schema.Recipe, conditioning: str | None) -> schema.Reci
     return recipe.model_copy(update={"network": network})
 
 
-def _card(recipe: schema.Recipe, data: ImageDataset | None) -> DataCard:
+def data_card(recipe: schema.Recipe, data: ImageDataset | None) -> DataCard:
     """What is known of the data: everything, or the shape of an image."""
     if data is not None:
         return data.card
@@ -243,18 +243,32 @@ def recipe_of_public_config(
             "dequantize": config["data"].get("dequantization") == "uniform"
             or config["data"].get("uniform_dequantization") is True,
         },
-        "sde": {"kind": kind, **asdict(description.sde)},
-        "truncation": _truncation(config, kind),
+        "sde": _sde(description.sde, config),
+        "truncation": _truncation(config, kind) | _first_step(description.sde),
         "objective": _objective(config, kind),
         "network": _network(network) | {"conditioning": description.conditioning},
         "training": _training(config),
         "sampling": _sampling(config),
-        "evaluation": _evaluation(config),
+        "evaluation": _evaluation(config) | _first_step(description.sde),
     }
     spoken = _spoken(sections)
     if spoken["training"].get("grad_clip", 1.0) < 0:  # the public way of saying "none"
         spoken["training"]["grad_clip"] = None
     return parse_recipe(spoken, where)
+
+
+def _sde(sde: SDE, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The SDE in the words of a recipe."""
+    if not isinstance(sde, TabulatedVPSDE):
+        return {"kind": _KINDS[type(sde)], **asdict(sde)}
+    model, steps = config["model"], sde.steps
+    ends = {f"beta_{end}": model[f"beta_{key}"] / steps for end, key in _ENDS.items()}
+    return {"kind": _KINDS[type(sde)], "schedule": "linear", "steps": steps, **ends}
+
+
+def _first_step(sde: SDE) -> dict[str, float]:
+    """Where the densities of a model of discrete steps end, whatever its configuration says."""
+    return {"eps": sde.t_end} if isinstance(sde, TabulatedVPSDE) else {}
 
 
 def _spoken(value: Any) -> Any:

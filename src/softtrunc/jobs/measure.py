@@ -41,6 +41,7 @@ from softtrunc.jobs.measured import (
     reference_splits,
     samples_protocol,
 )
+from softtrunc.jobs.truncated import choose_time
 from softtrunc.metrics import FeatureExtractor
 from softtrunc.recipes.load import override_recipe
 from softtrunc.records import Evaluation, Figure
@@ -48,12 +49,12 @@ from softtrunc.runs.draw import draw_batches
 from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, package_versions
 from softtrunc.runs.node_images import open_images
 from softtrunc.runs.open_run import OpenRun, open_run
-from softtrunc.training import Weights
+from softtrunc.training import AnyWeights, weights_name
 
 _LOOSE = (
     "trained without dequantisation: bits/dim with uniform or learned noise are bounds all the "
     "same, but loose ones, for the model never saw what lies between the levels; "
-    "--dequantization none measures the levels themselves"
+    "--dequantization none or truncated-normal measures the levels themselves"
 )
 _LOOKED_AT = 1000
 """Images whose levels are counted."""
@@ -67,7 +68,7 @@ def measure(
     split: str | None = None,
     limit: int | None = None,
     eps: Sequence[float] = (),
-    weights: Weights = "ema",
+    weights: AnyWeights = "ema",
     checkpoint: int | None = None,
     overrides: Sequence[str] = (),
     per_image: Path | None = None,
@@ -89,7 +90,7 @@ def measure(
             ones for bits per dimension, and for samples what `reference_splits` says.
         limit: bits per dimension of only the first so many of them.
         eps: values of `evaluation.eps` to measure bits per dimension at; none: the recipe's.
-        weights: averaged or raw.
+        weights: averaged or raw, or the length of an average to make.
         checkpoint: the step of the checkpoint; None: the newest one.
         overrides: `a.b=c` changes of the recipe's sampling, evaluation and data.source.
         per_image: a `.csv` or `.parquet` file for the bits per dimension of every image.
@@ -142,7 +143,7 @@ def measure(
             extractor = opened.company.main_first(
                 lambda: open_extractor(spec.features, spec.resize, data.get("train"))
             )
-        file = EvaluationFile(opened, weights)
+        file = EvaluationFile(opened, weights_name(weights))
         if at:
             for figure in _measure_bits(at, data, split, limit, progress, per_image=per_image):
                 file.add(figure)
@@ -195,12 +196,19 @@ def check_images(opened: OpenRun, data: ImageDataset) -> None:
             f"{opened.card.levels}: their bits/dim would compare nothing; give images of "
             f"{opened.card.levels} levels with --data"
         )
+    classes = data.card.classes
+    if opened.recipe.data.labels and classes != opened.card.classes:
+        raise UserError(
+            f"{data.card.name} ({data.card.split}): has {len(classes)} classes, and not those that "
+            f"the model was trained on ({', '.join(opened.card.classes[:5])}, ...): give images in "
+            "folders of these names"
+        )
     with user_errors(f"{data.card.name} ({data.card.split})"):
         check_levels(data.batch(torch.arange(min(len(data), _LOOKED_AT))), levels)
     protocol = density_protocol(opened.recipe)
     with user_errors(f"recipe {opened.recipe.name}"):
         for key in opened.recipe.evaluation.figures:
-            protocol.smallest_time(key, model.sde, levels, model.value_range)
+            protocol.check(key, model.sde, levels, model.value_range)
 
 
 def _measure_bits(
@@ -242,11 +250,23 @@ def _measure_bits(
                 learned if FORMS[key].dequantization == "learned" else None,
                 dequantizer_settings(opened.recipe),
             )
-            if (key, measurement.eps) in begun:
-                continue  # the smallest time of lossless figures may not depend on eps
-            begun.add((key, measurement.eps))
             label = f"{key} {opened.run.path.name}" + (f" {spec.eps:g}" if len(at) > 1 else "")
-            results = _fill(measurement, opened, weights, folder, progress, label)
+
+            def fill(
+                measurement: BitsMeasurement,
+                words: str = "",
+                opened: OpenRun = opened,
+                label: str = label,
+            ) -> ImageResults:
+                label = f"{label} {words}".rstrip()
+                return _fill(measurement, opened, weights, folder, progress, label)
+
+            if measurement.protocol.is_open(key):
+                measurement = choose_time(measurement, data["train"], fill, opened.company)
+            if (key, measurement.eps) in begun:
+                continue  # the smallest time of figures of the levels may not depend on eps
+            begun.add((key, measurement.eps))
+            results = fill(measurement)
             if main:
                 figure = measurement.figure(results)
                 rows.append(TableRows(key, figure.protocol, results))

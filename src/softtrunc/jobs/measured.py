@@ -21,10 +21,10 @@ def knows_cells(recipe: Recipe) -> bool:
     """Whether the model was trained on what the recipe's bits per dimension are of.
 
     Trained without dequantisation it saw the grey levels, and nothing of the cells between them:
-    its lossless figures are tight, all others are bounds, but loose ones, measured when asked for.
+    figures of the levels are tight, all others are bounds, but loose ones, measured when asked for.
     """
-    lossless = (FORMS[key].dequantization == "none" for key in recipe.evaluation.figures)
-    return recipe.data.dequantize or all(lossless)
+    of_levels = (FORMS[key].of_levels for key in recipe.evaluation.figures)
+    return recipe.data.dequantize or all(of_levels)
 
 
 def check_extractor(recipe: Recipe, overrides: Sequence[str], where: str) -> None:
@@ -63,7 +63,8 @@ def density_protocol(recipe: Recipe, limit: int | None = None) -> DensityProtoco
     """How bits per dimension are measured, of the first `limit` images or of all."""
     names = {field.name for field in dataclasses.fields(DensityProtocol)}
     settings = recipe.evaluation.model_dump(include=names)
-    return DensityProtocol(**settings, limit=limit, dequantized=recipe.data.dequantize)
+    told = {"dequantized": recipe.data.dequantize, "labels": recipe.data.labels}
+    return DensityProtocol(**settings, **told, limit=limit)
 
 
 def dequantizer_settings(recipe: Recipe) -> dict[str, object]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from softtrunc.data import find_preset
+from softtrunc.data import SigmaMax, estimate_sigma_max, find_preset
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.jobs.rate import STEP_OVER_FORWARD, training_rate
 from softtrunc.networks import estimate_activation_bytes, flops_per_image, parameter_count
@@ -20,7 +20,7 @@ from softtrunc.recipes.build import (
 )
 from softtrunc.recipes.load import dump_recipe
 from softtrunc.recipes.schema import Recipe
-from softtrunc.training import micro_batches
+from softtrunc.training import LENGTHS, MOST_SNAPSHOTS, micro_batches
 
 _SECONDS_A_DAY = 86_400.0
 
@@ -37,6 +37,9 @@ _CARDS = (_Card("A100", 156e12, 312e12), _Card("H100", 495e12, 989e12))
 # Convolutional U-Nets stay well below the peak of matrix products. An assumption, not a
 # measurement, so it is printed wherever it is used.
 _ASSUMED_SHARE = 0.35
+# What kernels need beside intermediate results, and what the allocator cannot give out again. On
+# a CPU peaks of whole training steps were 1.4 times the intermediate results alone.
+_WORKING_SPACE = 1.4
 
 
 class _Images(NamedTuple):
@@ -44,6 +47,7 @@ class _Images(NamedTuple):
     size: tuple[int, int]
     number: int | None
     words: str
+    distance: SigmaMax | None = None
 
 
 class Cost(NamedTuple):
@@ -52,7 +56,8 @@ class Cost(NamedTuple):
     - `parameters`: their number. `forward`: FLOP of one image's forward pass.
     - `step`, `total`: FLOP of an optimiser step and of all of them.
     - `state_bytes`: weights, gradients, optimiser and average in float32.
-    - `activation_bytes`: largest memory of intermediate results on one device, of `micro` images.
+    - `activation_bytes`: largest memory of intermediate results on one device, of `micro` images,
+      and of the kernels that make them.
     """
 
     parameters: int
@@ -85,10 +90,11 @@ def estimate(recipe: Recipe, *, channels: int, image_size: tuple[int, int]) -> C
         forward=forward,
         step=step,
         total=step * spec.steps,
-        # Weights, gradients, two moments and the average, all float32.
-        state_bytes=5 * 4 * parameters,
-        activation_bytes=estimate_activation_bytes(
-            config, micro, 2 if spec.precision == "bf16" else 4
+        # Weights, gradients, two moments and the averages, all float32.
+        state_bytes=(5 + len(LENGTHS) * spec.posthoc_ema) * 4 * parameters,
+        activation_bytes=round(
+            _WORKING_SPACE
+            * estimate_activation_bytes(config, micro, 2 if spec.precision == "bf16" else 4)
         ),
         micro=micro,
     )
@@ -129,6 +135,7 @@ def describe(recipe: Recipe, *, tflops: float | None = None, seconds: float = 0.
         steps += f", {spec.steps * spec.batch_size / images.number:,.0f} epochs"
     rows = {
         "data": images.words,
+        **_sigma_max(recipe, images),
         "parameters": f"{cost.parameters:,}",
         "steps": steps,
         "compute": f"{_flop(cost.forward)} an image forward, {_flop(cost.step)} a step, "
@@ -140,6 +147,17 @@ def describe(recipe: Recipe, *, tflops: float | None = None, seconds: float = 0.
     }
     lines = [f"{name:<{max(map(len, rows))}}  {text}" for name, text in rows.items()]
     return "\n".join([dump_recipe(recipe).rstrip(), "", *lines])
+
+
+def _sigma_max(recipe: Recipe, images: _Images) -> dict[str, str]:
+    """What the data suggest, at the size at which they are trained on, beside the recipe."""
+    if images.distance is None or recipe.sde.kind not in ("ve", "rve"):
+        return {}
+    found = images.distance
+    return {
+        "sigma_max": f"{recipe.sde.sigma_max:g}; the largest distance among {found.images:,} "
+        f"images is {found.value:.1f}"
+    }
 
 
 def _here(recipe: Recipe, cost: Cost, images: _Images, seconds: float) -> dict[str, str]:
@@ -174,7 +192,13 @@ def _disk(recipe: Recipe, parameters: int) -> str:
     kept = min(written, spec.keep_checkpoints or written)
     # While a checkpoint is written the oldest is still there.
     most = min(written, kept + 1)
-    return f"about {_size(most * one)} for {kept} checkpoints of {_size(one)}, one more meanwhile"
+    words = f"{kept} checkpoints of {_size(one)}, one more meanwhile"
+    total = most * one
+    if spec.posthoc_ema:
+        snapshots, averages = min(written, MOST_SNAPSHOTS), 4 * len(LENGTHS) * parameters
+        words += f"; {snapshots} snapshots of averages of {_size(averages)}, one more meanwhile"
+        total += min(written, snapshots + 1) * averages
+    return f"about {_size(total)} for {words}"
 
 
 def _images(recipe: Recipe) -> _Images:
@@ -183,14 +207,18 @@ def _images(recipe: Recipe) -> _Images:
     absent = ""
     if spec.source is not None:
         try:
-            card = build_data(recipe, "train").card
+            data = build_data(recipe, "train")
         except UserError as error:
             if spec.image_size is None or spec.channels is None:
                 raise
             absent = f" (not there: {error})"
         else:
+            card = data.card
             words = f"{card.count:,} images of {card.channels} x {card.height} x {card.width}"
-            return _Images(card.channels, (card.height, card.width), card.count, words)
+            size, distance = (card.height, card.width), None
+            if recipe.sde.kind in ("ve", "rve") and card.count > 1:
+                distance = estimate_sigma_max(data.images, card.levels)
+            return _Images(card.channels, size, card.count, words, distance)
     size, channels = spec.height_and_width or (32, 32), spec.channels or 3
     words = f"images of {channels} x {size[0]} x {size[1]}"
     if spec.preset is None:

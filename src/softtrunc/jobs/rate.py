@@ -7,8 +7,9 @@ import time
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from softtrunc.networks import ScoreUNet, ScoreUNetConfig, flops_per_image
+from softtrunc.networks import NetworkConfig, build_network, flops_per_image
 
 STEP_OVER_FORWARD = 3
 """A training step: forward, gradient of the activations, gradient of the weights."""
@@ -25,7 +26,7 @@ class Rate(NamedTuple):
 
 
 def training_rate(
-    config: ScoreUNetConfig, batch_size: int, *, precision: str, seconds: float = 10.0
+    config: NetworkConfig, batch_size: int, *, precision: str, seconds: float = 10.0
 ) -> Rate | None:
     """Train a network on noise for some `seconds`, in batches that grow up to `batch_size`.
 
@@ -42,7 +43,7 @@ def training_rate(
     step = STEP_OVER_FORWARD * flops_per_image(config)
     if device.type == "cpu" and step > _MOST:
         return None
-    network = ScoreUNet(config).to(device).train()
+    network = build_network(config).to(device).train()
 
     def train(size: int) -> float:
         """Seconds of a step; reading the loss waits for a device to finish."""
@@ -50,7 +51,9 @@ def training_rate(
         label = torch.rand(size, device=device)
         started = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = network(x, label).square().mean()
+            output = network(x, label)
+            output = output if isinstance(output, Tensor) else output.sample
+            loss = output.square().mean()
         loss.backward()
         float(loss.detach())
         return time.perf_counter() - started

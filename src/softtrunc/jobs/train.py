@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from softtrunc.data import stretch_levels, to_uint8
-from softtrunc.data.pictures import save_grid
+from softtrunc.data.pictures import grid, save_png
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
 from softtrunc.feedback.files import complaint
 from softtrunc.feedback.locks import only_one
@@ -23,7 +24,10 @@ from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import StopRequest, stop_on_signal
 from softtrunc.jobs.data_check import DataCheck
 from softtrunc.jobs.questions import Questions
+from softtrunc.jobs.remarks import remarks
 from softtrunc.jobs.shared_grid import draw_together
+from softtrunc.jobs.start import Start, check_unchanged, start_of_resumed
+from softtrunc.jobs.trackers import Trackers, check_tracker
 from softtrunc.networks.blocks import AttentionBlock, ResidualBlock
 from softtrunc.recipes.build import (
     build_drawn,
@@ -38,7 +42,7 @@ from softtrunc.recipes.build import (
 from softtrunc.recipes.schema import Recipe
 from softtrunc.records import append_metrics
 from softtrunc.runs.devices import Devices, find_devices
-from softtrunc.runs.folder import Run, flatten
+from softtrunc.runs.folder import Run
 from softtrunc.runs.node_images import open_images
 from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.training import (
@@ -48,6 +52,7 @@ from softtrunc.training import (
     TrainState,
     find_checkpoint,
     fit,
+    keep_averages,
     list_checkpoints,
     load_checkpoint,
     micro_batches,
@@ -56,9 +61,6 @@ from softtrunc.training import (
 )
 from softtrunc.training.sharding import local, shard
 from softtrunc.training.speed import fast_kernels, lay_channels_last, prefers_channels_last
-
-# Unreadable files are named one by one up to here.
-_MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def train(
     *,
     resume: bool = False,
     verify: bool = False,
+    start: Start | None = None,
     progress: Progress | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainOutcome:
@@ -90,20 +93,18 @@ def train(
         resume: go on from the newest checkpoint.
         verify: compare every pixel of prepared data with their card before the first step; else
             that is done meanwhile, before the first checkpoint is written.
+        start: the weights to start from; None: random ones, by the recipe's seed.
         progress: where bars and lines go.
         accelerator: devices and processes; None: by the recipe's precision.
 
     Raises:
         UserError: if the folder is taken, the recipe or data differ from those of the run, a
-            checkpoint is damaged, or the recipe cannot be built.
+            checkpoint is damaged, or the recipe cannot be built; or if `start` does not fit.
         RunFailedError: if a loss, the weights or samples are not finite, or the disk is full; the
             last checkpoint stays.
     """
     spec = recipe.training
-    if spec.tracker is not None and find_spec(spec.tracker) is None:
-        raise UserError(
-            f"training.tracker={spec.tracker}: not installed: pip install 'softtrunc[tracking]'"
-        )
+    check_tracker(recipe)
     devices = (
         find_devices(spec.timeout, precision=spec.precision, tracker=spec.tracker, folder=out)
         if accelerator is None
@@ -119,7 +120,7 @@ def train(
     if progress is None or not together.main:
         progress = Silent()
     with only_one(out, "training into it") if together.main else nullcontext():
-        training = _Training(recipe, Run(out), resume, devices, progress)
+        training = _Training(recipe, Run(out), resume, start, devices, progress)
         if verify:
             training.check.wait()
         together.meet()  # every process has looked before the first one writes
@@ -145,7 +146,13 @@ class _Training:
     """One training: everything is built, and what can be refused is refused, before it begins."""
 
     def __init__(
-        self, recipe: Recipe, run: Run, resume: bool, devices: Devices, progress: Progress
+        self,
+        recipe: Recipe,
+        run: Run,
+        resume: bool,
+        start: Start | None,
+        devices: Devices,
+        progress: Progress,
     ) -> None:
         self.run = run
         self.accelerator, self.company = devices
@@ -159,17 +166,30 @@ class _Training:
         if going_on:
             run.check_same(recipe, self.data.card)
             run.check_places()
+            start = start_of_resumed(run, start)
         self.check = DataCheck(self.data, here=self.main)
+        self.trackers = Trackers(accelerator, recipe, run.path)
         self.config = build_training(recipe)
         self.objective = build_objective(recipe)
         self.sampler = build_sampler(recipe.sampling, build_sde(recipe))
         self.sharded = recipe.training.shard and self.company.size > 1
+        begins = not list_checkpoints(run.checkpoints)
+        self.start = start if begins else None
+        self.filled: Mapping[str, Any] | None = None
         self.model = self._model()
         with user_errors("training"):
             _, self.micro = micro_batches(self.config, accelerator.num_processes)
             for size in (self.config.batch_size, self.micro):
                 self.objective.draw(size)  # what the loss cannot split is refused now
         self.state = TrainState.create(self.model, self.config)
+        if self.start is not None:
+            self.start.remember(self.state)
+        if start is not None:
+            progress.say(
+                f"{run.path.name} starts from {start}"
+                if begins
+                else f"{run.path.name} started from {start}"
+            )
         self.clock = Stopwatch(self._load() if going_on else 0.0)
         self.clock.pause()
         self.stopped = False
@@ -179,18 +199,18 @@ class _Training:
             summed=recipe.objective.reduction == "sum",
             clock=self.clock,
         )
-        for what, count in self.data.converted.items():
-            progress.say(f"{count:,} images: {what}")
-        for left_out in self.data.skipped[:_MOST_NAMED]:
-            progress.say(f"left out {left_out.name}: {left_out.reason}")
-        if (more := len(self.data.skipped) - _MOST_NAMED) > 0:
-            progress.say(f"left out {more} more files; softtrunc.data.inspect(path) lists them all")
+        for line in remarks(recipe, self.data):
+            progress.say(line)
 
     def _model(self) -> ScoreModel:
         """The model on its device: spread over the processes, or laid out as is fastest there."""
         card, spec, device = self.data.card, self.recipe.training, self.accelerator.device
         size = card.height, card.width
         model = build_model(self.recipe, channels=card.channels, image_size=size)
+        if self.start is not None:
+            self.filled = self.start.fill(model)
+            if self.run.exists:
+                check_unchanged(self.run, self.filled)
         network, channels_last = model.network, spec.channels_last
         if self.sharded:
             blocks = (ResidualBlock, AttentionBlock)
@@ -198,7 +218,7 @@ class _Training:
             shard(network, units, device)
         model.to(device)
         if channels_last is None:
-            channels_last = prefers_channels_last(network, device, spec.precision)
+            channels_last = prefers_channels_last(network, device)
         if channels_last and not self.sharded:  # shards cannot have it
             lay_channels_last(network)
         return model
@@ -224,17 +244,22 @@ class _Training:
                 if run.exists:
                     run.go_on(self.recipe, self.state.step, processes=self.company.size)
                 else:
-                    run.start(self.recipe, self.data.card, processes=self.company.size)
+                    run.start(
+                        self.recipe,
+                        self.data.card,
+                        processes=self.company.size,
+                        init_from=self.filled,
+                    )
             remove_unfinished(run.checkpoints)
+            keep_averages(self.state, run.checkpoints, run.averages)
             run.cut_metrics(self.state.step)
             run.samples.mkdir(exist_ok=True)
+        self.trackers.begin()
+        if self.main:
             real = torch.from_numpy(self.data.images[: spec.samples].copy())
-            self._save_grid(real, "data")
+            self._save_grid(real, "data", "data")
         if spec.compile:
             self.model.network.compile()
-        if spec.tracker is not None:
-            settings = {k: str(value) for k, value in flatten(self.recipe.model_dump()).items()}
-            self.accelerator.init_trackers("softtrunc", config=settings)
 
     def go(self, progress: Progress) -> None:
         """Take steps until all are done or a signal comes."""
@@ -281,8 +306,7 @@ class _Training:
                     self.stopped = True
                     break
         self.company.meet()
-        if spec.tracker is not None:
-            self.accelerator.end_training()
+        self.trackers.end()
 
     def _owes_grid(self) -> bool:
         """Whether a grid of the present step is wanted and not there."""
@@ -302,8 +326,7 @@ class _Training:
             return ""
         if self.main:
             append_metrics(self.run.metrics_file, row)
-        if self.recipe.training.tracker is not None:
-            self.accelerator.log(row.scalars, step=row.step)
+        self.trackers.log(row)
         return f"loss {row.loss:.4f}  {row.images_per_second:,.0f} img/s"
 
     def _save(self) -> None:
@@ -321,6 +344,8 @@ class _Training:
                 keep=self.recipe.training.keep_checkpoints,
                 write=self.main,
             )
+        if self.main:
+            keep_averages(self.state, self.run.checkpoints, self.run.averages)
 
     def kept(self) -> str:
         """What is left of a run that failed."""
@@ -358,9 +383,10 @@ class _Training:
                 in_step=self.sharded,
             )
         if images is not None and self.main:
-            self._save_grid(images, f"step-{self.state.step:08d}")
+            self._save_grid(images, f"step-{self.state.step:08d}", "samples")
         return images is not None
 
-    def _save_grid(self, images: UInt8[Tensor, "n c h w"], name: str) -> None:
-        shown = stretch_levels(images, self.data.card.levels)
-        save_grid(shown, self.run.samples / f"{name}.png")
+    def _save_grid(self, images: UInt8[Tensor, "n c h w"], name: str, what: str) -> None:
+        shown = grid(stretch_levels(images, self.data.card.levels))
+        save_png(shown, self.run.samples / f"{name}.png")
+        self.trackers.show(what, shown, self.state.step)

@@ -18,7 +18,7 @@ from softtrunc.recipes.build import build_sampler
 from softtrunc.runs.draw import to_levels
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.samplers import Step, Trajectory
-from softtrunc.training import Weights
+from softtrunc.training import AnyWeights
 
 _STRIP_COLUMNS = 12
 _GIF_FRAMES = 60
@@ -82,7 +82,7 @@ def draw_trajectory(
     count: int = 8,
     *,
     overrides: Sequence[str] = (),
-    weights: Weights = "ema",
+    weights: AnyWeights = "ema",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
@@ -96,7 +96,7 @@ def draw_trajectory(
         out: a `.gif` of up to 60 frames, or a `.png` of up to 12 columns.
         count: how many images, 1 to 64.
         overrides: `a.b=c` changes of the recipe's sampling section.
-        weights: averaged or raw.
+        weights: averaged or raw, or the length of an average to make.
         seed: image i is drawn from `seed + i`.
         progress: where a bar goes.
 

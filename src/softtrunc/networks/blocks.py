@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softtrunc.networks.dropout import dropout
+from softtrunc.networks.group_norm import GroupNorm
 from softtrunc.networks.initial import Initialisable, fan_avg_uniform_
 from softtrunc.networks.resample import ConvDownsample, downsampler
 
@@ -36,7 +38,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     groups = max(1, min(channels // 4, 32))
     while channels % groups:
         groups -= 1
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 def add_residual(x: Tensor, h: Tensor, *, rescale: bool) -> Tensor:
@@ -109,8 +111,8 @@ class ResidualBlock(Initialisable):
         if self.noise is not None:
             h = h + self.noise(embedding)[:, :, None, None]
         h = self.activation(self.norm2(h))
-        if self.dropout:
-            h = functional.dropout(h, self.dropout, self.training)
+        if self.dropout and self.training:
+            h = dropout(h, self.dropout)
         h = self.conv2(h)
         if self.shortcut is not None:
             x = self.shortcut(x)

@@ -12,17 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from softtrunc.networks.config import ScoreUNetConfig
-from softtrunc.networks.score_unet import ScoreUNet
+from softtrunc.networks.build import NetworkConfig, build_network
 
 
 @functools.cache
-def parameter_count(config: ScoreUNetConfig) -> int:
+def parameter_count(config: NetworkConfig) -> int:
     """Number of parameters, the frozen Fourier frequencies included."""
     return sum(parameter.numel() for parameter in _meta_network(config).parameters())
 
 
-def flops_per_image(config: ScoreUNetConfig) -> int:
+def flops_per_image(config: NetworkConfig) -> int:
     """Floating-point operations of the forward pass on one image.
 
     Counts convolutions and matrix products, two operations per multiply-add; a training step
@@ -35,7 +34,7 @@ def flops_per_image(config: ScoreUNetConfig) -> int:
 
 
 def estimate_activation_bytes(
-    config: ScoreUNetConfig, batch_size: int, bytes_per_element: int = 4
+    config: NetworkConfig, batch_size: int, bytes_per_element: int = 4
 ) -> int:
     """Largest memory that intermediate results take at one time in a training step, in bytes.
 
@@ -53,7 +52,8 @@ def estimate_activation_bytes(
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     x, c = _meta_batch(config, batch_size)
     with _LiveElements() as live:
-        network(x, c).sum().backward()
+        output = network(x, c)
+        (output if isinstance(output, Tensor) else output.sample).sum().backward()
     peak: int = live.peak
     return peak * bytes_per_element
 
@@ -95,11 +95,11 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _meta_network(config: ScoreUNetConfig) -> nn.Module:
+def _meta_network(config: NetworkConfig) -> nn.Module:
     with torch.device("meta"):
-        return ScoreUNet(config)
+        return build_network(config)
 
 
-def _meta_batch(config: ScoreUNetConfig, batch_size: int) -> tuple[Tensor, Tensor]:
+def _meta_batch(config: NetworkConfig, batch_size: int) -> tuple[Tensor, Tensor]:
     x = torch.empty(batch_size, config.channels, *config.size, device="meta")
     return x, torch.empty(batch_size, device="meta")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -13,7 +15,7 @@ from softtrunc.data import DataCard, ImageDataset, find_preset, open_dataset
 from softtrunc.feedback.errors import UserError, missing_packages, nearest, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
 from softtrunc.guidance import guided
-from softtrunc.networks import ScoreUNet, ScoreUNetConfig, preset
+from softtrunc.networks import NetworkConfig, UNet2DConfig, build_network, preset
 from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
 from softtrunc.recipes import schema
 from softtrunc.samplers import (
@@ -27,11 +29,17 @@ from softtrunc.samplers import (
     autocast_score,
 )
 from softtrunc.score import ScoreFunction, ScoreModel
-from softtrunc.sde import SDE, SDES
-from softtrunc.times import ImportanceTimes, LogSNRTimes, TimeLaw, UniformTimes
+from softtrunc.sde import SDE, SDES, TabulatedVPSDE
+from softtrunc.times import ImportanceTimes, LogNormalTimes, LogSNRTimes, TimeLaw, UniformTimes
 from softtrunc.training import TrainingConfig
 from softtrunc.truncation import HardTruncation, PowerPrior, TruncationPrior
-from softtrunc.weighting import PriorWeight, Weighting, likelihood_weight, variance_weight
+from softtrunc.weighting import (
+    PriorWeight,
+    Weighting,
+    edm_weight,
+    likelihood_weight,
+    variance_weight,
+)
 
 # Image files that decode to more bytes than this are to be prepared once, not at every start.
 _LARGEST_UNPREPARED = 4 << 30
@@ -51,8 +59,16 @@ _SAMPLERS: dict[str, Callable[..., Sampler]] = {
 
 def build_sde(recipe: schema.Recipe) -> SDE:
     """The forward diffusion."""
+    spec = recipe.sde
     with user_errors("sde"):
-        return SDES[recipe.sde.kind](**recipe.sde.model_dump(exclude={"kind"}))
+        if isinstance(spec, schema.Tabulated):
+            dtype = torch.float32 if spec.single else torch.float64
+            if spec.betas is not None:
+                return TabulatedVPSDE.from_betas(spec.betas, dtype)
+            return TabulatedVPSDE.from_schedule(
+                spec.schedule, spec.steps, spec.beta_start, spec.beta_end, dtype
+            )
+        return SDES[spec.kind](**spec.model_dump(exclude={"kind"}))
 
 
 def build_prior(recipe: schema.Recipe) -> TruncationPrior:
@@ -69,11 +85,20 @@ def build_prior(recipe: schema.Recipe) -> TruncationPrior:
 def build_objective(recipe: schema.Recipe) -> Objective:
     """The loss."""
     spec, sde, prior = recipe.objective, build_sde(recipe), build_prior(recipe)
-    weights = {"likelihood": likelihood_weight(sde), "variance": variance_weight(sde)}
+    # EDM's numbers are those of data in [-1, 1].
+    low, high = recipe.network.value_range or sde.default_value_range
+    mean, std = spec.log_normal.mean + math.log(0.5 * (high - low)), spec.log_normal.std
+    sigma_data = recipe.network.sigma_data * 0.5 * (high - low)
+    weights = {
+        "likelihood": likelihood_weight(sde),
+        "variance": variance_weight(sde),
+        "edm": edm_weight(sde, sigma_data, mean, std),
+    }
     laws: dict[str, TimeLaw] = {
         "importance": ImportanceTimes(sde, stratified=spec.stratified),
         "uniform": UniformTimes(sde, stratified=spec.stratified, average=spec.average),
         "log_snr": LogSNRTimes(sde, stratified=spec.stratified, average=spec.average),
+        "log_normal": LogNormalTimes(sde, mean, std, stratified=spec.stratified),
     }
 
     def loss(times: str, weight: Weighting, prior: TruncationPrior) -> SoftTruncationLoss:
@@ -95,9 +120,11 @@ def build_objective(recipe: schema.Recipe) -> Objective:
 
 def build_network_config(
     recipe: schema.Recipe, *, channels: int, image_size: tuple[int, int]
-) -> ScoreUNetConfig:
+) -> NetworkConfig:
     """The network's configuration for images of this shape."""
-    with user_errors(f"network {recipe.network.preset!r}"):
+    with user_errors(f"network {recipe.network.preset!r}"), missing_packages():
+        if recipe.network.preset == schema.DIFFUSERS:
+            return _diffusers_config(recipe.network.options, channels, image_size)
         options = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in recipe.network.options.items()
@@ -105,14 +132,37 @@ def build_network_config(
         return preset(recipe.network.preset, image_size=image_size, channels=channels, **options)
 
 
+def _diffusers_config(
+    options: Mapping[str, Any], channels: int, image_size: tuple[int, int]
+) -> UNet2DConfig:
+    """The configuration of diffusers' U-Net, which says itself for what images it is."""
+    side: object = image_size[0] if image_size[0] == image_size[1] else list(image_size)
+    own = {"sample_size": side, "in_channels": channels, "out_channels": channels}
+    config = UNet2DConfig(own | dict(options))
+    if (config.channels, *config.size) != (channels, *image_size):
+        raise ValueError(
+            f"the network is for images of {config.channels} x {config.size.height} x "
+            f"{config.size.width}, these are {channels} x {image_size[0]} x {image_size[1]}"
+        )
+    return config
+
+
 def build_model(recipe: schema.Recipe, *, channels: int, image_size: tuple[int, int]) -> ScoreModel:
     """Network and SDE with the random start that the recipe's seed decides."""
     config = build_network_config(recipe, channels=channels, image_size=image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
-        network = ScoreUNet(config)
+        with user_errors("network"):
+            network = build_network(config)
     with user_errors("network"):
-        return ScoreModel(network, build_sde(recipe), conditioning=recipe.network.conditioning)
+        return ScoreModel(
+            network,
+            build_sde(recipe),
+            conditioning=recipe.network.conditioning,
+            prediction=recipe.network.prediction,
+            value_range=recipe.network.value_range,
+            sigma_data=recipe.network.sigma_data,
+        )
 
 
 def build_training(recipe: schema.Recipe) -> TrainingConfig:

@@ -94,6 +94,8 @@ def _read(path: Path, name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if parent not in library:
         raise UserError(f"{path}: extends {parent!r}: no such recipe; {nearest(parent, library)}")
     merged: dict[str, Any] = _merge(_read(library[parent], parent, (*seen, name)), raw)
+    if "description" not in raw and path not in library.values():
+        merged["description"] = f"after {parent}"  # whose words would tell of something else
     return merged
 
 

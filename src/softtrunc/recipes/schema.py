@@ -26,7 +26,11 @@ from softtrunc.recipes.values import (
     Time,
 )
 
+DIFFUSERS = "diffusers"
+"""The preset that is the `UNet2DModel` of diffusers."""
+
 __all__ = [
+    "DIFFUSERS",
     "FIGURES_BY_DEQUANTIZATION",
     "DPMSolverSampling",
     "Data",
@@ -103,7 +107,27 @@ class ReciprocalVE(Section):
     eps: float = 1e-5
 
 
-SDE = Annotated[VP | VE | ReciprocalVE, Field(discriminator="kind")]
+class Tabulated(Section):
+    """The schedule of a model trained at discrete noise levels (DDPM), made continuous.
+
+    - `kind`: which SDE.
+    - `schedule`: its betas: evenly spaced, evenly spaced in their roots, or those of a cosine.
+    - `steps`: how many.
+    - `beta_start`, `beta_end`: the first and the last (not of the cosine).
+    - `betas`: instead of a schedule, the betas themselves.
+    - `single`: in float32, as diffusers computes it; a model from there means those noise levels.
+    """
+
+    kind: Literal["tabulated"] = "tabulated"
+    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    steps: Annotated[int, Field(ge=2, le=10**5, strict=True)] = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    betas: tuple[float, ...] | None = None
+    single: bool = False
+
+
+SDE = Annotated[VP | VE | ReciprocalVE | Tabulated, Field(discriminator="kind")]
 
 
 class Truncation(Section):
@@ -140,13 +164,25 @@ class Mixed(Section):
     balanced: bool = False
 
 
+class LogNormal(Section):
+    """The law of log(sigma / alpha) of data in [-1, 1] (EDM).
+
+    - `mean`, `std`: of the normal law.
+    """
+
+    mean: Annotated[float, Field(ge=-100.0, le=100.0)] = -1.2
+    std: Annotated[float, Field(gt=0.0, le=100.0)] = 1.2
+
+
 class Objective(Section):
     """The loss.
 
-    - `weighting`: "likelihood" (g^2), "variance" (sigma^2) or "mixed" (see `mixed`).
+    - `weighting`: "likelihood" (g^2), "variance" (sigma^2), "edm" (that of Karras et al. 2022, by
+      `log_normal` and `network.sigma_data`) or "mixed" (see `mixed`).
     - `times`: "importance" (log-SNR uniform, the loss an integral over time), "uniform",
-      or "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as
-      "uniform", for RVE the same as for the VE that it is in another clock).
+      "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as
+      "uniform", for RVE the same as for the VE that it is in another clock), or "log_normal"
+      (EDM's, see `log_normal`; an integral over time).
     - `stratified`: one time in each of batch-size many equal cells.
     - `average`: divide the integral by the length of its range (with times: uniform or log_snr).
     - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the paper's
@@ -155,8 +191,9 @@ class Objective(Section):
     - `reduction`: "mean" or "sum" over the dimensions.
     """
 
-    weighting: Literal["likelihood", "variance", "mixed"] = "likelihood"
-    times: Literal["importance", "uniform", "log_snr"] = "importance"
+    weighting: Literal["likelihood", "variance", "edm", "mixed"] = "likelihood"
+    times: Literal["importance", "uniform", "log_snr", "log_normal"] = "importance"
+    log_normal: LogNormal = LogNormal()
     stratified: bool = True
     average: bool = False
     expected: bool = False
@@ -165,7 +202,8 @@ class Objective(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Objective:
-        if self.average and self.times == "importance" and self.weighting != "mixed":
+        over_time = self.times in ("importance", "log_normal")
+        if self.average and over_time and self.weighting != "mixed":
             raise ValueError(
                 "average: true belongs to uniform times: write times: uniform, or average: false"
             )
@@ -174,17 +212,41 @@ class Objective(Section):
         return self
 
 
+Option = bool | int | float | str | list[int] | list[float] | list[str] | None
+
+
 class Network(Section):
     """The network.
 
-    - `preset`: name of a preset of `softtrunc.networks`.
-    - `options`: fields of the preset to change, e.g. {dropout: 0.0}.
-    - `conditioning`: what the network is told of the noise; null: by the SDE.
+    - `preset`: name of a preset of `softtrunc.networks`, or "diffusers" for the `UNet2DModel` of
+      that library.
+    - `options`: fields of the preset to change, e.g. {dropout: 0.0}; of "diffusers" the arguments
+      of the network.
+    - `conditioning`: what the network is told of the noise; null: by the SDE, for the prediction
+      "edm" that.
+    - `prediction`: what its output means: "noise", "scaled_score", "velocity", "sample" (x_0) or
+      "edm" (preconditioned as by Karras et al. 2022); null: by the SDE.
+    - `sigma_data`: for "edm", the standard deviation of the data in [-1, 1].
+    - `value_range`: the range that grey levels are brought to; null: by the SDE.
     """
 
     preset: str
-    options: dict[str, bool | int | float | str | list[int] | list[float]] = Field({})
-    conditioning: Literal["time", "unbounded_time", "log_sigma", "unbounded_sigma"] | None = None
+    options: dict[str, Option] = Field({})
+    conditioning: (
+        Literal[
+            "time",
+            "unbounded_time",
+            "reversed_time",
+            "timestep",
+            "log_sigma",
+            "unbounded_sigma",
+            "edm",
+        ]
+        | None
+    ) = None
+    prediction: Literal["noise", "scaled_score", "velocity", "sample", "edm"] | None = None
+    sigma_data: Positive = 0.5
+    value_range: tuple[float, float] | None = None
 
 
 class Training(Section):
@@ -194,8 +256,11 @@ class Training(Section):
     - `micro_batch_size`: most examples in one forward pass; null: no limit.
     - `learning_rate`, `betas`, `adam_eps`, `weight_decay`: of AdamW.
     - `warmup_steps`: steps over which the learning rate grows from 0.
+    - `schedule`, `final_learning_rate`: how it goes on: "constant", or over the steps that are left
+      to the final one, by half a "cosine" or in a "linear" way.
     - `grad_clip`: largest norm of the gradient; null: no clipping.
     - `ema_rate`: how much of the averaged weights stays at each step.
+    - `posthoc_ema`: also keep averages from which `--ema LENGTH` makes one of any length later.
     - `seed`: of the first weights, the order of the images, the noise and the times.
     - `label_dropout`: share of the labels that are left out, so that the model learns what images
       of any class look like too; with `data.labels`. Guidance needs it.
@@ -222,8 +287,11 @@ class Training(Section):
     adam_eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
     warmup_steps: Natural = 5000
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    final_learning_rate: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
     ema_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
+    posthoc_ema: bool = False
     seed: Seed = 0
     label_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     precision: Literal["no", "bf16"] = "no"
@@ -265,6 +333,8 @@ class Evaluation(Section):
 
     - `eps`: the time down to which the model's density is followed. `lossless_eps`: that of the
       lossless figures; null: where the noise is 0.4 of a grey level, at least `eps`.
+      `truncated_eps`: that of truncated-normal dequantisation; null: the best of several, from
+      `eps` on, on 32 training images.
     - `figures`: the bits/dim to measure; `--dequantization` names the usual groups.
     - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
       "rk45" and "rk23". `solver_check`: the error that the tolerance leaves is measured on so many
@@ -273,6 +343,8 @@ class Evaluation(Section):
     - `probes`: random vectors per example for "hutchinson".
     - `dequantizer`: of the learned figures.
     - `passes`: how often every image is counted, each time with fresh noise.
+    - `importance`: draws of each image's noise that are weighed against each other in every pass,
+      for the figures by the ODE: a tighter bound at so many times the cost.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
     - `features`: "digits-mlp", "fashion16-cnn", "inception" (the standard network, found or
@@ -285,6 +357,7 @@ class Evaluation(Section):
 
     eps: Time = 1e-5
     lossless_eps: Time | None = None
+    truncated_eps: Time | None = None
     figures: Annotated[tuple[DensityFigure, ...], Field(min_length=1)] = FIGURES_BY_DEQUANTIZATION[
         "uniform"
     ]
@@ -295,6 +368,7 @@ class Evaluation(Section):
     divergence: Literal["hutchinson", "exact"] = "hutchinson"
     probes: Held = 1
     passes: Held = 1
+    importance: Held = 1
     nelbo_draws: Held = 32
     samples: Count = 50_000
     batch_size: Held = 256

@@ -16,7 +16,6 @@ from softtrunc.report.runs import Truncation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_TILE = (4.2, 2.5)
 _MOST_POINTS = 300
 
 
@@ -175,7 +174,7 @@ def tau_histogram(taus: Sequence[float], law: Truncation | None, style: RunStyle
     # Rounding must not push a tau that equals eps out of the first bin.
     log_tau = np.clip(np.log10(np.asarray(taus, dtype=np.float64)), edges[0], edges[-1])
     share = np.histogram(log_tau, bins=edges)[0] / len(taus)
-    with drawing(_TILE) as (figure, axes):
+    with drawing() as (figure, axes):
         axes.stairs(share, edges, fill=True, color=style.colour, alpha=0.55)
         if law is not None:
             axes.stairs(prior_share(law, edges.tolist()), edges, color=base.INK, linewidth=1.3)
@@ -189,7 +188,7 @@ def tau_histogram(taus: Sequence[float], law: Truncation | None, style: RunStyle
 def norm_plot(bins: Sequence[NormBin], threshold: float | None, style: RunStyle) -> Picture:
     """Gradient norms against truncation time: medians, 10 to 90 % bars, the clipping threshold."""
     shown = [each for each in bins if each.low > 0.0]
-    with drawing(_TILE) as (figure, axes):
+    with drawing() as (figure, axes):
         axes.errorbar(
             [each.log_tau for each in shown],
             [each.median for each in shown],
@@ -232,7 +231,7 @@ def error_map(lines: Sequence[MetricsLine], limits: tuple[float, float]) -> Pict
         edges_x.append(known[group[-1]].step)
     if len({len(column) for column in columns}) != 1:
         return None
-    with drawing(_TILE) as (figure, axes):
+    with drawing() as (figure, axes):
         from matplotlib.colors import LogNorm
 
         low, high = limits

@@ -43,6 +43,7 @@ _PAGE_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', A
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _LARGEST_SIDE, _PIXELATED_BELOW = 1200, 600
 _PNG_DPI = 200
+_SIZE = 4.4, 3.1  # inches
 
 Encoding = Literal["svg", "png"]
 """Drawings that scale, or pixels for places that take no drawings."""
@@ -109,8 +110,11 @@ def image(path: Path) -> Picture | None:
 
 
 @contextmanager
-def drawing(size: tuple[float, float] = (5.0, 3.3)) -> Iterator[tuple[Figure, Axes]]:
-    """A figure in the report's style; matplotlib's settings are restored afterwards."""
+def drawing() -> Iterator[tuple[Figure, Axes]]:
+    """A figure in the report's style and size; matplotlib's settings are restored afterwards.
+
+    All have one size, so that their texts have one size on the page.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -122,7 +126,7 @@ def drawing(size: tuple[float, float] = (5.0, 3.3)) -> Iterator[tuple[Figure, Ax
     with warnings.catch_warnings(), matplotlib.rc_context(style):
         # Names in other scripts: the browser has the glyphs that the measuring font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        figure = Figure(figsize=_SIZE, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         yield figure, figure.add_subplot()
 

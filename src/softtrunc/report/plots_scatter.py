@@ -32,7 +32,7 @@ def trade_off(
     points: Sequence[Point], x_label: str, y_label: str, *, encoding: Encoding = "svg"
 ) -> Picture:
     """Density against sample quality, lower is better on both axes, one labelled point per run."""
-    with drawing((5.2, 3.6)) as (figure, axes):
+    with drawing() as (figure, axes):
         for point in points:
             axes.errorbar(
                 [point.x],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from softtrunc.evaluation.figure import DENSITY_FIGURES
@@ -92,13 +92,21 @@ class StudySummary:
     cautions: tuple[str, ...]
 
     def best(self, column: int) -> int | None:
-        """The row with the best mean of a column, None where none can be named."""
+        """The row with the best mean of a column, None where chance may have made it.
+
+        Its paired difference from every other row must be significant.
+        """
         better = self.columns[column].better
-        found = {i: row.estimates[column] for i, row in enumerate(self.rows)}
-        means = {i: estimate.mean for i, estimate in found.items() if estimate is not None}
-        if better is None or len(means) < 2:
+        found = {
+            i: estimate
+            for i, row in enumerate(self.rows)
+            if (estimate := row.estimates[column]) is not None
+        }
+        if better is None or len(found) < 2:
             return None
-        return (min if better == "lower" else max)(means, key=lambda i: means[i])
+        best = (min if better == "lower" else max)(found, key=lambda i: found[i].mean)
+        pairs = (paired_difference(found[best], found[i]) for i in found if i != best)
+        return best if all(pair is not None and pair.significant for pair in pairs) else None
 
     def mean_rows(self) -> list[list[Cell]]:
         """Headings, then per setting its label, number of seeds and means; the best is marked."""
@@ -118,8 +126,8 @@ class StudySummary:
     def change_rows(self) -> list[list[Cell]]:
         """Headings, then a row for each figure of each setting that has a baseline.
 
-        A setting's name stands in its first row alone; changes whose interval leaves out zero are
-        marked.
+        Below a setting's first row its names are repetitions. Changes whose interval leaves out
+        zero are marked.
         """
         headings = ("setting", "against", "figure", "change", "95 % interval", "p")
         rows = [[Cell(text) for text in headings]]
@@ -136,7 +144,7 @@ class StudySummary:
                 )
                 marked = [Cell(text, value, best=found.significant) for text, value in cells]
                 rows.append([*names, Cell(column.title), *marked])
-                names = [Cell(""), Cell("")]
+                names = [replace(name, repeated=True) for name in names]
         return rows
 
     def to_dict(self) -> dict[str, Any]:

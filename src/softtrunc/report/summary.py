@@ -11,6 +11,9 @@ from softtrunc.evaluation.figure import DENSITY_FIGURES
 from softtrunc.records import Figure
 from softtrunc.report.runs import RunRecord, run_labels
 
+# Of the normal law: 95 % lie within so many standard deviations.
+_QUANTILE = 1.96
+
 
 @dataclass(frozen=True)
 class Column:
@@ -38,12 +41,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What to print, and for numbers the exact value behind it; `best` in its column."""
+    """What to print, and for numbers the exact value behind it.
+
+    - `best`: the best of its column, and not by chance.
+    - `repeated`: stands in the row above as well, where a table need not say it again.
+    """
 
     text: str
     value: float | None = None
     standard_error: float | None = None
     best: bool = False
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,9 @@ class SummaryTable:
 def summary_rows(runs: Sequence[RunRecord]) -> SummaryTable:
     """The table of the report: settings, figures, training time, network evaluations.
 
-    Figures that no run has make no column. The best value of a column is marked only where two or
-    more runs were measured under the same protocol; otherwise a caution says what differs.
+    Figures that no run has make no column. The best value of a column is marked where its
+    difference from every other has a 95 % interval that leaves out zero. Runs measured under other
+    protocols are not compared: a caution says what differs.
     """
     several_eps = len({run.truncation.eps for run in runs if run.truncation is not None}) > 1
     figures, cautions = figure_columns(runs)
@@ -73,16 +82,14 @@ def summary_rows(runs: Sequence[RunRecord]) -> SummaryTable:
         ],
     }
     numbers = {c: [_measured(run.figure(c.key, c.name)) for run in runs] for c in figures}
-    # A run that stopped earlier is not the faster one.
-    faster = "lower" if len({run.cost.steps for run in runs}) == 1 else None
-    training = Column("training_seconds", "training", "s", faster)
+    training = Column("training_seconds", "training", "s")
     numbers[training] = [_number(run.cost.seconds) for run in runs]
     drawn = [column.key for column in figures if column.key not in DENSITY_FIGURES]
     for key, title, of in (
         ("nfe_nll", "NFE, NLL", ["nll_residual", "nll"]),
         ("nfe_sampling", "NFE, sampling", drawn),
     ):
-        numbers[Column(key, title, "", "lower")] = [_nfe(run, of) for run in runs]
+        numbers[Column(key, title)] = [_nfe(run, of) for run in runs]
     for column, cells in numbers.items():
         if any(cell.value is not None for cell in cells):
             columns[column] = _mark_best(cells, column.better)
@@ -122,13 +129,15 @@ def protocol_differences(runs: Sequence[RunRecord], key: str, name: str | None) 
     """The entries of a figure's protocol that are not the same for all runs; "data" for its images.
 
     Seeds are left out, and the range that the model's data are mapped to: figures that differ in
-    these alone are comparable. So are lossless figures from different times: each is the length of
-    a code for the same levels, and the time is part of the code. Images that were not recorded
+    these alone are comparable. So are lossless figures from different times, and those of
+    truncated-normal dequantisation: each is the length of a code for the same levels, and the time
+    is part of the code. Images that were not recorded
     differ from none.
     """
     figures = [figure for run in runs if (figure := run.figure(key, name)) is not None]
     images = {figure.data.fingerprint for figure in figures if figure.data is not None}
-    harmless = ("seed", "value_range", *(("eps",) if key.endswith("_lossless") else ()))
+    of_levels = key.endswith(("_lossless", "_truncated"))
+    harmless = ("seed", "value_range", *(("eps",) if of_levels else ()))
     differing = ["data"] if len(images) > 1 else []
     for entry in dict.fromkeys(entry for figure in figures for entry in figure.protocol):
         values = (figure.protocol.get(entry) for figure in figures)
@@ -192,8 +201,23 @@ def _nfe(run: RunRecord, keys: Iterable[str]) -> Cell:
 
 
 def _mark_best(cells: list[Cell], better: str | None) -> list[Cell]:
-    values = {cell.value for cell in cells if cell.value is not None}
-    if better is None or len(values) < 2:
+    """Mark the best value, where each other is away by 1.96 standard errors of the difference.
+
+    Errors of figures measured on the same images go together, so theirs is smaller than what is
+    taken here: of errors that do not.
+    """
+    known = [cell for cell in cells if cell.value is not None]
+    if better is None or len(known) < 2:
         return cells
-    best = min(values) if better == "lower" else max(values)
-    return [replace(cell, best=cell.value == best) for cell in cells]
+    best = (min if better == "lower" else max)(known, key=lambda cell: cell.value or 0.0)
+    others = [cell for cell in known if cell is not best]
+    if not all(_apart(best, other) for other in others):
+        return cells
+    return [replace(cell, best=cell is best) for cell in cells]
+
+
+def _apart(a: Cell, b: Cell) -> bool:
+    if None in (a.value, b.value, a.standard_error, b.standard_error):
+        return False
+    error = math.hypot(a.standard_error or 0.0, b.standard_error or 0.0)
+    return abs((a.value or 0.0) - (b.value or 0.0)) > _QUANTILE * error

@@ -21,7 +21,14 @@ from softtrunc.recipes.build import build_sampler
 from softtrunc.runs.folder import package_versions
 from softtrunc.runs.open_run import OpenRun, open_run, with_below
 from softtrunc.runs.sample_files import Destination, missing
-from softtrunc.training import WEIGHTS_FILES, Weights, find_checkpoint, read_checkpoint_info
+from softtrunc.training import (
+    AVERAGES_FILE,
+    WEIGHTS_FILES,
+    AnyWeights,
+    find_checkpoint,
+    read_checkpoint_info,
+    weights_name,
+)
 
 # A network disk shows other machines' files with a delay of up to a minute.
 _SLOW_DISK = 120.0
@@ -98,7 +105,7 @@ def draw(
     return DrawnBatch(0, torch.cat(parts), nfe)
 
 
-def _protocol(opened: OpenRun, weights: Weights, seed: int) -> dict[str, Any]:
+def _protocol(opened: OpenRun, weights: AnyWeights, seed: int) -> dict[str, Any]:
     """What decides the images."""
     below = {}
     if opened.below is not None:
@@ -112,14 +119,15 @@ def _protocol(opened: OpenRun, weights: Weights, seed: int) -> dict[str, Any]:
     }
 
 
-def _weights_record(opened: OpenRun, weights: Weights) -> dict[str, Any]:
+def _weights_record(opened: OpenRun, weights: AnyWeights) -> dict[str, Any]:
     with user_errors():
         info = read_checkpoint_info(find_checkpoint(opened.run.checkpoints, opened.step))
+    file = AVERAGES_FILE if isinstance(weights, float) else WEIGHTS_FILES[weights]
     return {
         "run": opened.run.path.resolve().name,
         "step": opened.step,
-        "weights": weights,
-        "weights_sha256": info.files[WEIGHTS_FILES[weights]],
+        "weights": weights_name(weights),
+        "weights_sha256": info.files[file],
     }
 
 
@@ -140,7 +148,7 @@ def draw_to(
     *,
     below: tuple[Path, float] | None = None,
     overrides: Sequence[str] = (),
-    weights: Weights = "ema",
+    weights: AnyWeights = "ema",
     seed: int = 0,
     batch_size: int = 256,
     progress: Progress | None = None,
@@ -160,7 +168,7 @@ def draw_to(
         out: where to; None: `samples/drawn` in the run folder, `samples/chimera` with `below`.
         below: another run folder, and the time up to which its score is followed instead.
         overrides: `a.b=c` changes of the recipe's sampling section.
-        weights: averaged or raw.
+        weights: averaged or raw, or the length of an average to make.
         seed: image i is drawn from `seed + i`.
         batch_size: images at a time, in each process.
         progress: where bars go.

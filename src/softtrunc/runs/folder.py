@@ -89,6 +89,11 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def averages(self) -> Path:
+        """The folder of snapshots of averages, see `training.posthoc_ema`."""
+        return self.path / "averages"
+
+    @property
     def samples(self) -> Path:
         """The folder of sample grids."""
         return self.path / "samples"
@@ -141,10 +146,25 @@ class Run:
         """
         return self._record().provenance
 
-    def start(self, recipe: Recipe, card: DataCard, *, processes: int = 1) -> None:
-        """Write `recipe.yaml`; the run exists from here on."""
+    def start(
+        self,
+        recipe: Recipe,
+        card: DataCard,
+        *,
+        processes: int = 1,
+        init_from: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write `recipe.yaml`; the run exists from here on.
+
+        Args:
+            recipe: of the run.
+            card: of its data.
+            processes: that train together.
+            init_from: what is known of the weights that it starts from; None: random ones.
+        """
         how = {"created": now(), "versions": package_versions(), "processes": processes}
-        self._write(recipe, {**how, "data": asdict(card)})
+        begun = {} if init_from is None else {"init_from": dict(init_from)}
+        self._write(recipe, {**how, **begun, "data": asdict(card)})
 
     def go_on(self, recipe: Recipe, step: int, *, processes: int) -> None:
         """Write `recipe.yaml` anew, with what changed at `step` beside how the run was started."""
@@ -182,12 +202,15 @@ class Run:
         Raises:
             UserError: saying what differs.
         """
+        free = set(_FREE_ON_RESUME)
+        if recipe.training.schedule != "constant":
+            free.remove("training.steps")  # they decide every learning rate
         wrong = [
             f"{key} was {old!r}, is {new!r}"
             for key, (old, new) in differing(
                 self.recipe().model_dump(), recipe.model_dump()
             ).items()
-            if not any(key == free or key.startswith(free + ".") for free in _FREE_ON_RESUME)
+            if not any(key == each or key.startswith(each + ".") for each in free)
         ]
         if wrong:
             raise UserError(
@@ -208,7 +231,7 @@ class Run:
         Raises:
             UserError: naming what stands in the place of a file, or a damaged line.
         """
-        wanted = {self.samples: Path.is_dir, self.checkpoints: Path.is_dir}
+        wanted = dict.fromkeys((self.samples, self.checkpoints, self.averages), Path.is_dir)
         wanted |= dict.fromkeys((self.metrics_file, self.samples / "data.png"), Path.is_file)
         for path, fits in wanted.items():
             if (path.exists() or path.is_symlink()) and not fits(path):

@@ -53,6 +53,7 @@ def _lend(data: ImageDataset) -> str:
         "skipped": [list(skipped) for skipped in data.skipped],
         "converted": dict(data.converted),
         "unread": data.unread,
+        "splits": data.splits,
     }
     try:
         folder = Path(tempfile.mkdtemp(prefix="softtrunc-"))
@@ -79,4 +80,5 @@ def _borrow(folder: Path) -> ImageDataset:
         tuple(Skipped(*skipped) for skipped in rest["skipped"]),
         rest["converted"],
         rest["unread"],
+        tuple(rest["splits"]),
     )

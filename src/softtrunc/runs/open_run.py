@@ -22,10 +22,11 @@ from softtrunc.runs.folder import UNKNOWN_FINGERPRINT, Run, differing
 from softtrunc.samplers import Chimera
 from softtrunc.score import ScoreFunction, ScoreModel
 from softtrunc.training import (
-    Weights,
+    AnyWeights,
     check_weights,
     find_checkpoint,
     list_checkpoints,
+    load_average,
     load_weights,
     step_of,
 )
@@ -87,7 +88,7 @@ class OpenRun:
 def open_run(
     path: Path,
     *,
-    weights: Weights = "ema",
+    weights: AnyWeights = "ema",
     overrides: Sequence[str] = (),
     checkpoint: int | None = None,
 ) -> OpenRun:
@@ -95,7 +96,7 @@ def open_run(
 
     Args:
         path: the run folder.
-        weights: averaged or raw.
+        weights: averaged or raw, or the length of an average to make.
         overrides: `a.b=c` changes of the recipe, as `--set` takes them.
         checkpoint: the step of the checkpoint; None: the newest one.
 
@@ -117,9 +118,12 @@ def open_run(
         found = find_checkpoint(run.checkpoints, checkpoint)
         with torch.device("meta"):  # before it takes the memory that the recipe asks for
             sketch = build_model(recipe, channels=card.channels, image_size=size)
-        check_weights(found, sketch, weights)
+        check_weights(found, sketch, "raw" if isinstance(weights, float) else weights)
         model = build_model(recipe, channels=card.channels, image_size=size)
-        info = load_weights(found, model, weights)
+        if isinstance(weights, float):
+            info = load_average(found, run.averages, model, weights)
+        else:
+            info = load_weights(found, model, weights)
     accelerator, together = find_devices(recipe.training.timeout)
     model = model.to(accelerator.device).eval()
     return OpenRun(run, recipe, card, model, info.step, info.seconds, accelerator, together)

@@ -51,8 +51,10 @@ class BatchSource:
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: tuple[int, Future[Tensor]] | None = None
         if images.nbytes <= _RESIDENT_BYTES:
-            # a copy: memory maps are read-only, tensors are not
-            self._resident = torch.from_numpy(np.array(images)).to(device)
+            # Of a memory map a copy: it is read-only, tensors are not.
+            self._resident = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(
+                device
+            )
         else:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="softtrunc-read")
 

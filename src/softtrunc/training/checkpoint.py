@@ -1,8 +1,9 @@
 """Checkpoints: written whole or not at all, read whole or not at all.
 
 A checkpoint is a folder `step-00010000` with `model.safetensors`, `ema.safetensors` (the model
-with averaged parameters), `optimizer.safetensors` and `state.json`, which names the step and the
-SHA-256 of each file. It is written under another name and renamed when complete.
+with averaged parameters), `optimizer.safetensors`, `averages.safetensors` where averages are kept
+of which others are made, and `state.json`, which names the step and the SHA-256 of each file. It
+is written under another name and renamed when complete.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _FILES = (*WEIGHTS_FILES.values(), _OPTIMIZER_FILE)
+AVERAGES_FILE = "averages.safetensors"
+"""The averages of `training.posthoc_ema`, tensors named "LENGTH:PARAMETER"."""
 
 
 class CheckpointError(ValueError):
@@ -186,7 +189,7 @@ def save_checkpoint(
             for name, tensors in contents.items():
                 contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
                 save_file(contiguous, partial / name)
-            _write_info(partial, state, seconds, len(contents[_OPTIMIZER_FILE]))
+            _write_info(partial, state, seconds, contents)
     except SafetensorError as error:
         raise OSError(errno.EIO, f"not written ({error})", str(final)) from error
     if keep is not None:
@@ -204,22 +207,31 @@ def _contents(state: TrainState) -> dict[str, dict[str, Tensor]]:
         raw = {plain[name]: whole(value) for name, value in model.items()}
     else:
         raw = plain_state(state.model)
-    return {
+    contents = {
         WEIGHTS_FILES["raw"]: raw,
         WEIGHTS_FILES["ema"]: {**raw, **average},
         _OPTIMIZER_FILE: _optimizer_tensors(state),
     }
+    if state.posthoc is not None:
+        contents[AVERAGES_FILE] = {
+            f"{length}:{plain[name]}": joined(part, model[name])
+            for length, shadow in state.posthoc.shadows.items()
+            for name, part in shadow.items()
+        }
+    return contents
 
 
-def _write_info(folder: Path, state: TrainState, seconds: float, moments: int) -> None:
+def _write_info(
+    folder: Path, state: TrainState, seconds: float, contents: Mapping[str, Mapping[str, Tensor]]
+) -> None:
     """Write `state.json`, which vouches for the files beside it."""
     info: dict[str, object] = {
         "format": _FORMAT,
         "step": state.step,
         "ema_updates": state.ema.updates,
         "seconds": seconds,
-        "moments": moments,
-        "files": {name: _sha256(folder / name) for name in _FILES},
+        "moments": len(contents[_OPTIMIZER_FILE]),
+        "files": {name: _sha256(folder / name) for name in contents},
     }
     info["sha256"] = _state_digest(info)
     (folder / "state.json").write_text(json.dumps(info, indent=1) + "\n")
@@ -244,12 +256,12 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
         )
         consistent = (
             info.step == step_of(path) and info.ema_updates >= 0 and 0.0 <= info.seconds < math.inf
-        )
+        ) and set(info.files) - {AVERAGES_FILE} == set(_FILES)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged_state(path) from error
     if version != _FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {version}, this version reads {_FORMAT}")
-    if digest != _state_digest(content) or set(info.files) != set(_FILES) or not consistent:
+    if digest != _state_digest(content) or not consistent:
         raise _damaged_state(path)
     return info
 
@@ -266,7 +278,7 @@ def _state_digest(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _verify(path: Path, names: tuple[str, ...] | None = None) -> CheckpointInfo:
+def verify(path: Path, names: tuple[str, ...] | None = None) -> CheckpointInfo:
     """Compare the files of a checkpoint (all, or those named) with their recorded SHA-256.
 
     Raises:
@@ -285,14 +297,15 @@ def _verify(path: Path, names: tuple[str, ...] | None = None) -> CheckpointInfo:
     return info
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file."""
     try:
         return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def _plainly(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def plainly(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By plain names, which checkpoints of wrapped models did not always have."""
     return {name: tensors[old] for old, name in plain_names(tensors).items()}
 
@@ -327,9 +340,9 @@ def load_weights(path: Path, model: nn.Module, weights: Weights = "ema") -> Chec
         CheckpointError: if the file is damaged or does not fit; the model is then untouched.
     """
     name = WEIGHTS_FILES[weights]
-    info = _verify(path, (name,))
+    info = verify(path, (name,))
     with _as_checkpoint_error():
-        load_exactly(model, _read(path / name), str(path / name))
+        load_exactly(model, read_tensors(path / name), str(path / name))
     return info
 
 
@@ -339,9 +352,9 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
     Raises:
         CheckpointError: if a file is damaged or does not fit.
     """
-    info = _verify(path)
-    averaged = _plainly(_read(path / WEIGHTS_FILES["ema"]))
-    moments = _plainly(_read(path / _OPTIMIZER_FILE))
+    info = verify(path)
+    averaged = plainly(read_tensors(path / WEIGHTS_FILES["ema"]))
+    moments = plainly(read_tensors(path / _OPTIMIZER_FILE))
     if info.moments is not None and info.moments != len(moments):
         raise CheckpointError(
             f"{path / _OPTIMIZER_FILE}: holds {len(moments)} tensors, not the {info.moments} that "
@@ -351,12 +364,29 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
         check_finite(averaged, str(path / WEIGHTS_FILES["ema"]))
         check_finite(moments, str(path / _OPTIMIZER_FILE))
         raw = path / WEIGHTS_FILES["raw"]
-        given = fitting_state(state.model, _read(raw), str(raw))
+        given = fitting_state(state.model, read_tensors(raw), str(raw))
     into = state.model.state_dict()
     plain = plain_names(into)
     state.model.load_state_dict({name: spread(t, into[name]) for name, t in given.items()})
     average = {n: local(spread(averaged[plain[n]], into[n])) for n in state.ema.shadow}
     state.ema.load(average, updates=info.ema_updates)
+    if state.posthoc is not None:
+        _load_averages(state, path, info)
     _load_optimizer_tensors(state, moments, path / _OPTIMIZER_FILE)
     state.step = info.step
     return info
+
+
+def _load_averages(state: TrainState, path: Path, info: CheckpointInfo) -> None:
+    assert state.posthoc is not None  # nobody asks otherwise
+    if AVERAGES_FILE not in info.files:
+        raise CheckpointError(f"{path}: holds no averages for training.posthoc_ema")
+    saved = read_tensors(path / AVERAGES_FILE)
+    into = state.model.state_dict()
+    plain = plain_names(into)
+    for length, shadow in state.posthoc.shadows.items():
+        for name, part in shadow.items():
+            value = saved.get(f"{length}:{plain[name]}")
+            if value is None or value.shape != into[name].shape:
+                raise CheckpointError(f"{path / AVERAGES_FILE}: lacks {plain[name]}, or its shape")
+            part.copy_(local(spread(value, into[name])))

@@ -160,8 +160,10 @@ def fit(
             limit = config.grad_clip or math.inf
             grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
             state.optimizer.step()
-            state.ema.update(state.model)
             state.step = step + 1
+            state.ema.update(state.model)
+            if state.posthoc is not None:
+                state.posthoc.update(state.model, state.step)
             yield StepRecord(
                 step=state.step,
                 tau=float(whole_draw.tau),

@@ -24,7 +24,14 @@ except ImportError:  # Python may be built without it
 
 from softtrunc.data.dataset import Skipped
 from softtrunc.data.formats.bounds import refuse_bomb
-from softtrunc.data.images.decode import MAX_FILE_BYTES, is_image_name, is_image_start
+from softtrunc.data.images.decode import (
+    MAX_FILE_BYTES,
+    NEEDS_HEIF,
+    is_heif_name,
+    is_image_name,
+    is_image_start,
+    too_large,
+)
 from softtrunc.data.source import Encoded, ImageFiles
 from softtrunc.data.splits import name_order, split_of_folder
 
@@ -66,6 +73,7 @@ class FolderFiles(ImageFiles):
             inside = Path(folder).relative_to(location)
             names += [(inside / name).as_posix() for name in files if is_image_name(name)]
             bare += [(inside / name).as_posix() for name in files if _is_bare(name)]
+            skipped += _unread_heif((inside / name).as_posix() for name in sorted(files))
         self.names = sorted(names or bare, key=name_order)
         self.bare = not names
         unnamed = () if self.bare else (n for n in bare if is_image_start(_start(location / n)))
@@ -84,9 +92,19 @@ class FolderFiles(ImageFiles):
             if not stat.S_ISREG(status.st_mode):
                 yield Encoded(name, None, "not a regular file")
             elif size > MAX_FILE_BYTES:
-                yield Encoded(name, None, _too_large(size))
+                yield Encoded(name, None, too_large(size))
             else:
                 yield Encoded(name, path)
+
+
+class OneFile(FolderFiles):
+    """A single image file."""
+
+    def __init__(self, path: Path) -> None:
+        self.location = path.parent
+        self.names = [path.name]
+        self.bare = False
+        self.skipped = []
 
 
 class ArchiveFiles(ImageFiles):
@@ -115,6 +133,7 @@ class ArchiveFiles(ImageFiles):
         bare = [name for name in self.members if _is_bare(name)]
         self.names = images or bare
         self.skipped = [Skipped(n, why) for n, why in refused.items() if _is_member_image(n)]
+        self.skipped += _unread_heif(self.members)
         if images:
             starts = {self._new_name[old]: start for old, start in starts.items()}
             unnamed = [n for n in bare if is_image_start(starts.get(n, b""))]
@@ -170,7 +189,7 @@ class _ZipFiles(ArchiveFiles):
         with zipfile.ZipFile(self.location) as archive:
             for name in sorted(names, key=name_order):
                 if self._sizes[name] > MAX_FILE_BYTES:
-                    yield Encoded(name, None, _too_large(self._sizes[name]))
+                    yield Encoded(name, None, too_large(self._sizes[name]))
                     continue
                 try:
                     content = archive.read(self._old_name[name])
@@ -224,7 +243,7 @@ class _TarFiles(ArchiveFiles):
         with _opened_tar(self.location) as archive:
             for name, stream in self._found(archive, names):
                 if self._sizes[name] > MAX_FILE_BYTES:
-                    yield Encoded(name, None, _too_large(self._sizes[name]))
+                    yield Encoded(name, None, too_large(self._sizes[name]))
                 else:
                     yield Encoded(name, stream.read())
 
@@ -295,13 +314,15 @@ def _leads_out(name: str) -> bool:
     return name.startswith("/") or posixpath.normpath(name).split("/")[0] == ".."
 
 
+def _unread_heif(names: Iterable[str]) -> list[Skipped]:
+    """Images whose package is not installed, with what to do."""
+    unread = (name for name in names if is_heif_name(name) and not is_image_name(name))
+    return [Skipped(name, NEEDS_HEIF) for name in unread]
+
+
 def _is_bare(name: str) -> bool:
     """Whether a name has no ending (and is not hidden): an image's is then in its content."""
     return "." not in posixpath.basename(_posix(name))
-
-
-def _too_large(size: int) -> str:
-    return f"{size:,} bytes are too many for an image file"
 
 
 def _without_common_folder(members: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from softtrunc.data.formats.folder import files_source
 from softtrunc.data.formats.optional import import_for
-from softtrunc.data.images.decode import MAX_FILE_BYTES
+from softtrunc.data.images.decode import MAX_FILE_BYTES, too_large
 from softtrunc.data.source import Encoded, ImageFiles, Source
 from softtrunc.data.splits import split_of_folder
 
@@ -38,7 +38,7 @@ class _LmdbFiles(ImageFiles):
                 if content is None:
                     yield Encoded(name, None, "no such key")
                 elif len(content) > MAX_FILE_BYTES:
-                    yield Encoded(name, None, f"{len(content):,} bytes are too many")
+                    yield Encoded(name, None, too_large(len(content)))
                 else:
                     yield Encoded(name, bytes(content))
 

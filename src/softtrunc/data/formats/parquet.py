@@ -17,7 +17,7 @@ import numpy as np
 from softtrunc.data.formats.bounds import refuse_bomb
 from softtrunc.data.formats.optional import import_for
 from softtrunc.data.formats.tables import image_column, known_labels, tables_source
-from softtrunc.data.images.decode import MAX_FILE_BYTES
+from softtrunc.data.images.decode import MAX_FILE_BYTES, too_large
 from softtrunc.data.source import Encoded, ImageFiles, Source, plain_name, rows_by_file
 
 # train-00000-of-00004.parquet, or train.parquet.
@@ -96,7 +96,7 @@ class _Tables(ImageFiles):
 def _encoded(name: str, value: Any) -> Encoded:
     content = value["bytes"] if isinstance(value, dict) else value
     if content and len(content) > MAX_FILE_BYTES:
-        return Encoded(name, None, f"{len(content):,} bytes are too many for an image file")
+        return Encoded(name, None, too_large(len(content)))
     return Encoded(name, content or None, "no image in this row")
 
 

@@ -35,7 +35,11 @@ _PACKED_16 = {"BGR;16", "RGB;16"}
 
 ENLARGED = "enlarged: smaller than the size asked for"
 
-_LOSSY_FORMATS = {"JPEG", "MPO"}
+# Photographs of telephones; Pillow needs a package for them.
+_HEIF_NAMES = {".heic", ".heif", ".hif"}
+NEEDS_HEIF = "HEIC: `pip install 'softtrunc[heif]'` to read it, or convert it to JPEG or PNG"
+
+_LOSSY_FORMATS = {"JPEG", "MPO", "HEIF"}
 _GREY_MODES = {"1", "L", "LA", "La"}
 # Others, such as LAB, mean nothing without a profile.
 _KNOWN_MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
@@ -59,14 +63,37 @@ class Decoded(NamedTuple):
     converted: str = ""
 
 
+def too_large(size: int) -> str:
+    """Why a file of so many bytes is left out."""
+    return f"{size:,} bytes are too many for an image file: at most {MAX_FILE_BYTES:,}"
+
+
 def is_grey(mode: str) -> bool:
     """Whether a mode, in Pillow's words, is without colour."""
     return mode in _GREY_MODES
 
 
 @functools.cache
+def _reads_heif() -> bool:
+    """Whether HEIC can be read, which is then made known to Pillow."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def is_heif_name(name: str) -> bool:
+    """Whether a file's name ends like that of a HEIC image, and is not hidden."""
+    path = Path(name)
+    return path.suffix.lower() in _HEIF_NAMES and not path.name.startswith(".")
+
+
+@functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    _reads_heif()
     rest = sorted(set(Image.OPEN) - _REFUSED_FORMATS - set(_COMMON_FORMATS))
     return (*(kind for kind in _COMMON_FORMATS if kind in Image.OPEN), *rest)
 
@@ -74,6 +101,8 @@ def _formats() -> tuple[str, ...]:
 def is_image_name(name: str) -> bool:
     """Whether a file's name ends like that of an image we open, and is not hidden."""
     path = Path(name)
+    if is_heif_name(name):
+        return _reads_heif()
     kind = Image.registered_extensions().get(path.suffix.lower())
     return not path.name.startswith(".") and kind in Image.OPEN and kind not in _REFUSED_FORMATS
 
@@ -94,6 +123,8 @@ def _depth(image: Image.Image, source: Path | bytes) -> int:
     args = [t.args if isinstance(t.args, tuple) else (t.args,) for t in tiles]
     if any(";16" in str(a[0]) and a[0] not in _PACKED_16 for a in args if a):
         return 16
+    if image.format == "HEIF":
+        return int(image.info.get("bit_depth", 8))
     if image.format == "PPM":  # the highest value follows the mode
         return max((int(a[1]).bit_length() for a in args if len(a) > 1), default=8)
     if image.format in ("JPEG2000", "AVIF"):
