@@ -5,6 +5,7 @@ Run: torchrun --nproc-per-node 2 examples/own_loop_ddp.py
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -19,7 +20,8 @@ from softtrunc.training import LossModule, step_draw
 def train(steps: int) -> ScoreModel:
     """Train with the other processes of the group."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
+    place = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
+    device = torch.device(place)
     model = new_model().to(device)
     # What is wrapped and called is model and loss together: gradients are exchanged because the
     # forward pass went through the wrapper.

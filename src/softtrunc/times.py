@@ -187,7 +187,8 @@ class LogNormalTimes(TimeLaw):
 
     def _above(self, t: Tensor) -> Tensor:
         """The share of the uncut law above t. T lies in its upper tail, where this keeps digits."""
-        return torch.special.ndtr(-self._standard(t))
+        above: Tensor = torch.special.ndtr(-self._standard(t))
+        return above
 
     def _ends(self, tau: Tensor) -> tuple[Tensor, Tensor]:
         """The shares above T and above tau."""

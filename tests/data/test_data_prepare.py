@@ -204,7 +204,7 @@ def test_sizes_that_differ_are_refused_with_both_names(tmp_path):
 def test_a_full_disk_is_told_before_the_work(folder, tmp_path, monkeypatch):
     usage = preparing.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(preparing.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match=r"50 images of 3 x 9 x 7 take 0.0 GiB, only 0.0 are free"):
+    with pytest.raises(ValueError, match=r"50 images of 3 x 9 x 7 take 0.0 MiB, only 0.0 are free"):
         prepare(folder, tmp_path / "out")
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from softtrunc.feedback.errors import UserError
-from softtrunc.feedback.files import check_place, whole_folder
+from softtrunc.feedback.files import (
+    check_named,
+    check_place,
+    whole_file,
+    whole_folder,
+    write_text,
+)
 
 
 def test_a_place_is_absent_empty_or_ours(tmp_path):
@@ -35,3 +45,31 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(FileNotFoundError), whole_folder(other) as partial:
         (partial / "missing" / "a").write_text("1")
     assert [path.name for path in final.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EINVAL])
+def test_what_the_disk_lost_is_told_and_what_it_cannot_do_is_not(tmp_path, monkeypatch, number):
+    def refuse(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if number == errno.EINVAL:  # a file system that knows no fsync
+        write_text(tmp_path / "a", "1")
+        assert (tmp_path / "a").read_text() == "1"
+    else:
+        with pytest.raises(OSError, match="partial") as caught:
+            write_text(tmp_path / "a", "1")
+        assert caught.value.errno == number
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_on_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, whole_file(tmp_path / "a.npy"):
+        raise OSError("32000 requested and 24448 written")  # all that it says
+    assert caught.value.filename == str(tmp_path / "a.npy")
+
+
+def test_a_place_whose_weights_could_not_be_read_is_refused():
+    with pytest.raises(UserError, match="not UTF-8"):
+        check_named(Path("runs", os.fsdecode(b"n\xff"), "one"))
+    check_named(Path("runs", "größer"))

@@ -118,6 +118,17 @@ def test_a_run_that_started_from_elsewhere_is_not_gone_on_with(first, tmp_path, 
     assert "belongs to --init-from" in capsys.readouterr().err
 
 
+def test_weights_that_changed_under_a_run_are_not_begun_from_again(first, tmp_path, capsys):
+    run, source = tmp_path / "run", tmp_path / "source"
+    shutil.copytree(first, source)
+    assert train(run, "--init-from", str(source)) == 0
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(source)
+    assert train(source, steps=1, sets=("training.seed=5",)) == 0
+    assert train(run, "--resume") == 2
+    assert "has changed since" in capsys.readouterr().err
+
+
 def test_the_model_that_ships_can_be_trained_on(tmp_path):
     settings = ("data.source=fashion16", STILL)
     recipe = "fashion16"

@@ -51,7 +51,7 @@ class DataCard:
         """The card that `dataclasses.asdict` wrote.
 
         Raises:
-            ValueError: if a field is missing, unknown or of another type.
+            ValueError: if a field is missing, unknown, of another type or out of range.
         """
         fields = {f.name: int if f.type == "int" else str for f in dataclasses.fields(cls)}
         classes = values.get("classes", ())
@@ -59,6 +59,8 @@ class DataCard:
         wrong = sorted(fields.keys() ^ told.keys()) or sorted(
             name for name, kind in fields.items() if type(told[name]) is not kind
         )
+        least = {"count": 0, "channels": 1, "height": 1, "width": 1, "levels": 2}
+        wrong = wrong or [name for name, lowest in least.items() if told[name] < lowest]
         if not isinstance(classes, list | tuple) or not all(type(c) is str for c in classes):
             wrong.append("classes")
         if wrong:

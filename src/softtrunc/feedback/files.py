@@ -30,6 +30,9 @@ _REFUSALS = {
     errno.EROFS,
 }  # fmt: skip
 
+# What `fsync` says of content that is not on the disk.
+_LOST = {errno.EDQUOT, errno.EIO, errno.ENOSPC}
+
 
 def is_refusal(error: OSError) -> bool:
     """Whether the place is at fault rather than the work: no such file, a name too long, ..."""
@@ -47,13 +50,18 @@ def sync(path: Path) -> None:
 
     Windows opens no folders and syncs no descriptor that was opened for reading alone; some network
     file systems refuse as well. The rename that follows is atomic all the same.
+
+    Raises:
+        OSError: if the disk is full or broken.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
     with suppress(PermissionError):
         descriptor = os.open(path, flags)
         try:
-            with suppress(OSError):
-                os.fsync(descriptor)
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno in _LOST:
+                raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
             os.close(descriptor)
 
@@ -75,6 +83,17 @@ def _clear_killed(path: Path) -> None:
 
 
 @contextmanager
+def _told_of_a_full_disk(path: Path) -> Iterator[None]:
+    """NumPy says how much it could not write, but neither where nor why."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None and str(error).endswith("written"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when the block ends well.
 
@@ -90,7 +109,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     _clear_killed(path)
     partial = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.partial")
     try:
-        yield partial
+        with _told_of_a_full_disk(path):
+            yield partial
         sync(partial)
         partial.replace(path)
     finally:
@@ -133,7 +153,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with _told_of_a_full_disk(final):
+            yield partial
         replace_folder(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -154,8 +175,11 @@ def check_named(out: Path) -> None:
     """Refuse `.`, `/` and the like: no folder of ours, and nothing can be written beside them.
 
     Raises:
-        UserError: if the path has no last name of its own, or is a link that leads nowhere.
+        UserError: if the path has no last name of its own, is a link that leads nowhere, or is not
+            UTF-8: safetensors would write there what it cannot read.
     """
+    if any("\udc80" <= letter <= "\udcff" for letter in str(out)):
+        raise UserError(f"--out {out}: its name is not UTF-8, and weights need that: rename it")
     if out.name in ("", ".."):
         raise UserError(f"--out {str(out)!r}: write the name of a folder to make, e.g. runs/one")
     if out.is_symlink() and not out.exists():

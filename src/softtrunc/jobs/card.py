@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from softtrunc.data import DataCard
 from softtrunc.recipes.load import dump_recipe
 from softtrunc.recipes.schema import Recipe
+from softtrunc.records import Evaluation, Figure
 from softtrunc.score import ScoreModel
 
 _TASK = "unconditional-image-generation"
@@ -20,7 +20,7 @@ def model_card(
     recipe: Recipe,
     data: DataCard,
     model: ScoreModel,
-    evaluation: Mapping[str, Any] | None,
+    evaluation: Evaluation | None,
     *,
     title: str,
     step: int,
@@ -43,7 +43,7 @@ def model_card(
     """
     from jinja2 import Environment, StrictUndefined
 
-    figures: Sequence[Mapping[str, Any]] = evaluation["figures"] if evaluation else ()
+    figures = evaluation.figures if evaluation else ()
     head = ModelCardData(
         library_name="softtrunc",
         pipeline_tag=_TASK,
@@ -70,9 +70,9 @@ def model_card(
         origin=_origin(init_from),
         figures=[
             {
-                "name": figure["name"],
+                "name": figure.name,
                 "value": _value(figure),
-                "protocol": "; ".join(f"{k}: {_short(v)}" for k, v in figure["protocol"].items()),
+                "protocol": "; ".join(f"{k}: {_short(v)}" for k, v in figure.protocol.items()),
             }
             for figure in figures
         ],
@@ -88,22 +88,22 @@ def _origin(init_from: Mapping[str, Any] | None) -> str:
     return f"`{name}`, trained on {data}" if data else f"`{name}`"
 
 
-def _result(figure: Mapping[str, Any], data: DataCard) -> EvalResult:
+def _result(figure: Figure, data: DataCard) -> EvalResult:
     return EvalResult(
         task_type=_TASK,
         dataset_type=data.name,
         dataset_name=data.name,
-        dataset_split=figure["protocol"].get("split"),
-        metric_type=figure["key"],
-        metric_name=figure["name"],
-        metric_value=figure["value"],
+        dataset_split=figure.protocol.get("split"),
+        metric_type=figure.key,
+        metric_name=figure.name,
+        metric_value=figure.value,
     )
 
 
-def _value(figure: Mapping[str, Any]) -> str:
-    value, error = figure["value"], figure.get("standard_error")
+def _value(figure: Figure) -> str:
+    value, error = figure.value, figure.standard_error
     text = f"{value:.4g}" if error is None else f"{value:.3f} ± {error:.3f}"
-    return f"{text} {figure['unit']}".rstrip()
+    return f"{text} {figure.unit}".rstrip()
 
 
 def _short(value: object) -> str:

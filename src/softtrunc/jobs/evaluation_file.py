@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from softtrunc.feedback.errors import user_errors
 from softtrunc.records import (
     Evaluation,
     Figure,
@@ -19,7 +20,11 @@ from softtrunc.runs.open_run import OpenRun
 
 
 class EvaluationFile:
-    """`evaluation.json` of this checkpoint and these weights, which figures are added to."""
+    """`evaluation.json` of this checkpoint and these weights, which figures are added to.
+
+    Raises:
+        UserError: if what is there is damaged.
+    """
 
     def __init__(self, opened: OpenRun, weights: str) -> None:
         self._opened = opened
@@ -64,10 +69,9 @@ class EvaluationFile:
 
 
 def _read(file: Path) -> Evaluation | None:
-    try:
+    """What was measured before; a damaged file may hold figures that took hours."""
+    with user_errors():
         return read_evaluation(file)
-    except ValueError:  # damaged: it is written anew
-        return None
 
 
 def _same(a: Figure, b: Figure) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -16,7 +14,13 @@ from softtrunc.feedback.text import one_line
 from softtrunc.hub import upload_folder
 from softtrunc.interop import noise_levels
 from softtrunc.jobs.card import model_card
-from softtrunc.records import RecipeRecord, write_recipe
+from softtrunc.records import (
+    Evaluation,
+    RecipeRecord,
+    read_evaluation,
+    write_evaluation,
+    write_recipe,
+)
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.training import Weights
 
@@ -64,8 +68,7 @@ def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> No
         _read_grid(picture).save(folder / _PICTURE)
     evaluation = _evaluation(opened, weights)
     if evaluation is not None:
-        text = json.dumps(evaluation, indent=1, allow_nan=False)
-        (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+        write_evaluation(folder / "evaluation.json", evaluation)
     provenance = {**opened.run.provenance(), "step": opened.step}
     record = RecipeRecord(opened.recipe.model_dump(), provenance)
     write_recipe(folder / "recipe.yaml", record)
@@ -111,16 +114,15 @@ def _newest_grid(opened: OpenRun) -> Path | None:
     return None
 
 
-def _evaluation(opened: OpenRun, weights: Weights) -> Mapping[str, Any] | None:
+def _evaluation(opened: OpenRun, weights: Weights) -> Evaluation | None:
     """The run's `evaluation.json`, if it speaks of these weights."""
-    if opened.run.evaluation_file.is_symlink():
+    file = opened.run.evaluation_file
+    if file.is_symlink():
         return None
-    try:
-        content = json.loads(opened.run.evaluation_file.read_text(encoding="utf-8"))
-        same = content["step"] == opened.step and content["weights"] == weights
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
-    return content if same and content.get("figures") else None
+    with user_errors():
+        found = read_evaluation(file)
+    same = found is not None and (found.step, found.weights) == (opened.step, weights)
+    return found if same and found is not None and found.figures else None
 
 
 def push_export(folder: Path, repo_id: str, *, private: bool | None = None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -43,6 +42,7 @@ from softtrunc.jobs.measured import (
 )
 from softtrunc.jobs.truncated import choose_time
 from softtrunc.metrics import FeatureExtractor
+from softtrunc.networks.plain_state import digest
 from softtrunc.recipes.load import override_recipe
 from softtrunc.records import Evaluation, Figure
 from softtrunc.runs.draw import draw_batches
@@ -234,7 +234,7 @@ def _measure_bits(
         per_image: a file for every image's result in every pass.
     """
     main, folder = at[0].company.main, at[0].run.path / "evaluation.partial"
-    weights = _digest(at[0].model)
+    weights = digest(at[0].model.state_dict())
     rows: list[TableRows] = []
     begun: set[tuple[str, float]] = set()
     for opened in at:
@@ -295,7 +295,7 @@ def _fill(
         "weights": weights,
         "images": images.card.fingerprint,
         "versions": package_versions(),
-        "dequantizer": None if dequantizer is None else _digest(dequantizer),
+        "dequantizer": None if dequantizer is None else digest(dequantizer.state_dict()),
     }
     place = parts_folder(folder, measurement.key, identity)
     results = ImageResults(protocol.passes, protocol.images(images), place)
@@ -307,15 +307,6 @@ def _fill(
         if together.main:
             results.wait_for_others(bar.advance, together.look)
     return results
-
-
-def _digest(module: torch.nn.Module) -> str:
-    """SHA-256 over names and values of all weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class _Drawer:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from softtrunc.feedback.errors import UserError, several, user_errors
 from softtrunc.networks import ScoreUNet
+from softtrunc.networks.plain_state import digest
 from softtrunc.pretrained import load_exactly
 from softtrunc.recipes.build import build_model
 from softtrunc.runs.folder import Run
@@ -86,7 +85,7 @@ class Start:
             raise UserError(f"{where}: --keep-optimizer: no run: a saved model has no moments")
         with user_errors(where):
             facts = self._from_model(model) if run is None else self._from_run(run, model)
-        return {**asdict(self), **facts, "sha256": _digest(model.state_dict())}
+        return {**asdict(self), **facts, "sha256": digest(model.state_dict())}
 
     def _from_model(self, model: ScoreModel) -> dict[str, Any]:
         given = ScoreModel.from_pretrained(self.source)
@@ -173,12 +172,3 @@ def _differences(source: ScoreModel, model: ScoreModel) -> Iterator[str]:
         for name, was in theirs.config.to_dict().items():
             if name not in _LEFT_ALONE and was != now[name]:
                 yield f"{name} was {was}, is {now[name]}"
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of weights, whatever file they come from."""
-    found = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()

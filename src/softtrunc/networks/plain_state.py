@@ -6,6 +6,7 @@ A file under such names could be read back into a network that is wrapped in the
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -81,3 +82,12 @@ def state_for(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> d
         if name in found and not torch.equal(found.setdefault(first, found[name]), found[name]):
             raise ValueError(f"{where}: {name} and {first} differ, the network has one for both")
     return {name: found[saved[plain]] for name, plain in plain_names(module.state_dict()).items()}
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and values of weights, whatever file they come from."""
+    found = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -265,7 +265,9 @@ def read_evaluation(path: Path) -> Evaluation | None:
         block = _old_block(content.pop("data", None), written)
         return _EVALUATION.validate_python({**content, "figures": _figures(written, block)})
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged; run `softtrunc evaluate` again") from error
+        raise ValueError(
+            f"{path}: damaged: mend it, or move it away and run `softtrunc evaluate` again"
+        ) from error
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, Any]:

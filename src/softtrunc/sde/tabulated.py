@@ -157,7 +157,7 @@ class TabulatedVPSDE(SDE):
         return 1.0
 
     @property
-    def exploding(self) -> bool:  # type: ignore[override]
+    def exploding(self) -> bool:
         """False, also where a short schedule leaves much of the data at T."""
         return False
 
@@ -233,7 +233,8 @@ class TabulatedVPSDE(SDE):
         piece = self._piece(k, log_snr)
         s = _solve(piece, log_snr.clamp(v[-1], v[0]))
         beyond = (log_snr.clamp(min=v[0]) - v[0]) / d[0]
-        return (piece.left + s * piece.width + beyond).exp().clamp(max=self.t_max)
+        t: Tensor = (piece.left + s * piece.width + beyond).exp().clamp(max=self.t_max)
+        return t
 
 
 def _monotone_slopes(u: Tensor, v: Tensor) -> Tensor:

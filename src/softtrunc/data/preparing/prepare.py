@@ -254,7 +254,7 @@ class _Preparation:
         if needed > free:
             raise ValueError(
                 f"{self._place.parent}: {count:,} images of {shape[0]} x {shape[1]} x {shape[2]} "
-                f"take {needed / 2**30:.1f} GiB, only {free / 2**30:.1f} are free"
+                f"take {needed / 2**20:,.1f} MiB, only {free / 2**20:,.1f} are free"
             )
         np.lib.format.open_memmap(self._raw, "w+", np.uint8, (count, *shape)).flush()
 
