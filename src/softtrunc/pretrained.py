@@ -185,7 +185,7 @@ def read_pretrained(
         config["conditioning"],
         config["prediction"],
         (low, high),
-        config.get(_SIGMA_DATA, PretrainedParts._field_defaults["sigma_data"]),
+        float(config.get(_SIGMA_DATA, 0.5)),
     )
 
 

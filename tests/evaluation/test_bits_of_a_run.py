@@ -417,7 +417,11 @@ def test_weighed_draws_are_told_and_do_not_depend_on_the_batch(copy, tmp_path, m
         assert len(chosen["bits_per_dim"]) == len(chosen["sigmas"])
         best = chosen["sigmas"][int(np.argmin(chosen["bits_per_dim"]))]
         assert figure["protocol"]["eps_in_sigmas"] == pytest.approx(best)
-    # A study would find them again.
+    # A study would find them again, were they of all images.
+    content = json.loads((copy / "evaluation.json").read_text())
+    for figure in content["figures"]:
+        figure["protocol"]["n"] = figure["data"]["n"]
+    (copy / "evaluation.json").write_text(json.dumps(content))
     opened = open_run(copy, overrides=[*changes, "evaluation.importance=3"])
     recipe = opened.recipe.model_copy(
         update={"training": opened.recipe.training.model_copy(update={"steps": opened.step})}

@@ -32,7 +32,7 @@ class Recorder(Accelerator):
     def keep(self, values, step, **options):
         self.pictures += [(name, step, pixels, options) for name, pixels in values.items()]
 
-    def init_trackers(self, project, config):
+    def init_trackers(self, project, config, init_kwargs):
         self.settings = config
 
     def log(self, values, step):
@@ -73,7 +73,7 @@ def test_tensorboard_holds_the_grids(tmp_path):
 
     told = [word for each in (*SMALL, "training.tracker=tensorboard") for word in ("--set", each)]
     assert main(["train", "digits-vp-nll-st", "--out", str(tmp_path / "run"), *told]) == 0
-    found = EventAccumulator(str(tmp_path / "run" / "softtrunc"))
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     found.Reload()
     assert [image.step for image in found.Images("samples")] == [1, 2]
 

@@ -150,10 +150,10 @@ class BitsMeasurement:
         x, log_q = self._point(levels[index], seeds)
         # What the probes leave unknown of the density is no weight: an image's draws share them.
         shared = [seed for seed in seeds[::draws] for _ in range(draws)] if draws > 1 else None
-        model = self.model
+        model: ScoreFunction = self.model
         if self.protocol.labels:
             assert self.data.labels is not None  # looked at when this was made
-            model = model.given(y=torch.from_numpy(self.data.labels[images])[index.cpu()])
+            model = self.model.given(y=torch.from_numpy(self.data.labels[images])[index.cpu()])
         each = self._density(model, x, seeds, shared)
 
         def mean(values: Tensor) -> Tensor:
@@ -163,8 +163,13 @@ class BitsMeasurement:
         nats = importance_weighted((each.nats + log_q).reshape(-1, draws))
         nfe = each.nfe.reshape(-1, draws).sum(1)
         density = Density(
-            *(mean(each.prior), mean(each.flow), mean(each.residual)),
-            *(nats, nfe, each.dim, each.levels),
+            prior=mean(each.prior),
+            flow=mean(each.flow),
+            residual=mean(each.residual),
+            nats=nats,
+            nfe=nfe,
+            dim=each.dim,
+            levels=each.levels,
         )
         found = (
             density.prior,

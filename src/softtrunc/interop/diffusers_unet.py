@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
             two noise levels.
     """
 
-    config_name = "config.json"
+    config_name: Any = "config.json"
     dtype = torch.float32  # of the states that pipelines draw
 
     def __init__(
@@ -70,7 +71,7 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
         value_range: tuple[float, float] | None = None,
         train_timesteps: int = TRAIN_TIMESTEPS,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         network = getattr(model, "network", None)
         known = None if network is None else config_of(network)
         if known is not None:
@@ -95,7 +96,7 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
         # No buffer: whoever casts the network to half precision does not mean these.
         self.ratios = levels.ratios
         self.scheduler_config = levels.scheduler_config()
-        self.register_to_config(
+        self.register_to_config(  # type: ignore[no-untyped-call]
             sample_size=size,
             in_channels=channels,
             out_channels=channels,
@@ -103,7 +104,7 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
         )
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
@@ -140,7 +141,7 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
             model.to(whole)
         return adapter
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | Path,
         *,
@@ -163,11 +164,11 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
             return
         model = self._score_model()
         model.save_pretrained(save_directory)
-        write_train_timesteps(Path(save_directory), self.config.train_timesteps)
+        write_train_timesteps(Path(save_directory), len(self.betas))
         if push_to_hub:
             model.push_to_hub(upload.pop("repo_id", Path(save_directory).name), **upload)
 
-    def push_to_hub(self, repo_id: str, **upload: Any) -> str:
+    def push_to_hub(self, repo_id: str, **upload: Any) -> str:  # type: ignore[override]
         """`ScoreModel.push_to_hub`."""
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)

@@ -63,8 +63,8 @@ def density_protocol(recipe: Recipe, limit: int | None = None) -> DensityProtoco
     """How bits per dimension are measured, of the first `limit` images or of all."""
     names = {field.name for field in dataclasses.fields(DensityProtocol)}
     settings = recipe.evaluation.model_dump(include=names)
-    told = {"dequantized": recipe.data.dequantize, "labels": recipe.data.labels}
-    return DensityProtocol(**settings, **told, limit=limit)
+    settings |= {"dequantized": recipe.data.dequantize, "labels": recipe.data.labels}
+    return DensityProtocol(**settings, limit=limit)
 
 
 def dequantizer_settings(recipe: Recipe) -> dict[str, object]:

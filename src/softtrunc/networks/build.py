@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -44,7 +44,9 @@ def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:
         KeyError: naming a type that this package cannot build.
         ValueError: if the configuration makes no sense.
     """
-    kinds = {ScoreUNet.__name__: ScoreUNetConfig.from_dict, UNET2D: UNet2DConfig}
+    kinds: dict[str, Callable[[Mapping[str, Any]], NetworkConfig]] = {
+        ScoreUNet.__name__: ScoreUNetConfig.from_dict,
+        UNET2D: UNet2DConfig,
+    }
     make = kinds[values["type"]]
-    config: NetworkConfig = make({k: v for k, v in values.items() if k != "type"})
-    return config
+    return make({k: v for k, v in values.items() if k != "type"})

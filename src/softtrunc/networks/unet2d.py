@@ -89,7 +89,8 @@ class UNet2DConfig:
     @classmethod
     def of(cls, network: nn.Module) -> UNet2DConfig:
         """The configuration of a network that was built."""
-        values = {k: v for k, v in dict(network.config).items() if not k.startswith("_")}
+        own: Any = network.config
+        values = {k: v for k, v in dict(own).items() if not k.startswith("_")}
         return cls(cls(values).to_dict())
 
 

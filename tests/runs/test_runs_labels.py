@@ -1,0 +1,140 @@
+"""Runs with labels: what their recipes say, which class is drawn, and what is refused."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from softtrunc.cli import main
+from softtrunc.density import nelbo
+from softtrunc.feedback.progress import Silent
+from softtrunc.recipes import UserError, load_recipe
+from softtrunc.recipes.build import build_drawn, class_numbers, with_classes
+from softtrunc.runs.draw import draw
+from softtrunc.runs.open_run import open_run
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two steps whose network follows its labels."""
+    folder = tmp_path_factory.mktemp("runs") / "labelled"
+    options = ["data.labels=true", "network.options={base_channels: 8}", "training.batch_size=16"]
+    options += ["training.steps=2", "training.samples=4", "training.sample_every=2"]
+    options += ["training.learning_rate=0.1", "training.warmup_steps=0", "training.ema_rate=0"]
+    command = ["train", "digits-vp-nll-st", "--out", str(folder)]
+    assert main([*command, *(word for option in options for word in ("--set", option))]) == 0
+    return folder
+
+
+def test_the_recipe_of_the_run_says_how_many_classes_there_are(run):
+    opened = open_run(run)
+    assert opened.recipe.network.options["num_classes"] == 10
+    assert opened.card.classes == tuple("0123456789")
+    assert opened.model.network.told.classes.weight.shape[0] == 11
+
+
+def test_it_goes_on_with_the_recipe_it_was_started_with(run, capsys):
+    options = ["data.labels=true", "network.options={base_channels: 8}", "training.batch_size=16"]
+    options += ["training.learning_rate=0.1", "training.warmup_steps=0", "training.ema_rate=0"]
+    command = ["train", "digits-vp-nll-st", "--out", str(run), "--resume", "--dry-run"]
+    assert main([*command, *(word for option in options for word in ("--set", option))]) == 0
+    assert "num_classes" not in capsys.readouterr().err
+
+
+def test_classes_take_their_turns_or_one_is_named(run):
+    opened = open_run(run)
+    assert opened.classes_of(range(8, 13)).tolist() == [8, 9, 0, 1, 2]
+    for label, number in (("7", 7), ("none", 10)):
+        one = open_run(run, overrides=[f"sampling.label='{label}'"])
+        assert one.classes_of(range(3)).tolist() == [number] * 3
+    assert opened.classes_of(range(2), unless_told="none").tolist() == [10, 10]
+
+
+@pytest.mark.parametrize("sampler", ["dpm_solver", "ode"])
+def test_an_image_is_of_its_class_whatever_the_batch(run, sampler):
+    options = [f"sampling={{sampler: {sampler}}}", "sampling.guidance=1.0"]
+    opened = open_run(run, overrides=options)
+    whole = draw(opened, 5, seed=3, batch_size=5, progress=Silent()).images
+    parts = draw(opened, 5, seed=3, batch_size=2, progress=Silent()).images
+    # In batches of other sizes a network may round otherwise, by a grey level.
+    assert (whole.int() - parts.int()).abs().max() <= 1
+    other = draw(
+        open_run(run, overrides=[*options, "sampling.label=none"]), 5, seed=3, progress=Silent()
+    )
+    assert not torch.equal(whole, other.images)
+
+
+def test_guidance_and_precision_reach_what_is_drawn_from(run):
+    opened = open_run(run, overrides=["sampling.guidance=2.0"])
+    x, t, y = torch.randn(3, 1, 8, 8), torch.tensor(0.4), torch.tensor([1, 5, 9])
+    with torch.no_grad():
+        own, null = (opened.model.score(x, t, y=v) for v in (y, torch.full((3,), 10)))
+        guided = build_drawn(opened.recipe.sampling, opened.model, y).score(x, t)
+        torch.testing.assert_close(guided, 3 * own - 2 * null, rtol=1e-4, atol=1e-4)
+        half = open_run(run, overrides=["sampling.precision=bf16"])
+        low = build_drawn(half.recipe.sampling, half.model, y).score(x, t)
+        torch.testing.assert_close(low, own, rtol=0.2, atol=0.5)
+    assert not torch.equal(low, own)
+    index = torch.tensor([2, 0])
+    part = build_drawn(opened.recipe.sampling, opened.model, y).rows(index)
+    torch.testing.assert_close(part.score(x[index], t), guided[index], rtol=1e-4, atol=1e-4)
+
+
+def test_samples_bits_and_an_edit_by_command(run, tmp_path):
+    out = tmp_path / "of-three"
+    sample = ["sample", str(run), "-n", "2", "--steps", "2", "--class", "3", "--guidance", "1.5"]
+    assert main([*sample, "--out", str(out)]) == 0
+    assert len(list(out.glob("*.png"))) == 2
+    measure = ["evaluate", str(run), "--bpd", "--limit", "4", "--set", "evaluation.nelbo_draws=2"]
+    assert main([*measure, "--set", "evaluation.figures=[nelbo]"]) == 0
+    edit = ["edit", "interpolate", str(run), "--seed", "1", "--seed", "2", "--frames", "2"]
+    assert main([*edit, "--steps", "2", "--out", str(tmp_path / "way.png")]) == 0
+
+
+def test_the_bits_of_an_image_follow_its_class(run):
+    """Another class gives another bound of the same image with the same noise."""
+
+    opened = open_run(run)
+    x = 2 * torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
+    one, other = (
+        nelbo(opened.model.given(y=torch.tensor(y)), x, draws=4, seeds=[0, 1]).nats
+        for y in ([1, 2], [1, 7])
+    )
+    assert one[0] == pytest.approx(float(other[0]), rel=1e-6)
+    assert one[1] != pytest.approx(float(other[1]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--class", "eleven"], "sampling.label=eleven"),
+        (["--class", "10"], "sampling.label=10"),
+        (["--guidance", "nan"], "guidance"),
+    ],
+)
+def test_a_class_that_is_not_there_is_told(run, tmp_path, capsys, arguments, words):
+    command = ["sample", str(run), "-n", "2", "--out", str(tmp_path / "out"), *arguments]
+    assert main(command) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_labels_knows_no_class(run):
+    recipe, card = load_recipe("digits-vp-nll-st", ["sampling.label='3'"]), open_run(run).card
+    with pytest.raises(UserError, match=r"sampling.label=3: the run was trained without labels"):
+        class_numbers(recipe, card, range(2))
+
+
+def test_labels_must_be_there_and_as_many_as_told(run):
+    card = open_run(run).card
+    recipe = load_recipe("digits-vp-nll-st", ["data.labels=true"])
+    assert with_classes(recipe, card).network.options["num_classes"] == 10
+    told = load_recipe("digits-vp-nll-st", ["data.labels=true", "network.options.num_classes=3"])
+    with pytest.raises(UserError, match=r"num_classes=3: digits has 10 classes"):
+        with_classes(told, card)
+
+    bare = dataclasses.replace(card, classes=())
+    with pytest.raises(UserError, match=r"data.labels: true: digits has no labels"):
+        with_classes(recipe, bare)
