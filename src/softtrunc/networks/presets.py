@@ -52,7 +52,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "resample_with_conv": False,
     },
 }
-"""Fields of `ScoreUNetConfig` by the name of the preset."""
 """Fields of `ScoreUNetConfig` that each preset sets; the rest keep their defaults."""
 
 
