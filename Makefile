@@ -1,7 +1,7 @@
 # make demo  - train two small models, sample, measure, write runs/demo/report.html
 # make test  - lint, types, tests
 # make docs  - the documentation, in build/site
-# make wheel - a wheel in dist/; make smoke tries it without the repository
+# make wheel - a wheel and an sdist in dist/; make smoke tries both without the repository
 # Each makes .venv itself, from the pinned versions of constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -31,20 +31,27 @@ types: .venv/installed-test
 unit: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-wheel: .venv/installed
-	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+# The wheel is built from the sdist, so that neither needs anything that the other lacks.
+wheel: .venv/installed-test
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist . >/dev/null
 
-# The wheel without the repository: what a user has after `pip install`.
+# Wheel and sdist without the repository: what a user has after `pip install`.
 smoke: wheel
-	rm -rf build/smoke && mkdir -p build/smoke/empty
-	$(PIP) --no-deps --target build/smoke/package dist/softtrunc-*.whl
-	cd build/smoke/empty && PYTHONPATH=../package ../../../$(BIN)/python ../../../examples/smoke.py
+	rm -rf build/smoke
+	$(PIP) --no-deps --target build/smoke/wheel dist/softtrunc-*.whl
+	$(PIP) --no-deps --target build/smoke/sdist dist/softtrunc-*.tar.gz
+	for from in wheel sdist; do \
+	  mkdir -p build/smoke/in-$$from && cd build/smoke/in-$$from && export PYTHONPATH=../$$from && \
+	  ../$$from/bin/softtrunc --version && ../../../$(BIN)/python ../../../examples/smoke.py && \
+	  cd ../../.. || exit 1; \
+	done
 
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks
 
 docs: .venv/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,8 +1,8 @@
 """Soft Truncation's one idea: the smallest diffusion time is a random variable.
 
 For every optimiser step one truncation time tau is drawn from a prior on [eps, tau_max], and the
-whole batch trains on times in [tau, T] (Kim et al. 2022, arXiv 2106.05527, section 4). A fixed
-truncation, as used by everybody before, is the prior with all of its mass at eps.
+whole batch trains on times in [tau, T] (Kim et al. 2022, arXiv 2106.05527, section 4). The
+usual training, with a fixed truncation, is the prior with all of its mass at eps.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Block(NamedTuple):
     @property
     def commands(self) -> list[list[str]]:
         """The commands of a block of the shell, as words."""
-        if self.language not in ("", "sh", "bash", "powershell") or self.marker == "output":
+        if self.language not in ("", "sh", "bash") or self.marker == "output":
             return []
         return [words for line in _lines(self.text) for words in split_command(line)]
 

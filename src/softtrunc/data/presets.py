@@ -142,6 +142,7 @@ PRESETS = {
         ),
     )
 }
+"""Every data set whose protocol is known, by the name that recipes give it."""
 
 
 def find_preset(name: str) -> Preset:

@@ -50,6 +50,7 @@ class Step(NamedTuple):
 
 
 Callback = Callable[[Step], None]
+"""Called after every step."""
 
 ScoreHook = Callable[[Tensor, Tensor], Tensor]
 """`(x (B, *event), t (B,)) -> score (B, *event)`, used in place of the model's own.

@@ -38,6 +38,7 @@ from softtrunc.training.sharding import is_sharded, joined, laid_out, local, spr
 from softtrunc.training.state import TrainState
 
 Weights = Literal["ema", "raw"]
+"""Averaged weights, or the last ones."""
 WEIGHTS_FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 """Where a checkpoint has averaged and raw weights."""
 
