@@ -279,7 +279,7 @@ def test_moments_that_do_not_fit_are_refused(files, capsys, change, part):
     assert not (files / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ncsnv2_64", "ncsn"])
+@pytest.mark.parametrize("name", ["ncsnv2_64", "ncsn"])
 def test_a_network_of_another_family_is_told_by_name(files, capsys, name):
     config = configuration(VE)
     config["model"] = {"name": name, "nf": 128}
