@@ -157,9 +157,13 @@ VE = {
 }
 PAPER = [*VP, *VE]
 OTHERS = [
+    "cifar10-ddpmpp-vp-nll-st-cond",
     "cifar10-edm",
     "cifar10-edm-st",
     "cifar10-small",
+    "cifar10-small-cond",
+    "fashion-mnist-cond",
+    "fashion16-cond",
     "cifar16-expected",
     "cifar16-expected-k0.8",
     "cifar16-hard",
