@@ -100,7 +100,8 @@ def test_the_loss_of_a_bound_model_is_that_of_its_components():
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_densities_are_of_the_own_component_in_any_order(measure, chunk_size):
     order = torch.tensor([3, 5, 0, 1, 4, 2])
-    options = {"data_std": 0.2} if measure is probability_flow_nll else {}
+    flow = measure is probability_flow_nll
+    options = {"data_std": 0.2, "rtol": 1e-3, "atol": 1e-3} if flow else {}
     here = measure(MODEL.given(y=LABELS), X, seeds=range(6), chunk_size=chunk_size, **options)
     there = measure(
         MODEL.given(y=LABELS[order]), X[order], seeds=order, chunk_size=chunk_size, **options
@@ -113,7 +114,7 @@ def test_densities_are_of_the_own_component_in_any_order(measure, chunk_size):
 
 def test_the_likelihood_of_the_own_component_is_the_exact_one():
     model = MODEL.given(y=LABELS)
-    found = probability_flow_nll(model, X, residual=False, divergence="exact", rtol=1e-7, atol=1e-7)
+    found = probability_flow_nll(model, X, residual=False, divergence="exact", rtol=1e-4, atol=1e-4)
     low = torch.tensor(1e-5, dtype=torch.float64)
     truth = torch.cat([component(k).log_prob(X[i : i + 1], low) for i, k in enumerate(LABELS)])
     # At T the components still lie alpha = 0.0066 away from the standard normal.
@@ -170,7 +171,7 @@ def test_guidance_that_makes_no_sense_is_refused(scale, interval):
 def test_every_wrapper_hands_on_the_right_rows():
     """The flow's solver asks for the examples still under way: narrow components take longer."""
     bound = MODEL.given(y=LABELS)
-    flow = ProbabilityFlow(rtol=1e-5, atol=1e-5)
+    flow = ProbabilityFlow(rtol=1e-2, atol=1e-2)
     seeds, options = list(range(6)), {"dtype": torch.float64}
     plain = flow.sample(bound, (6, 2), seeds=seeds, **options).x
     for wrapped in (

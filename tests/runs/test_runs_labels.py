@@ -38,7 +38,16 @@ def test_the_recipe_of_the_run_says_how_many_classes_there_are(run):
 def test_it_goes_on_with_the_recipe_it_was_started_with(run, capsys):
     options = ["data.labels=true", "network.options={base_channels: 8}", "training.batch_size=16"]
     options += ["training.learning_rate=0.1", "training.warmup_steps=0", "training.ema_rate=0"]
-    command = ["train", "digits-vp-nll-st", "--out", str(run), "--resume", "--dry-run"]
+    command = [
+        "train",
+        "digits-vp-nll-st",
+        "--out",
+        str(run),
+        "--resume",
+        "--dry-run",
+        "--tflops",
+        "1",
+    ]
     assert main([*command, *(word for option in options for word in ("--set", option))]) == 0
     assert "num_classes" not in capsys.readouterr().err
 
@@ -52,7 +61,7 @@ def test_classes_take_their_turns_or_one_is_named(run):
     assert opened.classes_of(range(2), unless_told="none").tolist() == [10, 10]
 
 
-@pytest.mark.parametrize("sampler", ["dpm_solver", "ode"])
+@pytest.mark.parametrize("sampler", ["dpm_solver, steps: 4", "ode, rtol: 0.05, atol: 0.05"])
 def test_an_image_is_of_its_class_whatever_the_batch(run, sampler):
     options = [f"sampling={{sampler: {sampler}}}", "sampling.guidance=1.0"]
     opened = open_run(run, overrides=options)
