@@ -1,4 +1,7 @@
-"""The notebooks run from top to bottom, and are committed with what they print and draw."""
+"""The notebooks run from top to bottom, and are committed with what they print and draw.
+
+They take minutes, and their tools a while to install: `pip install -e ".[notebooks]"` runs this test.
+"""
 
 from __future__ import annotations
 
