@@ -1,6 +1,6 @@
 """The notebooks run from top to bottom, and are committed with what they print and draw.
 
-They take minutes, and their tools a while to install: `pip install -e ".[notebooks]"` runs this test.
+They take minutes, and their tools a while to install: `pip install -e ".[notebooks]"` has them run.
 """
 
 from __future__ import annotations
