@@ -22,10 +22,15 @@ FASHION = (
 _MOST = 100_000
 
 
+def counted(count: int) -> tuple[str, ...]:
+    """Names for so many classes that have none: their numbers."""
+    return tuple(map(str, range(count)))
+
+
 def numbered(labels: np.ndarray) -> tuple[str, ...]:
-    """Names for classes that have none: their numbers; empty where these are not of classes."""
+    """The numbers of the classes of labels, as names; empty where these are not of classes."""
     low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
-    return tuple(map(str, range(high + 1))) if low >= 0 and high < _MOST else ()
+    return counted(high + 1) if low >= 0 and high < _MOST else ()
 
 
 def class_folders(names: Sequence[str]) -> tuple[Int64[np.ndarray, " n"] | None, tuple[str, ...]]:

@@ -67,11 +67,6 @@ class DataCard:
             raise ValueError(f"data card: missing, unknown or wrong: {', '.join(wrong)}")
         return cls(**told | {"classes": tuple(classes)})
 
-    @property
-    def labelled(self) -> bool:
-        """Whether every image has a class."""
-        return bool(self.classes)
-
 
 class Skipped(NamedTuple):
     """A file that was left out, by its name within the source, and why."""
@@ -160,8 +155,9 @@ class ImageDataset:
                     f"{source}: labels from {numbers.min()} to {numbers.max()} for "
                     f"{len(known)} classes"
                 )
-            digest = hashlib.sha256(np.ascontiguousarray(numbers).data).hexdigest()
-            card = dataclasses.replace(card, classes=known, label_fingerprint=digest)
+            card = dataclasses.replace(
+                card, classes=known, label_fingerprint=label_fingerprint(numbers)
+            )
         return cls(images, card, numbers, tuple(skipped), dict(converted or {}))
 
     def __len__(self) -> int:
@@ -170,6 +166,16 @@ class ImageDataset:
     def batch(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
         """The images with these numbers, in this order, on the CPU."""
         return torch.from_numpy(np.ascontiguousarray(self.images[indices.cpu().numpy()]))
+
+    def classes_of(self, indices: Int[Tensor, " b"]) -> Int64[Tensor, " b"]:
+        """The labels of the images with these numbers, in this order, on the CPU.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.labels is None:
+            raise ValueError(f"{self.card.name} ({self.card.split}): has no labels")
+        return torch.from_numpy(self.labels)[indices.cpu()]
 
     def verify(self) -> None:
         """Read every pixel and compare with the card's fingerprint.
@@ -183,6 +189,11 @@ class ImageDataset:
                 f"{self.card.name} ({self.card.split}): the images have changed: SHA-256 "
                 f"{found[:12]}, the card says {self.card.fingerprint[:12]}: prepare them again"
             )
+
+
+def label_fingerprint(labels: Int64[np.ndarray, " n"]) -> str:
+    """SHA-256 over labels."""
+    return hashlib.sha256(np.ascontiguousarray(labels).data).hexdigest()
 
 
 def _scan(

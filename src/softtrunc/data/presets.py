@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from softtrunc.data.classes import CIFAR10, FASHION
+from softtrunc.data.classes import CIFAR10, FASHION, counted
 from softtrunc.data.images.fit import Fit
 from softtrunc.feedback.errors import nearest
 
@@ -40,10 +40,6 @@ class Preset:
         """How many images by split."""
         counts = {"train": self.train}
         return counts if self.test is None else {**counts, "test": self.test}
-
-
-def _numbers(count: int) -> tuple[str, ...]:
-    return tuple(map(str, range(count)))
 
 
 def _as_is(side: int) -> Fit:
@@ -93,7 +89,7 @@ def _faces(name: str, title: str, count: int, hint: str) -> Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("mnist", "MNIST", 60_000, 10_000, _as_is(28), channels=1, classes=_numbers(10)),
+        Preset("mnist", "MNIST", 60_000, 10_000, _as_is(28), channels=1, classes=counted(10)),
         Preset(
             "fashion-mnist",
             "Fashion-MNIST",
@@ -104,7 +100,7 @@ PRESETS = {
             classes=FASHION,
         ),
         Preset("cifar10", "CIFAR-10", 50_000, 10_000, _as_is(32), classes=CIFAR10),
-        Preset("cifar100", "CIFAR-100", 50_000, 10_000, _as_is(32), classes=_numbers(100)),
+        Preset("cifar100", "CIFAR-100", 50_000, 10_000, _as_is(32), classes=counted(100)),
         _older_imagenet(32),
         _older_imagenet(64),
         _newer_imagenet(32),

@@ -152,8 +152,7 @@ class BitsMeasurement:
         shared = [seed for seed in seeds[::draws] for _ in range(draws)] if draws > 1 else None
         model: ScoreFunction = self.model
         if self.protocol.labels:
-            assert self.data.labels is not None  # looked at when this was made
-            model = self.model.given(y=torch.from_numpy(self.data.labels[images])[index.cpu()])
+            model = self.model.given(y=self.data.classes_of(torch.from_numpy(images))[index.cpu()])
         each = self._density(model, x, seeds, shared)
 
         def mean(values: Tensor) -> Tensor:

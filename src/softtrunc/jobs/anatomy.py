@@ -216,10 +216,11 @@ def _bound(
 
     def measure(numbers: range) -> dict[str, Tensor]:
         seeds = [(asked.seed << 32) + i for i in numbers]
-        shown = images.batch(torch.arange(numbers.start, numbers.stop)).to(opened.device)
+        rows = torch.arange(numbers.start, numbers.stop)
+        shown = images.batch(rows).to(opened.device)
         model: ScoreFunction = opened.model
-        if opened.recipe.data.labels and images.labels is not None:
-            model = opened.model.given(y=torch.from_numpy(images.labels[list(numbers)]))
+        if opened.recipe.data.labels:
+            model = opened.model.given(y=images.classes_of(rows))
         found = by_time(
             model,
             dequantize(shown, levels, cells, seeds=seeds)

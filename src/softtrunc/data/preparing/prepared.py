@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
+from softtrunc.data.dataset import DataCard, ImageDataset, Skipped, label_fingerprint
 from softtrunc.data.source import ArrayImages, Source
 from softtrunc.data.splits import check_split
 from softtrunc.feedback.files import whole_file, write_bytes
@@ -55,17 +55,13 @@ def write_split(folder: Path, data: ImageDataset, extra: Mapping[str, Any]) -> N
         "card": dataclasses.asdict(data.card),
         "sample": _sample(data.images, data.card),
         "labels": data.labels is not None,
-        "labels_sha256": None if data.labels is None else _sha256(data.labels),
+        "labels_sha256": None if data.labels is None else data.card.label_fingerprint,
         "converted": dict(sorted(data.converted.items())),
         **extra,
         "skipped": [list(s) for s in data.skipped],
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_bytes(folder / f"{split}.json", text.encode("utf-8", errors="replace"))
-
-
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _sample(images: np.ndarray, card: DataCard) -> str:
@@ -119,7 +115,7 @@ def open_prepared(folder: Path, split: str, *, verify: bool = False) -> ImageDat
     if labels is not None and (
         labels.dtype != np.int64
         or labels.shape != shape[:1]
-        or content.get("labels_sha256") not in (None, _sha256(labels))
+        or content.get("labels_sha256") not in (None, label_fingerprint(labels))
     ):
         raise ValueError(f"{folder}: {split}-labels.npy does not match the images")
     newer = (folder / f"{split}.npy").stat().st_mtime_ns > path.stat().st_mtime_ns
