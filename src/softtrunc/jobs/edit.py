@@ -248,7 +248,7 @@ class Editor:
 
     def _model(self, count: int) -> ScoreFunction:
         """What edits so many images: of the class that `sampling` says, else of any."""
-        return self.opened.drawn_from(self.opened.classes_of(range(count), unless_told="none"))
+        return self.opened.drawn_from(range(count), unless_told="none")
 
     def _flow(self) -> ProbabilityFlow:
         """The recipe's own flow solver where it has one, else the default one."""

@@ -111,7 +111,7 @@ def draw_trajectory(
     recorder = Trajectory(_GIF_FRAMES if out.suffix.lower() == ".gif" else _STRIP_COLUMNS)
     with watching(progress or Silent(), f"sample {opened.run.path.name}", recorder) as watch:
         build_sampler(spec, opened.model.sde).sample(
-            opened.drawn_from(opened.classes_of(range(count))),
+            opened.drawn_from(range(count)),
             (count, *opened.event),
             seeds=range(seed, seed + count),
             device=opened.device,

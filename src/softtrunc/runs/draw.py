@@ -80,7 +80,7 @@ def draw_batches(opened: OpenRun, parts: Iterable[range], *, seed: int = 0) -> I
     sampler = build_sampler(opened.recipe.sampling, opened.model.sde)
     for part in parts:
         samples = sampler.sample(
-            opened.drawn_from(opened.classes_of(part)),
+            opened.drawn_from(part),
             (len(part), *opened.event),
             seeds=[seed + i for i in part],
             device=opened.device,
@@ -189,7 +189,7 @@ def draw_to(
     protocol = _protocol(opened, weights, seed)
     # What it refuses is refused before anything is made.
     build_sampler(opened.recipe.sampling, opened.model.sde)
-    opened.drawn_from(opened.classes_of(range(1)))
+    opened.drawn_from(range(1))
     parts = cut(count, batch_size)
 
     def begin() -> list[tuple[int, int]] | None:

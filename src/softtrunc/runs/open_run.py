@@ -61,8 +61,9 @@ class OpenRun:
         """The class of samples with these numbers; see `class_numbers`."""
         return class_numbers(self.recipe, self.card, numbers, unless_told)
 
-    def drawn_from(self, y: Int64[Tensor, " b"] | None) -> ScoreFunction:
-        """What samples of these classes are drawn from, as the recipe's `sampling` takes it."""
+    def drawn_from(self, numbers: Sequence[int], unless_told: str | None = None) -> ScoreFunction:
+        """What samples with these numbers are drawn from, as the recipe's `sampling` takes it."""
+        y = self.classes_of(numbers, unless_told)
         above = build_drawn(self.recipe.sampling, self.model, y)
         if self.below is None:
             return above
