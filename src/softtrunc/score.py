@@ -163,14 +163,17 @@ class ScoreModel(nn.Module):
         self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The predicted noise `E[z | x_t = x] = -sigma score`."""
-        level = Level.at(self.sde, t, x)
+        return self._noise(x, t, Level.at(self.sde, t, x), condition)
+
+    def _noise(self, x: Tensor, t: Tensor, level: Level, condition: Mapping[str, Any]) -> Tensor:
         return self.parametrization.noise(self._output(x, t, level, condition), x, level)
 
     def score(
         self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any
     ) -> Float[Tensor, "b *event"]:
         """The predicted score `grad log p_t(x)`."""
-        return -self.noise(x, t, **condition) / expand_to(self.sde.marginal(t).sigma, x)
+        level = Level.at(self.sde, t, x)
+        return -self._noise(x, t, level, condition) / level.sigma
 
     def denoise(
         self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"], **condition: Any

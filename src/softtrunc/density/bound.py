@@ -97,19 +97,18 @@ def bound_terms(
 
         return torch.cat(in_chunks(work, len(x), chunk_size))
 
-    def drop(z: Tensor, n: Tensor) -> Tensor:
-        marginal = sde.marginal(low)
-        return residual_nats(x, z, n, *marginal, reconstruction, levels, value_range)
-
+    marginal = sde.marginal(low)
     law = start_noise(sde, x, eps, reconstruction, levels, value_range)
     residual_draws = math.ceil(draws / 8) if law is None else 0
     if law is None:
         residual = torch.zeros(len(x), dtype=wide, device=device)
         for _ in range(residual_draws):
             z = streams.like(x)
-            residual += drop(z, predict(z, low.expand(len(x)))) / residual_draws
+            n = predict(z, low.expand(len(x)))
+            gap = residual_nats(x, z, n, *marginal, reconstruction, levels, value_range)
+            residual += gap / residual_draws
     else:
-        residual = -widen(law.entropy(), device) - dim * sde.marginal(low).sigma.log()
+        residual = -widen(law.entropy(), device) - dim * marginal.sigma.log()
 
     log_snr = sde.log_snr(low)
     integrand, error = torch.empty_like(t), torch.empty_like(t)

@@ -121,8 +121,9 @@ def _evaluation(opened: OpenRun, weights: Weights) -> Evaluation | None:
         return None
     with user_errors():
         found = read_evaluation(file)
-    same = found is not None and (found.step, found.weights) == (opened.step, weights)
-    return found if same and found is not None and found.figures else None
+    if found is None or (found.step, found.weights) != (opened.step, weights):
+        return None
+    return found if found.figures else None
 
 
 def push_export(folder: Path, repo_id: str, *, private: bool | None = None) -> str:

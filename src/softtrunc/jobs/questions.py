@@ -7,8 +7,8 @@ from accelerate import Accelerator
 
 from softtrunc.training import Stopwatch
 
-# They ask each other about signals after so many seconds, and in no more
-# than so many steps: the next steps may be slower than those before.
+# They ask each other about signals after so many seconds, and in no more than so many steps: the
+# next steps may be slower than those before.
 _SECONDS_BETWEEN_QUESTIONS = 2.0
 _STEPS_BETWEEN_QUESTIONS = 50
 

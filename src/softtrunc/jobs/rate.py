@@ -7,9 +7,8 @@ import time
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from softtrunc.networks import NetworkConfig, build_network, flops_per_image
+from softtrunc.networks import NetworkConfig, build_network, flops_per_image, output_of
 
 STEP_OVER_FORWARD = 3
 """A training step: forward, gradient of the activations, gradient of the weights."""
@@ -51,9 +50,7 @@ def training_rate(
         label = torch.rand(size, device=device)
         started = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = network(x, label)
-            output = output if isinstance(output, Tensor) else output.sample
-            loss = output.square().mean()
+            loss = output_of(network, x, label).square().mean()
         loss.backward()
         float(loss.detach())
         return time.perf_counter() - started

@@ -185,11 +185,7 @@ class _Training:
         if self.start is not None:
             self.start.remember(self.state)
         if start is not None:
-            progress.say(
-                f"{run.path.name} starts from {start}"
-                if begins
-                else f"{run.path.name} started from {start}"
-            )
+            progress.say(f"{run.path.name} {'starts' if begins else 'started'} from {start}")
         self.clock = Stopwatch(self._load() if going_on else 0.0)
         self.clock.pause()
         self.stopped = False

@@ -6,6 +6,7 @@ from softtrunc.networks.build import (
     config_from_dict,
     config_of,
     network_to_dict,
+    output_of,
 )
 from softtrunc.networks.config import ImageSize, ScoreUNetConfig
 from softtrunc.networks.cost import estimate_activation_bytes, flops_per_image, parameter_count
@@ -26,6 +27,7 @@ __all__ = [
     "estimate_activation_bytes",
     "flops_per_image",
     "network_to_dict",
+    "output_of",
     "parameter_count",
     "preset",
 ]

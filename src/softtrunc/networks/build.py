@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from softtrunc.networks.config import ScoreUNetConfig
 from softtrunc.networks.score_unet import ScoreUNet
@@ -22,6 +22,12 @@ def build_network(config: NetworkConfig) -> nn.Module:
         ValueError: if the configuration makes no network.
     """
     return ScoreUNet(config) if isinstance(config, ScoreUNetConfig) else config.build()
+
+
+def output_of(network: nn.Module, x: Tensor, label: Tensor) -> Tensor:
+    """What a network answers: a tensor, or the `.sample` of what those of diffusers return."""
+    answer = network(x, label)
+    return answer if isinstance(answer, Tensor) else answer.sample
 
 
 def config_of(network: nn.Module) -> NetworkConfig | None:

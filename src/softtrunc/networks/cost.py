@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from softtrunc.networks.build import NetworkConfig, build_network
+from softtrunc.networks.build import NetworkConfig, build_network, output_of
 
 
 @functools.cache
@@ -52,8 +52,7 @@ def estimate_activation_bytes(
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     x, c = _meta_batch(config, batch_size)
     with _LiveElements() as live:
-        output = network(x, c)
-        (output if isinstance(output, Tensor) else output.sample).sum().backward()
+        output_of(network, x, c).sum().backward()
     peak: int = live.peak
     return peak * bytes_per_element
 

@@ -21,12 +21,11 @@ from torch import Tensor
 from softtrunc.data import ImageDataset, to_model_range
 from softtrunc.objective import LossTerms, Objective
 from softtrunc.training.batches import BatchSource
-from softtrunc.training.loss_module import LossModule
+from softtrunc.training.loss_module import LossModule, step_draw
 from softtrunc.training.randomness import (
     DataOrder,
     Stream,
     draw_share,
-    step_generator,
     step_seed,
 )
 from softtrunc.training.sharding import gradients_kept, is_sharded, whole
@@ -114,6 +113,8 @@ def fit(
     module = accelerator.prepare_model(LossModule(state.model, objective), evaluation_mode=sharded)
     no_sync = gradients_kept if sharded else accelerator.no_sync
     drawn = partial(draw_share, share=mine, seed=config.seed, device=accelerator.device)
+    ranks = {"rank": accelerator.process_index, "ranks": accelerator.num_processes}
+    times = partial(step_draw, objective, config.batch_size, seed=config.seed, **ranks)
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     order = DataOrder(len(data), seed=config.seed)
     with BatchSource(
@@ -126,9 +127,7 @@ def fit(
     ) as source:
         while state.step < steps:
             step = state.step
-            times = step_generator(config.seed, step, Stream.TIMES)
-            whole_draw = objective.draw(config.batch_size, generator=times)
-            draw = whole_draw.part(mine.start, mine.stop).to(accelerator.device)
+            draw = times(step=step).to(accelerator.device)
             uniform = partial(drawn, torch.rand, step=step)
             images, cells = _augmented(source.batch(step), config, uniform)
             x = to_model_range(
@@ -166,7 +165,7 @@ def fit(
                 state.posthoc.update(state.model, state.step)
             yield StepRecord(
                 step=state.step,
-                tau=float(whole_draw.tau),
+                tau=float(draw.tau),
                 learning_rate=config.learning_rate_at(step),
                 t=torch.cat([o.t for o in terms]),
                 loss=torch.cat([o.loss.detach() for o in terms]),
