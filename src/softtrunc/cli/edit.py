@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 edit = typer.Typer(
     no_args_is_help=True,
-    help="Edit images with a trained run: encode, interpolate, inpaint, colorize.",
+    help="Edit images: encode, interpolate, inpaint, colorize.",
 )
 
 Images = Annotated[
-    list[Path] | None, typer.Argument(help="Image files; held-out images of the run's data if none")
+    list[Path] | None, typer.Argument(help="Image files; without any, held-out images are taken.")
 ]
 Count = Annotated[
     int, typer.Option("-n", "--count", min=1, max=10**6, help="How many held-out images.")
 ]
 Variants = Annotated[int, typer.Option(min=1, max=1000, help="Results for each image.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Of the first result.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first result.")]
 
 
 def _open(
@@ -79,7 +79,7 @@ def encode(
     overrides: Overrides = None,
     weights: Weights = "ema",
 ) -> None:
-    """Carry images to their latents and back along the probability flow; tell the error."""
+    """Carry images to noise and back; print the error."""
     from softtrunc.cli.console import stdout
     from softtrunc.cli.table import round_trip_table
 
@@ -93,13 +93,17 @@ def encode(
 @edit.command()
 def interpolate(
     run: RunFolder,
-    images: Images = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Two or more image files, unless --seed is given.")
+    ] = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option(min=0, max=2**62, help="A seed in place of an image; give it twice."),
+        typer.Option(
+            min=0, max=2**62, help="Seed of a sample, in place of an image; give two or more."
+        ),
     ] = None,
     frames: Annotated[
-        int, typer.Option(min=2, max=1000, help="Pictures from one end to the next.")
+        int, typer.Option(min=2, max=1000, help="Pictures from one image to the next.")
     ] = 9,
     out: Annotated[Path, typer.Option(help="A .gif, or a .png with one row.")] = Path(
         "interpolation.png"
@@ -110,7 +114,7 @@ def interpolate(
     overrides: Overrides = None,
     weights: Weights = "ema",
 ) -> None:
-    """Show the way between images, or between the samples of seeds."""
+    """Interpolate between images, or between samples."""
     editor = _open(run, None, sampler, steps, precision, overrides, weights)
     drawn = editor.interpolate(images or [], seed or [], frames, out)
     editor.progress.say(f"{len(drawn.x)} pictures in {drawn.nfe} network evaluations: {out}")
@@ -140,7 +144,7 @@ def inpaint(
     weights: Weights = "ema",
     seed: Seed = 0,
 ) -> None:
-    """Fill in part of images with the unconditional model."""
+    """Fill in the missing part of images."""
     _refuse_held_out(context, images)
     editor = _open(run, data, sampler, steps, precision, overrides, weights)
     drawn = editor.inpaint(images or [], count, mask, out, variants=variants, seed=seed)
@@ -165,7 +169,7 @@ def colorize(
     weights: Weights = "ema",
     seed: Seed = 0,
 ) -> None:
-    """Find colours for grey images with the unconditional model."""
+    """Colour grey images."""
     _refuse_held_out(context, images)
     editor = _open(run, data, sampler, steps, precision, overrides, weights)
     drawn = editor.colorize(images or [], count, out, variants=variants, seed=seed)

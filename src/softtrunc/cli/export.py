@@ -18,13 +18,14 @@ def export(
     ] = None,
     weights: Weights = "ema",
     push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hub.")
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face Hub."),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="A new repository is a private one.")
+        bool, typer.Option("--private", help="With --push: make a new repository private.")
     ] = False,
 ) -> None:
-    """Write a run's model for ScoreModel.from_pretrained, diffusers and the Hugging Face Hub.
+    """Write a run's model for Python, diffusers and the Hub.
 
     The folder holds safetensors and JSON, a model card with recipe, data and measured figures, and
     settings for the schedulers of diffusers.

@@ -14,7 +14,7 @@ def report(
         Path | None, typer.Option(help="The page; report.html in the first run unless given.")
     ] = None,
 ) -> None:
-    """Write a self-contained HTML page about one or more runs."""
+    """Write an HTML page about one or more runs."""
     from softtrunc.cli.console import echo
     from softtrunc.jobs.compare import write_page
 
