@@ -24,17 +24,27 @@ def anatomy(
         Path | None, typer.Option(help="Folder of the results; RUN/anatomy unless given.")
     ] = None,
     images: Annotated[
-        int, typer.Option("-n", "--images", min=2, help="Held-out images for the bound.")
+        int,
+        typer.Option("-n", "--images", metavar="N", min=2, help="Held-out images for the bound."),
     ] = 256,
     samples: Annotated[
-        int, typer.Option(min=2, max=10**6, help="With two runs: samples for each distance.")
+        int,
+        typer.Option(
+            metavar="N", min=2, max=10**6, help="With two runs: samples for each distance."
+        ),
     ] = 1000,
-    bins: Annotated[int, typer.Option(min=1, max=1000, help="Bins of log-SNR.")] = 24,
+    bins: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Bins of log-SNR.")] = 24,
     draws: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Times drawn for each image in each bin.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=100_000, help="Times drawn for each image in each bin."
+        ),
     ] = 2,
     times: Annotated[
-        int, typer.Option(min=1, max=1000, help="How many times to take over or sample again at.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=1000, help="How many times to take over or sample again at."
+        ),
     ] = 6,
     split: Annotated[str, typer.Option(help="Images for the bound: test or train.")] = "test",
     data: Data = None,

@@ -30,7 +30,9 @@ def inspect(
     grid: Annotated[Path | None, typer.Option(help="Also write some images as one PNG.")] = None,
     size: Annotated[
         int | None,
-        typer.Option(min=1, max=100_000, help="Image size for which sigma_max is estimated."),
+        typer.Option(
+            metavar="N", min=1, max=100_000, help="Image size for which sigma_max is estimated."
+        ),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every pixel of prepared data.")
@@ -66,10 +68,13 @@ def prepare(
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(min=1, max=100_000, help="Without a preset: crop and resize to this size."),
+        typer.Option(
+            metavar="N", min=1, max=100_000, help="Without a preset: crop and resize to this size."
+        ),
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(min=1, max=3, help="Without a preset: 1 (grey) or 3 (RGB).")
+        int | None,
+        typer.Option(metavar="N", min=1, max=3, help="Without a preset: 1 (grey) or 3 (RGB)."),
     ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="train or test; both unless given.")
@@ -79,7 +84,10 @@ def prepare(
         typer.Option("--allow-count", help="Accept another number of images than the preset's."),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Processes; one for each core unless given.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=1024, help="Processes; one for each core unless given."
+        ),
     ] = None,
 ) -> None:
     """Decode images once, for training to map into memory.

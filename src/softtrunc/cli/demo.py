@@ -15,7 +15,8 @@ def demo(
         typer.Option("--full", help="Also train with drawn times, other k and variance weighting."),
     ] = False,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps of each model, instead of 1,500.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Optimiser steps of each model, instead of 1,500."),
     ] = None,
 ) -> None:
     """Train with hard and with Soft Truncation, and compare.

@@ -32,10 +32,13 @@ Images = Annotated[
     list[Path] | None, typer.Argument(help="Image files; without any, held-out images are taken.")
 ]
 Count = Annotated[
-    int, typer.Option("-n", "--count", min=1, max=10**6, help="How many held-out images.")
+    int,
+    typer.Option("-n", "--count", metavar="N", min=1, max=10**6, help="How many held-out images."),
 ]
-Variants = Annotated[int, typer.Option(min=1, max=1000, help="Results for each image.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first result.")]
+Variants = Annotated[
+    int, typer.Option(metavar="N", min=1, max=1000, help="Results for each image.")
+]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, max=2**62, help="Seed of the first result.")]
 
 
 def _open(
@@ -99,11 +102,14 @@ def interpolate(
     seed: Annotated[
         list[int] | None,
         typer.Option(
-            min=0, max=2**62, help="Seed of a sample, in place of an image; give two or more."
+            metavar="N",
+            min=0,
+            max=2**62,
+            help="Seed of a sample, in place of an image; give two or more.",
         ),
     ] = None,
     frames: Annotated[
-        int, typer.Option(min=2, max=1000, help="Pictures from one image to the next.")
+        int, typer.Option(metavar="N", min=2, max=1000, help="Pictures from one image to the next.")
     ] = 9,
     out: Annotated[Path, typer.Option(help="A .gif, or a .png with one row.")] = Path(
         "interpolation.png"

@@ -56,9 +56,12 @@ Split = Annotated[
         help="train or test; unless given, test for bits/dim and train for samples.",
     ),
 ]
-Limit = Annotated[int | None, Option(min=1, help="Measure bits/dim on the first N images.")]
+Limit = Annotated[
+    int | None, Option(metavar="N", min=1, help="Measure bits/dim on the first N images.")
+]
 Passes = Annotated[
-    int | None, Option(min=1, max=100_000, help="Passes over the images, each with fresh noise.")
+    int | None,
+    Option(metavar="N", min=1, max=100_000, help="Passes over the images, each with fresh noise."),
 ]
 Dequantization = Annotated[
     str | None,
@@ -80,7 +83,8 @@ Eps = Annotated[
     str | None, Option(metavar="TIME,TIME", help="Smallest times; each gives a figure.")
 ]
 Probes = Annotated[
-    int | None, Option(min=1, max=100_000, help="Random probes for the divergence (Hutchinson).")
+    int | None,
+    Option(metavar="N", min=1, max=100_000, help="Random probes for the divergence (Hutchinson)."),
 ]
 PerImage = Annotated[
     Path | None,
@@ -90,7 +94,8 @@ Checkpoint = Annotated[
     str | None, Option(metavar="STEP|all", help="Measure an earlier checkpoint, or all of them.")
 ]
 Count = Annotated[
-    int | None, Option("-n", "--n", "--count", min=2, max=10**8, help="How many samples.")
+    int | None,
+    Option("-n", "--n", "--count", metavar="N", min=2, max=10**8, help="How many samples."),
 ]
 
 

@@ -45,11 +45,15 @@ _PRECISIONS = ("fp32", "bf16", "fp16")
 
 RecipeName = Annotated[
     str,
-    typer.Argument(help="Name of a recipe, or a YAML file.", autocompletion=offer_recipes),
+    typer.Argument(
+        metavar="RECIPE",
+        help="Name of a recipe, or a YAML file.",
+        autocompletion=offer_recipes,
+    ),
 ]
 _RUN = "A run folder, or fashion16, the model that comes with the package."
-RunFolder = Annotated[Path, typer.Argument(help=_RUN, callback=_shipped)]
-MaybeRunFolder = Annotated[Path | None, typer.Argument(help=_RUN, callback=_shipped)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help=_RUN, callback=_shipped)]
+MaybeRunFolder = Annotated[Path | None, typer.Argument(metavar="RUN", help=_RUN, callback=_shipped)]
 RunFolders = Annotated[
     list[Path],
     typer.Argument(metavar="RUN [RUN]", help="A run, or two to compare.", callback=_all_shipped),
@@ -79,7 +83,7 @@ Sampler = Annotated[
         autocompletion=offering(*_SAMPLERS),
     ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the sampler.")]
+Steps = Annotated[int | None, typer.Option(metavar="N", min=1, help="Steps of the sampler.")]
 Label = Annotated[
     str | None,
     typer.Option(
@@ -90,7 +94,7 @@ Label = Annotated[
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option(min=-1.0, help="Scale of classifier-free guidance; 0: none."),
+    typer.Option(metavar="N", min=-1.0, help="Scale of classifier-free guidance; 0: none."),
 ]
 Precision = Annotated[
     str | None,

@@ -9,7 +9,9 @@ import typer
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, compared on one page.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders, compared on one page.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="The page; report.html in the first run unless given.")
     ] = None,

@@ -29,7 +29,12 @@ def sample(
     count: Annotated[
         int | None,
         typer.Option(
-            "-n", "--count", min=1, max=10**8, help="How many images; 64, or 8 with --trajectory."
+            "-n",
+            "--count",
+            metavar="N",
+            min=1,
+            max=10**8,
+            help="How many images; 64, or 8 with --trajectory.",
         ),
     ] = None,
     out: Annotated[
@@ -60,10 +65,10 @@ def sample(
     weights: Weights = "ema",
     ema: Ema = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**62, help="Image i is drawn from seed + i.")
+        int, typer.Option(metavar="N", min=0, max=2**62, help="Image i is drawn from seed + i.")
     ] = 0,
     batch_size: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Images at a time in each process.")
+        int, typer.Option(metavar="N", min=1, max=100_000, help="Images at a time in each process.")
     ] = 256,
 ) -> None:
     """Draw images from a trained run.

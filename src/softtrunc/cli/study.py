@@ -12,7 +12,7 @@ from softtrunc.cli.options import Data, Overrides, as_overrides
 
 def study(
     recipes: Annotated[
-        list[str], typer.Argument(metavar="RECIPE...", help="One recipe, or several to compare.")
+        list[str], typer.Argument(metavar="RECIPE", help="One recipe, or several to compare.")
     ],
     vary: Annotated[
         list[str] | None,
@@ -22,7 +22,7 @@ def study(
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, max=1000, help="Training seeds of every setting.")
+        int, typer.Option(metavar="N", min=1, max=1000, help="Training seeds of every setting.")
     ] = 3,
     baseline: Annotated[
         str | None,
@@ -35,7 +35,9 @@ def study(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the study; runs/study-RECIPE unless given.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of every run.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Optimiser steps of every run.")
+    ] = None,
     overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print which runs there would be, and stop.")

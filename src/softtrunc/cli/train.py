@@ -21,7 +21,8 @@ def train(
         Path | None, typer.Option(help="The run folder; runs/RECIPE unless given.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Optimiser steps, instead of the recipe's."),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
@@ -52,7 +53,7 @@ def train(
     ] = False,
     tflops: Annotated[
         float | None,
-        typer.Option(min=1e-9, help="With --dry-run: the TFLOP/s of your device."),
+        typer.Option(metavar="N", min=1e-9, help="With --dry-run: the TFLOP/s of your device."),
     ] = None,
 ) -> None:
     """Train a recipe; write a run folder.
