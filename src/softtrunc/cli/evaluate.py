@@ -30,6 +30,9 @@ Kid = Annotated[bool, Option("--kid", help="Kernel distance of samples.")]
 Prdc = Annotated[
     bool, Option("--prdc", "--precision-recall", help="Precision and recall of samples.")
 ]
+IntraFid = Annotated[
+    bool, Option("--intra-fid", help="Frechet distance within each class, and their mean.")
+]
 Features = Annotated[
     str | None, Option(metavar="PATH", help="TorchScript extractor instead of the recipe's.")
 ]
@@ -107,6 +110,7 @@ def evaluate(
     inception: InceptionScore = False,
     kid: Kid = False,
     prdc: Prdc = False,
+    intra: IntraFid = False,
     features: Features = None,
     mode: Mode = None,
     samples: Samples = None,
@@ -138,7 +142,7 @@ def evaluate(
     from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.measure import measure
 
-    named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc}
+    named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc, "intra": intra}
     figures = [name for name, wanted in named.items() if wanted]
     bpd = bpd or per_image is not None or dequantization is not None or eps is not None
     bpd = bpd or importance is not None
