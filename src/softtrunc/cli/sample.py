@@ -87,7 +87,7 @@ def sample(
     }
     if ema is not None:
         refuse_unused(context, "--ema says which weights", "weights")
-    changes = [*label_of(label), *as_overrides(named, overrides)]
+    changes = [*as_overrides(named, overrides), *label_of(label)]
     progress = ConsoleProgress()
     first, second = _runs(run, above, below, at)
     drawn: dict[str, Any] = {
