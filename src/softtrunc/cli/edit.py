@@ -10,6 +10,7 @@ import typer
 from softtrunc.cli.options import (
     Command,
     Data,
+    Guidance,
     Overrides,
     Precision,
     RunFolder,
@@ -17,6 +18,7 @@ from softtrunc.cli.options import (
     Steps,
     Weights,
     as_overrides,
+    label_of,
     refuse_unused,
 )
 
@@ -38,28 +40,31 @@ Count = Annotated[
 Variants = Annotated[
     int, typer.Option(metavar="N", min=1, max=1000, help="Results for each image.")
 ]
+Label = Annotated[
+    str | None,
+    typer.Option(
+        "--class", metavar="NAME", help="A class, by name or number; without one unless given."
+    ),
+]
 Seed = Annotated[int, typer.Option(metavar="N", min=0, max=2**62, help="Seed of the first result.")]
 
 
 def _open(
     run: Path,
-    data: str | None,
-    sampler: str | None,
-    steps: int | None,
-    precision: str | None,
-    overrides: list[str] | None,
     weights: Literal["ema", "raw"],
+    label: str | None,
+    overrides: list[str] | None,
+    **named: object,
 ) -> Editor:
+    """The run with options by the names of recipe keys, "__" for the dot."""
     from softtrunc.cli.console import ConsoleProgress
+    from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.edit import Editor
 
-    named = {
-        "data.source": data,
-        "sampling.sampler": sampler,
-        "sampling.steps": steps,
-        "sampling.precision": precision,
-    }
-    changes = as_overrides(named, overrides)
+    if label == "all":
+        raise UserError("--class all: an edit is of one class, or of any: name it, or write none")
+    keys = {key.replace("__", "."): value for key, value in named.items()}
+    changes = [*as_overrides(keys, overrides), *label_of(label)]
     return Editor.open(run, weights=weights, overrides=changes, progress=ConsoleProgress())
 
 
@@ -78,6 +83,7 @@ def encode(
     ] = Path("latents.npz"),
     count: Count = 8,
     data: Data = None,
+    label: Label = None,
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
@@ -87,7 +93,7 @@ def encode(
     from softtrunc.cli.table import round_trip_table
 
     _refuse_held_out(context, images)
-    editor = _open(run, data, None, None, precision, overrides, weights)
+    editor = _open(run, weights, label, overrides, data__source=data, sampling__precision=precision)
     trips, nfe = editor.encode(images or [], count, out)
     stdout().print(round_trip_table(trips))
     editor.progress.say(f"{nfe} network evaluations there and back; {out}")
@@ -116,12 +122,23 @@ def interpolate(
     ),
     sampler: Sampler = None,
     steps: Steps = None,
+    label: Label = None,
+    guidance: Guidance = None,
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
 ) -> None:
     """Interpolate between images, or between samples."""
-    editor = _open(run, None, sampler, steps, precision, overrides, weights)
+    editor = _open(
+        run,
+        weights,
+        label,
+        overrides,
+        sampling__sampler=sampler,
+        sampling__steps=steps,
+        sampling__guidance=guidance,
+        sampling__precision=precision,
+    )
     drawn = editor.interpolate(images or [], seed or [], frames, out)
     editor.progress.say(f"{len(drawn.x)} pictures in {drawn.nfe} network evaluations: {out}")
 
@@ -145,6 +162,8 @@ def inpaint(
     data: Data = None,
     sampler: Sampler = None,
     steps: Steps = None,
+    label: Label = None,
+    guidance: Guidance = None,
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
@@ -152,7 +171,17 @@ def inpaint(
 ) -> None:
     """Fill in the missing part of images."""
     _refuse_held_out(context, images)
-    editor = _open(run, data, sampler, steps, precision, overrides, weights)
+    editor = _open(
+        run,
+        weights,
+        label,
+        overrides,
+        data__source=data,
+        sampling__sampler=sampler,
+        sampling__steps=steps,
+        sampling__guidance=guidance,
+        sampling__precision=precision,
+    )
     drawn = editor.inpaint(images or [], count, mask, out, variants=variants, seed=seed)
     editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")
 
@@ -170,6 +199,8 @@ def colorize(
     data: Data = None,
     sampler: Sampler = None,
     steps: Steps = None,
+    label: Label = None,
+    guidance: Guidance = None,
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
@@ -177,6 +208,16 @@ def colorize(
 ) -> None:
     """Colour grey images."""
     _refuse_held_out(context, images)
-    editor = _open(run, data, sampler, steps, precision, overrides, weights)
+    editor = _open(
+        run,
+        weights,
+        label,
+        overrides,
+        data__source=data,
+        sampling__sampler=sampler,
+        sampling__steps=steps,
+        sampling__guidance=guidance,
+        sampling__precision=precision,
+    )
     drawn = editor.colorize(images or [], count, out, variants=variants, seed=seed)
     editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")

@@ -30,6 +30,9 @@ Kid = Annotated[bool, Option("--kid", help="Kernel distance of samples.")]
 Prdc = Annotated[
     bool, Option("--prdc", "--precision-recall", help="Precision and recall of samples.")
 ]
+IntraFid = Annotated[
+    bool, Option("--intra-fid", help="Frechet distance within each class, and their mean.")
+]
 Features = Annotated[
     str | None, Option(metavar="PATH", help="TorchScript extractor instead of the recipe's.")
 ]
@@ -112,6 +115,7 @@ def evaluate(
     inception: InceptionScore = False,
     kid: Kid = False,
     prdc: Prdc = False,
+    intra: IntraFid = False,
     features: Features = None,
     mode: Mode = None,
     samples: Samples = None,
@@ -143,10 +147,9 @@ def evaluate(
     from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.measure import measure
 
-    named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc}
+    named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc, "intra": intra}
     figures = [name for name, wanted in named.items() if wanted]
-    bpd = bpd or per_image is not None or dequantization is not None or eps is not None
-    bpd = bpd or importance is not None
+    bpd = bpd or any(each is not None for each in (per_image, dequantization, eps, importance))
     if samples is not None:
         unused = ("run", "bpd", *_OF_BITS, *_OF_A_RUN)
         refuse_unused(context, "images alone have no model", *unused)

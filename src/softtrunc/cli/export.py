@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import RunFolder, Weights, refuse_unused
+from softtrunc.cli.options import Ema, RunFolder, Weights, refuse_unused
 
 
 def export(
@@ -17,6 +17,7 @@ def export(
         Path | None, typer.Option(help="The folder to write; RUN/export unless given.")
     ] = None,
     weights: Weights = "ema",
+    ema: Ema = None,
     push: Annotated[
         str | None,
         typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face Hub."),
@@ -35,7 +36,10 @@ def export(
 
     if push is None:
         refuse_unused(context, "nothing is pushed", "private")
-    folder = export_run(run, out or run / "export", weights=weights)
+    if ema is not None:
+        refuse_unused(context, "--ema says which weights", "weights")
+    chosen = weights if ema is None else ema
+    folder = export_run(run, out or run / "export", weights=chosen)
     echo(str(folder))
     if push is not None:
         echo(push_export(folder, push, private=private or None))

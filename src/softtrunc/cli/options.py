@@ -105,10 +105,13 @@ Precision = Annotated[
 
 
 def as_overrides(keys: Mapping[str, object], given: Sequence[str] | None) -> list[str]:
-    """Options as `--set`s of these keys, before those that were given themselves."""
+    """Options as `--set`s of these keys, after those that were given themselves.
+
+    A whole section that is set so leaves what the options say in place.
+    """
     # JSON's quotes are YAML's too, whatever a path holds.
     told = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
-    return [*told, *(given or [])]
+    return [*(given or []), *told]
 
 
 def label_of(name: str | None) -> list[str]:

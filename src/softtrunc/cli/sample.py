@@ -22,21 +22,16 @@ from softtrunc.cli.options import (
     refuse_unused,
 )
 
+_HOW_MANY = "How many images; 64, or 8 with --trajectory."
+Count = Annotated[
+    int | None, typer.Option("-n", "--count", metavar="N", min=1, max=10**8, help=_HOW_MANY)
+]
+
 
 def sample(
     context: typer.Context,
     run: MaybeRunFolder = None,
-    count: Annotated[
-        int | None,
-        typer.Option(
-            "-n",
-            "--count",
-            metavar="N",
-            min=1,
-            max=10**8,
-            help="How many images; 64, or 8 with --trajectory.",
-        ),
-    ] = None,
+    count: Count = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -92,7 +87,7 @@ def sample(
     }
     if ema is not None:
         refuse_unused(context, "--ema says which weights", "weights")
-    changes = [*label_of(label), *as_overrides(named, overrides)]
+    changes = [*as_overrides(named, overrides), *label_of(label)]
     progress = ConsoleProgress()
     first, second = _runs(run, above, below, at)
     drawn: dict[str, Any] = {

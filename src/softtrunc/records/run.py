@@ -127,6 +127,7 @@ class Figure:
     - `protocol`: counts, solver, tolerances: all that another must know to repeat it.
     - `data`: which images; None if not recorded.
     - `nfe`: network evaluations per example, "mean" and "max".
+    - `by_class`: the same of each class's images alone, by the class's name.
     - `solver_error`: of an ODE, measured on a few images against a far tighter tolerance: mean and
       root mean square of the difference per image.
     """
@@ -141,6 +142,7 @@ class Figure:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     data: FigureData | None = None
     nfe: Mapping[str, float] | None = None
+    by_class: Mapping[str, FiniteFloat] | None = None
     solver_error: Mapping[str, float] | None = None
 
 
