@@ -11,12 +11,13 @@ from accelerate import Accelerator
 from stand_in import save_stand_in
 
 from softtrunc.data import ImageDataset
-from softtrunc.evaluation.by_class import Labels, class_columns, in_turns, intra_distances
+from softtrunc.evaluation.by_class import Labels, in_turns, intra_distances
 from softtrunc.evaluation.distances import Judge, Samples
 from softtrunc.feedback.processes import company
 from softtrunc.feedback.progress import Silent
 from softtrunc.metrics import TorchScriptFeatures, frechet_distance
 from softtrunc.recipes import UserError
+from softtrunc.records import class_columns
 
 NAMES = ("cat", "dog", "owl")
 

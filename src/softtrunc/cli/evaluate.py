@@ -149,7 +149,7 @@ def evaluate(
 
     named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc, "intra": intra}
     figures = [name for name, wanted in named.items() if wanted]
-    bpd = bpd or any(each is not None for each in (per_image, dequantization, eps, importance))
+    bpd = bpd or any(given is not None for given in (per_image, dequantization, eps, importance))
     if samples is not None:
         unused = ("run", "bpd", *_OF_BITS, *_OF_A_RUN)
         refuse_unused(context, "images alone have no model", *unused)

@@ -14,15 +14,6 @@ from softtrunc.feedback.errors import UserError
 from softtrunc.metrics import FeatureStatistics
 
 _LEAST = 2  # a covariance needs two
-_MOST_COLUMNS = 20  # of a grid that a person can take in
-
-
-def class_columns(classes: int) -> int | None:
-    """Columns of a grid of samples whose classes take turns: one for each class.
-
-    None where that would be one column, or more than a person takes in: the grid is near-square.
-    """
-    return classes if 1 < classes <= _MOST_COLUMNS else None
 
 
 def in_turns(data: ImageDataset, count: int) -> Int64[Tensor, " n"]:

@@ -7,9 +7,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from softtrunc.data import DataCard, ImageDataset
-from softtrunc.evaluation.by_class import Labels, class_columns, in_turns
+from softtrunc.evaluation.by_class import Labels, in_turns
 from softtrunc.recipes.build import class_numbers
 from softtrunc.recipes.schema import Recipe
+from softtrunc.records import class_columns
 
 
 def takes_turns(recipe: Recipe) -> bool:

@@ -173,10 +173,20 @@ class Evaluation:
     training: TrainingCost = TrainingCost()
 
 
+_MOST_COLUMNS = 20  # of a grid that a person can take in
+
 _LINE = TypeAdapter(MetricsLine)
 _DATA = TypeAdapter(FigureData)
 _FIGURE = TypeAdapter(Figure)
 _EVALUATION = TypeAdapter(Evaluation)
+
+
+def class_columns(classes: int) -> int | None:
+    """Columns of a grid of samples whose classes take turns: one for each class.
+
+    None where that would be one column, or more than a person takes in: the grid is near-square.
+    """
+    return classes if 1 < classes <= _MOST_COLUMNS else None
 
 
 def write_recipe(path: Path, record: RecipeRecord) -> None:

@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from softtrunc.evaluation.by_class import class_columns
-from softtrunc.records import Figure, flatten
+from softtrunc.records import Figure, class_columns, flatten
 from softtrunc.report.plots_base import RunStyle
 from softtrunc.report.runs import RunRecord
 from softtrunc.report.summary import Column, format_setting
