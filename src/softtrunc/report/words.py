@@ -72,8 +72,9 @@ def data_words(run: RunRecord) -> str:
 def classes_words(run: RunRecord) -> str:
     """Which class each column of a grid of samples is of, "" where its columns are none."""
     names = run.data.get("classes")
-    labelled = run.setting("data", "labels") is True and isinstance(names, list | tuple)
-    if not labelled or run.setting("sampling", "label") is not None:
+    if run.setting("data", "labels") is not True or not isinstance(names, list | tuple):
+        return ""
+    if run.setting("sampling", "label") is not None:
         return ""
     columns = class_columns(len(names))
     return "" if columns is None else f"; columns: {', '.join(map(str, names))}"
