@@ -1,4 +1,4 @@
-"""Data: uint8 images, or tensors of floats, with a card that says what they are; their way to a model."""
+"""Data: images or floats with a card that says what they are, and their way to a model's range."""
 
 from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
 from softtrunc.data.floats import FloatInspection

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 
 from softtrunc.data.dataset import DataCard, ImageDataset, Skipped, pieces
+from softtrunc.data.formats.arrays import IMAGES_ARE_UINT8
 from softtrunc.data.protocol import How
 from softtrunc.data.ranges import in_pictures
 from softtrunc.data.source import ArrayImages, Kind, Part, Source
@@ -57,6 +58,7 @@ def open_floats(
     files: ArrayImages,
     how: How,
     value_range: tuple[float, float] | None,
+    channels: int | None = None,
 ) -> ImageDataset:
     """One split of an array of floats, as it is.
 
@@ -67,6 +69,7 @@ def open_floats(
         part: the split. `files`: its array.
         how: what images would be brought to; floats are not.
         value_range: low and high between which all values are said to lie.
+        channels: how many they are said to have; None: it is not said.
 
     Raises:
         ValueError: if the range is missing or left, values are not finite, the axes are in the
@@ -76,15 +79,16 @@ def open_floats(
     if how.preset is not None:
         raise ValueError(f"{where}: floating-point data; preset {how.preset.name} is of images")
     size = None if how.fit is None else how.fit.size
-    if how.channels not in (None, depth) or size not in (None, (height, width)):
+    if not {channels, how.channels} <= {None, depth} or size not in (None, (height, width)):
         raise ValueError(
             f"{where}: floating-point data of {depth} x {height} x {width}, which are not resized: "
             "leave out data.image_size and data.channels, or set them to this"
         )
-    if width < min(depth, height) and how.channels is None:
+    if width < min(depth, height) and channels is None:
         raise ValueError(
-            f"{where}: shape {files.images.shape}: looks like (N, H, W, C): save it as (N, C, H, "
-            f"W), array.transpose(0, 3, 1, 2); if it is that already, write data.channels={depth}"
+            f"{where}: floats of shape {files.images.shape}: look like (N, H, W, C): "
+            f"{IMAGES_ARE_UINT8}; save other data as (N, C, H, W), array.transpose(0, 3, 1, 2), or "
+            f"write data.channels={depth} if they are that already"
         )
     every = {id(f): f for f in (source.part(name).files for name in source.splits)}
     ends = _ends(f.images for f in every.values() if isinstance(f, ArrayImages))
@@ -94,8 +98,8 @@ def open_floats(
     low, high = suggested_range(ends.low, ends.high)
     if value_range is None:
         raise ValueError(
-            f"{said}: images are to be uint8 (multiply values in [0, 1] by 255, round); of other "
-            f"data say in which range all values lie: --set data.value_range=[{low:g},{high:g}]"
+            f"{said}: {IMAGES_ARE_UINT8}; of other data say in which range all values lie: "
+            f"--set data.value_range=[{low:g},{high:g}]"
         )
     if not value_range[0] <= ends.low <= ends.high <= value_range[1]:
         raise ValueError(

@@ -44,14 +44,14 @@ def open_dataset(
 
     Args:
         source: "digits" or "fashion16"; "hf://OWNER/NAME" of the Hugging Face Hub; or the path of a
-            folder, zip or tar of images, a .npy, .npz or .safetensors, IDX files, CIFAR-10 or CIFAR-100,
-            batches of the downsampled ImageNet, STL-10, CelebA with its partition file, LSUN's LMDB
-            folders, Parquet files, a data set saved by `datasets`, or a prepared folder. Archives
-            as downloaded are read as they are.
+            folder, zip or tar of images, a .npy, .npz or .safetensors, IDX files, CIFAR-10 or
+            CIFAR-100, batches of the downsampled ImageNet, STL-10, CelebA with its partition file,
+            LSUN's LMDB folders, Parquet files, a data set saved by `datasets`, or a prepared
+            folder. Archives as downloaded are read as they are.
         split: "train" or "test"; or "all" for every image, whatever its folder is called.
         image_size: side, or (height, width), to crop centrally and resize to (Pillow's
             antialiased bicubic); None: all images must have one size.
-        channels: 1 or 3; None: colour if any image is.
+        channels: 1 or 3; None: colour if any image is. Of floats the number that they have.
         preset: the protocol of a known data set (`PRESETS`) instead of these; prepared data must
             have been prepared by it.
         held_out: share in [0, 1) held out where the data come without splits.
@@ -65,12 +65,13 @@ def open_dataset(
         ValueError: if they cannot be read, are not what the preset says, or take too much memory.
     """
     check_split(split, source, EVERY)
-    how = How.asked(source, image_size, channels, preset)
+    told = channels if value_range is None else None  # floats may have any number of channels
+    how = How.asked(source, image_size, told, preset)
     opened = open_source(source, held_out)
     part = open_part(opened, split, how)
     splits = tuple(opened.splits)
     if isinstance(part.files, ArrayImages) and part.files.floats:
-        values = open_floats(opened, split, part, part.files, how, value_range)
+        values = open_floats(opened, split, part, part.files, how, value_range, channels)
         return dataclasses.replace(values, splits=splits)
     if value_range is not None:
         raise ValueError(

@@ -72,7 +72,7 @@ def _mapped(
     return to_low + (to_high - to_low) * ((x - low) / (high - low))
 
 
-def in_pictures(stored: Shaped[Tensor, "n c h w"], card: DataCard) -> UInt8[Tensor, "n k h w"]:
+def in_pictures(stored: Shaped[Tensor, "n c h w"], card: DataCard) -> UInt8[Tensor, "n k h wide"]:
     """Data as a person can look at them, with values 0 ... 255.
 
     Images are themselves. Of a tensor of floats the first four channels stand side by side in grey,
@@ -81,5 +81,7 @@ def in_pictures(stored: Shaped[Tensor, "n c h w"], card: DataCard) -> UInt8[Tens
     if card.value_range is None:
         return stretch_levels(stored, card.levels)
     grey = _mapped(stored[:, :_SHOWN].float(), card.value_range, (0.0, 255.0))
-    tiles = torch.nn.functional.pad(grey.clamp(0.0, 255.0).round().to(torch.uint8), (0, 1), value=255)
+    tiles = torch.nn.functional.pad(
+        grey.clamp(0.0, 255.0).round().to(torch.uint8), (0, 1), value=255
+    )
     return tiles.movedim(1, 2).flatten(2)[:, None, :, :-1]

@@ -35,7 +35,7 @@ _SLOW_DISK = 120.0
 
 
 class DrawnBatch(NamedTuple):
-    """Consecutive samples from number `first` on, (N, C, H, W) as the data are, and what they took."""
+    """Consecutive samples from number `first` on, as the data are, and what they took."""
 
     first: int
     images: Shaped[Tensor, "n c h w"]
@@ -56,7 +56,7 @@ def cut(count: int, batch_size: int) -> list[range]:
 
 
 def to_levels(opened: OpenRun, x: Float[Tensor, "n c h w"]) -> Shaped[Tensor, "n c h w"]:
-    """Samples of a run's model as its data are, on the CPU: grey levels, or floats in their units."""
+    """Samples of a run's model on the CPU as its data are: grey levels, or floats."""
     dequantized = opened.recipe.data.dequantize
     return from_model(x, opened.card, opened.model.value_range, dequantized=dequantized).cpu()
 

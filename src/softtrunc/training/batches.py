@@ -19,8 +19,8 @@ _RESIDENT_BYTES = 2 << 30
 class BatchSource:
     """Hands out one process's share of each step's batch.
 
-    Small data live on the device as they are stored. Larger ones (memory-mapped arrays) are gathered by a
-    thread that is one step ahead, so that reading overlaps with computing.
+    Small data live on the device as they are stored. Larger ones (memory-mapped arrays) are
+    gathered by a thread that is one step ahead, so that reading overlaps with computing.
 
     Args:
         images: uint8 array (N, C, H, W), or one of floats, in memory or memory-mapped.

@@ -8,7 +8,7 @@ import math
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -30,6 +30,10 @@ _LABEL_KEYS = {
 }
 _WHOLE_IMAGES = ("images", "arr_0", "x", "data", "samples", "latents")
 _WHOLE_LABELS = ("labels", "y", "arr_1", "label")
+
+
+IMAGES_ARE_UINT8 = "images are to be uint8 (multiply values in [0, 1] by 255, and round)"
+"""What to do about floats that are images."""
 
 
 class _Header(NamedTuple):
@@ -74,14 +78,10 @@ def _to_nchw(array: np.ndarray, where: str) -> Shaped[np.ndarray, "n c h w"]:
     Floats are no images: they may have any number of channels, and have to come as (N, C, H, W).
     """
     if array.dtype.kind == "f":
-        if array.dtype not in (np.float32, np.float16):
+        if array.dtype not in (np.float32, np.float16) or array.ndim != 4:
             raise ValueError(
-                f"{where}: {array.dtype} values: save them with .astype(numpy.float32)"
-            )
-        if array.ndim != 4:
-            raise ValueError(
-                f"{where}: floating-point data of shape {array.shape}: need (N, C, H, W); a "
-                "missing axis has length 1"
+                f"{where}: {array.dtype} values of shape {array.shape}: {IMAGES_ARE_UINT8}; other "
+                "data are to be float32 or float16 of shape (N, C, H, W)"
             )
         return array
     if array.dtype != np.uint8:
@@ -151,17 +151,8 @@ class Npz:
         return array
 
 
-class Named(Protocol):
-    """A file of named arrays."""
-
-    path: Path
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The arrays' shapes by name."""
-
-    def read(self, key: str) -> np.ndarray:
-        """One array, or a ValueError."""
+Named = Npz | Safetensors
+"""A file of named arrays."""
 
 
 def _first(keys: tuple[str, ...], present: Collection[str]) -> str | None:
@@ -224,9 +215,10 @@ def is_array(path: Path) -> bool:
 def array_source(path: Path, held_out: float) -> Source:
     """Arrays of uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), or of floats (N, C, H, W).
 
-    In an .npz or a .safetensors, arrays `x_train` and `x_test` (also `train_images`, `train`, ...) are the splits,
-    with labels in `y_train` and `y_test`. Otherwise `images`, `arr_0`, `x`, `data`, `samples`,
-    `latents` or the only such array is divided like a folder of images, by the numbers of its rows.
+    In an .npz or a .safetensors, arrays `x_train` and `x_test` (also `train_images`, `train`, ...)
+    are the splits, with labels in `y_train` and `y_test`. Otherwise `images`, `arr_0`, `x`, `data`,
+    `samples`, `latents` or the only such array is divided like a folder of images, by the numbers
+    of its rows.
     """
     file: Named | None = None
     if path.suffix.lower() == ".safetensors":
