@@ -70,7 +70,11 @@ def test_bfloat16_is_read_as_the_numbers_that_it_holds(tmp_path):
 
 def test_splits_of_their_own_stay_on_disk_with_their_labels(tmp_path):
     stored, labels = floats(12, 2, 4, 4), torch.arange(12) % 3
-    tensors = {"y_train": labels, "x_test": torch.from_numpy(stored[:3].copy()), "y_test": labels[:3].clone()}
+    tensors = {
+        "y_train": labels,
+        "x_test": torch.from_numpy(stored[:3].copy()),
+        "y_test": labels[:3].clone(),
+    }
     save_file(tensors | {"x_train": torch.from_numpy(stored)}, tmp_path / "a.safetensors")
     data = open_dataset(tmp_path / "a.safetensors", "train", value_range=RANGE)
     assert isinstance(data.images, np.memmap)

@@ -77,9 +77,7 @@ def truth(values: np.ndarray, unit: float = 1.0) -> np.ndarray:
 @pytest.mark.parametrize("unit", [1.0, 10.0, 0.01])
 def test_the_density_of_a_gaussian_is_told_in_its_own_units(sde, value_range, unit):
     values = sample(unit)
-    found, each = measured(
-        "nll_continuous", values, (0.0, 6.0 * unit), sde, value_range, eps=1e-5
-    )
+    found, each = measured("nll_continuous", values, (0.0, 6.0 * unit), sde, value_range, eps=1e-5)
     expected = truth(values, unit)
     # VE begins with noise of a hundredth of the range, an eighth of the data's spread.
     bound = 2e-3 if isinstance(sde, VPSDE) else 0.02

@@ -140,7 +140,9 @@ def test_samples_are_floats_in_the_units_of_the_data(copy, capsys):
     part = range(3)
     sampler = build_sampler(opened.recipe.sampling, opened.model.sde)
     x = sampler.sample(opened.drawn_from(part), (3, 5, 4, 4), seeds=[3, 4, 5]).x
-    assert torch.equal(from_model(x, opened.card, opened.model.value_range), torch.tensor(drawn[:3]))
+    assert torch.equal(
+        from_model(x, opened.card, opened.model.value_range), torch.tensor(drawn[:3])
+    )
     assert np.allclose(drawn[:3], 2.0 + 8.0 * x.numpy(), atol=1e-4)
     told = json.loads((copy / "a.npy.json").read_text())
     assert told["value_range"] == list(RANGE)

@@ -209,9 +209,9 @@ class ImageDataset:
                 f"{source}: values from {lowest:g} to {highest:g}, outside of value_range="
                 f"[{low:g}, {high:g}]: write the range in which all of them lie"
             )
-        card = DataCard(
-            *(name, split, source, *values.shape, 0, "none", fingerprint), value_range=(low, high)
-        )
+        n, c, h, w = values.shape
+        card = DataCard(name, split, source, n, c, h, w, 0, "none", fingerprint)
+        card = dataclasses.replace(card, value_range=(low, high))
         card, numbers = _labelled(card, labels, classes)
         return cls(values, card, numbers)
 
@@ -267,8 +267,8 @@ def _labelled(
             f"{card.source}: labels from {numbers.min()} to {numbers.max()} for {len(known)} "
             "classes"
         )
-    told = {"classes": known, "label_fingerprint": label_fingerprint(numbers)}
-    return dataclasses.replace(card, **told), numbers
+    fingerprint = label_fingerprint(numbers)
+    return dataclasses.replace(card, classes=known, label_fingerprint=fingerprint), numbers
 
 
 class Scanned(NamedTuple):

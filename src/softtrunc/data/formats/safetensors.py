@@ -57,9 +57,10 @@ class Safetensors:
         shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
         if start == stop:
             return np.zeros(shape, kind)
-        mapped = np.memmap(self.path, kind, "r", self._begin + start, shape)
+        mapped: np.ndarray = np.memmap(self.path, kind, "r", self._begin + start, shape)
         mapped = np.require(mapped, requirements="A")  # a copy where a header has an odd length
         if entry["dtype"] != "BF16":
             return mapped
         # The upper half of a float32's bits.
-        return (mapped.astype(np.uint32) << 16).view(np.float32)
+        widened: np.ndarray = (mapped.astype(np.uint32) << 16).view(np.float32)
+        return widened
