@@ -148,7 +148,7 @@ def test_a_broken_safetensors_is_refused(tmp_path):
     whole = path.read_bytes()
     for content in (whole[:-5], whole[:30], b"", b"\xff" * 100, whole.replace(b"F32", b"F99")):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="not a .safetensors that can be read"):
+        with pytest.raises(ValueError, match=r"not a .safetensors that can be read"):
             open_dataset(path, "train", value_range=RANGE)
 
 

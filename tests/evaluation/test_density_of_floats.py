@@ -132,5 +132,5 @@ def test_floats_that_hold_levels_have_no_density():
     check_continuous(torch.randn(20_000).bfloat16().float())  # a finer grid than that of a byte
     check_continuous(torch.zeros(100))
     levels = torch.randint(0, 256, (5000,)) / 255.0
-    with pytest.raises(ValueError, match="only 256 different ones.*on a grid"):
+    with pytest.raises(ValueError, match=r"only 256 different ones.*on a grid"):
         check_continuous(levels)

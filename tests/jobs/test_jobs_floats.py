@@ -106,7 +106,7 @@ def test_training_goes_on_with_the_same_range_alone(copy, recipe, latents):
     longer = load_recipe("latents-small", [*SETTINGS, f"data.source={latents}", "training.steps=5"])
     assert train(longer, copy, resume=True).step == 5
     wider = [*SETTINGS, f"data.source={latents}", "data.value_range=[-7, 10]", "training.steps=6"]
-    with pytest.raises(UserError, match="data.value_range"):
+    with pytest.raises(UserError, match=r"data\.value_range"):
         train(load_recipe("latents-small", wider), copy, resume=True)
 
 

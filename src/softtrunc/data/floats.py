@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -181,20 +182,20 @@ def inspect_floats(
     mean, std = _by_channel(every)
     value_range = suggested_range(ends.low, ends.high)
     counts = {name: len(part.names) for name, part in parts.items()}
-    card = DataCard(
-        *(str(source), "all", opened.location, sum(counts.values()), *shape, 0, "none", ""),
-        value_range=value_range,
-    )
+    channels, height, width = shape
+    total = sum(counts.values())
+    card = DataCard(str(source), "all", "", total, channels, height, width, 0, "none", "")
+    card = dataclasses.replace(card, value_range=value_range)
     first, wanted = every[0], min(samples, len(every[0]))
     shown = first[[i * len(first) // wanted for i in range(wanted)]]
     classes = {int(label) for f in arrays.values() for label in np.unique(_labels(f))}
     return FloatInspection(
         source=str(source),
         kind=opened.kind,
-        count=card.count,
+        count=total,
         train=counts.get("train", 0),
         test=counts.get("test", 0),
-        shape=(card.channels, card.height, card.width),
+        shape=(channels, height, width),
         dtype=dtype,
         lowest=ends.low,
         highest=ends.high,
