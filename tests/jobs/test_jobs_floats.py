@@ -164,7 +164,7 @@ def test_density_yes_bits_no_distances_no(copy, capsys):
     assert {figure.protocol["given"] for figure in figures} == {"each image's class"}
     line = refusal(capsys, "evaluate", copy, "--bpd", "--dequantization", "uniform")
     assert "not on a grid: density yes, bits/dim no" in line
-    for option in ("--fid", "--is", "--kid", "--prdc"):
+    for option in ("--fid", "--is", "--kid", "--prdc", "--intra-fid"):
         assert "features are of images" in refusal(capsys, "evaluate", copy, option)
     assert main(["report", str(copy), "--out", str(copy / "r.html")]) == 0
     page = (copy / "r.html").read_text()

@@ -29,6 +29,7 @@ from softtrunc.evaluation.known import KnownStatistics
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.progress import Progress, Silent
+from softtrunc.jobs.class_grid import grid_columns, labels_of_samples
 from softtrunc.jobs.dequantizer import obtain_dequantizer
 from softtrunc.jobs.evaluation_file import EvaluationFile
 from softtrunc.jobs.measure_files import find_references
@@ -84,8 +85,8 @@ def measure(
     Args:
         path: the run folder.
         density: whether to measure bits per dimension.
-        samples: which figures of samples, of "fid", "is", "kid" and "prdc"; None: "fid" if the
-            recipe names a feature extractor, else none.
+        samples: which figures of samples, of "fid", "is", "kid", "prdc" and "intra" (within each
+            class); None: "fid" if the recipe names a feature extractor, else none.
         split: of the images, for bits per dimension and to compare samples with; None: held-out
             ones for bits per dimension, and for samples what `reference_splits` says.
         limit: bits per dimension of only the first so many of them.
@@ -111,13 +112,13 @@ def measure(
         progress = Silent()
     if samples is None:
         samples = ("fid",) if spec.features is not None else ()
-        if not samples:
+        if not samples and opened.card.on_grid:
             progress.say("no distance of samples: give --fid to measure one")
     wanted = check_sample_figures(samples)
-    if wanted and opened.recipe.data.value_range is not None:
+    if wanted and not opened.card.on_grid:
         raise UserError(
-            f"{path}: --{min(wanted)}: features are of images, and these data are floats: decode "
-            "samples to images first, and give them as evaluate --samples"
+            f"{path}: features are of images, and these data are floats: decode samples to images "
+            "first, and give those as evaluate --samples"
         )
     if wanted:
         check_extractor(opened.run.recipe(), overrides, str(path))
@@ -340,7 +341,7 @@ class _Drawer:
             yield batch.images
         if self._opened.company.main and self._grid is not None:
             pixels = in_pictures(torch.cat(self._first)[:shown], self._opened.card)
-            save_grid(pixels, self._grid)
+            save_grid(pixels, self._grid, grid_columns(self._opened.recipe, self._opened.card))
 
     def nfe(self) -> int:
         """The most network evaluations of any batch of any process."""
@@ -368,6 +369,7 @@ def _measure_samples(
         read=drawer.read,
         protocol=samples_protocol(opened.recipe),
         nfe=drawer.nfe,
+        labels=labels_of_samples(opened.recipe, card, spec.samples),
     )
     judge = Judge(
         extractor,
