@@ -95,9 +95,9 @@ def test_the_model_learns_of_the_declared_range(run, recipe, latents):
     assert opened.card.classes == ("0", "1", "2")
     assert opened.event == (5, 4, 4)
     with Image.open(run / "samples" / "data.png") as picture:
-        # Four channels of four columns, a line between, and a gap at both ends; enlarged.
+        # Three classes side by side, each four channels of four columns with lines between.
         scale = 64 // 19
-        assert picture.size == (2 * (19 * scale + 2) + 2, 2 * (4 * scale + 2) + 2)
+        assert picture.size == (3 * (19 * scale + 2) + 2, 2 * (4 * scale + 2) + 2)
         assert picture.mode == "L"
     assert (run / "samples" / "step-00000004.png").is_file()
 
