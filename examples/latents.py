@@ -1,6 +1,6 @@
 """A diffusion of latents: a small variational autoencoder, its latents, and samples decoded.
 
-`encode` trains the autoencoder on `fashion16` (half a minute on two cores) and writes the latents
+`encode` trains the autoencoder on `fashion16` (half a minute) and writes the latents
 of all images, 4 x 4 x 4 floats of each, with the classes. `decode` makes images of samples of a
 model that `softtrunc train` learned of them. docs/latents.md goes the whole way.
 
@@ -60,7 +60,8 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images in [0, 1]."""
+        """Images in [0, 1]. Samples are cut to where latents lie: a model's may leave it."""
+        latents = latents.clamp(-LIMIT, LIMIT)
         return self.decoder(latents * self.std + self.mean).sigmoid()
 
 
