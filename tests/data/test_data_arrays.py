@@ -129,7 +129,10 @@ def test_pickles_are_refused_and_never_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((4, 8, 8), np.float32), r"float32 images.*multiply values in \[0, 1\] by 255"),
+        (
+            np.zeros((4, 8, 8), np.float32),
+            r"float32 values.*images are to be uint8 \(multiply values in \[0, 1\] by 255",
+        ),
         (np.zeros((4, 8, 8), np.uint16), "uint16 images"),
         (np.zeros((8, 8), np.uint8), r"shape \(8, 8\)"),
         (np.zeros((4, 8, 8, 4), np.uint8), r"shape \(4, 8, 8, 4\)"),

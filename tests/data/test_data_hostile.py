@@ -336,7 +336,8 @@ REFUSED = {
     "a file that is no data set": Case(
         no_data_set,
         '{path}: not a kind of file that is read, or broken: write "digits", "fashion16", '
-        "hf://OWNER/NAME, or a path: images in a folder, zip or tar, .npy, .npz, IDX, Parquet, "
+        "hf://OWNER/NAME, or a path: images in a folder, zip or tar, .npy, .npz, "
+        ".safetensors, IDX, Parquet, "
         "prepared data, or a data set as released (docs/data.md)",
     ),
 }

@@ -55,7 +55,7 @@ def test_values_and_defaults_are_those_of_the_schema():
     assert find("training.steps").values == "integer ≥ 1"
     assert find("training.steps").default == "required"
     assert find("evaluation.eps").values == "number > 0, < 1"
-    assert find("data.channels").values == "`1`, `3` or null"
+    assert find("data.channels").values == "integer ≥ 1, ≤ 1,000,000 or null"
     assert find("evaluation.dequantizer.width").default == "`32`"
     assert find("sampling.churn_range").default == "`[0.0, null]`"
 

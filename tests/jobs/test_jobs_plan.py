@@ -78,7 +78,7 @@ def test_the_list_shows_every_recipe_in_a_line(capsys):
     heading = "recipe data network parameters SDE weight prior paper"
     assert lines["recipe"].split() == heading.split()
     # A heading; the paper, EDM, conditional twins, small ones, studies.
-    assert len(lines) == 1 + 30 + 2 + 4 + 12 + 16
+    assert len(lines) == 1 + 30 + 2 + 4 + 12 + 17
     for words in ("cifar10", "373.9 M", "VP", "g² + σ², 100", "k = 0.9", "FID 2.47, bpd 3.03"):
         assert words in lines["cifar10-ddpmpp512-vp-fid-st"]
     assert "hard, eps 5e-05" in lines["imagenet32-ddpmpp-vp-nll"]

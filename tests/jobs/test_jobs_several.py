@@ -328,7 +328,7 @@ def test_a_signal_ends_a_grid_between_two_evaluations(stopped):
         2,
         sampler=DPMSolver(steps=3),
         drawn_from=lambda _: Stopping(torch.nn.Identity(), VPSDE()),
-        to_levels=lambda x: x.clamp(0, 255).to(torch.uint8),
+        to_data=lambda x: x.clamp(0, 255).to(torch.uint8),
         company=company(),
         stop=stop,
     )

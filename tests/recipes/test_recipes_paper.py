@@ -191,6 +191,7 @@ OTHERS = [
     "folder-256",
     "folder-32",
     "folder-64",
+    "latents-small",
 ]
 # FID, inception score, bits/dim.
 REPORTED = {

@@ -19,10 +19,10 @@ from softtrunc.records import (
 def anatomy_tables(content: Anatomy) -> Iterator[Table]:
     """What `anatomy.json` holds: the bins, then what became of samples."""
     if content.difference is None:
-        yield _one_run(content.runs[0])
+        yield _one_run(content.runs[0], content.unit)
         yield _regeneration(content.regeneration)
         return
-    yield _two_runs(content.runs, content.difference)
+    yield _two_runs(content.runs, content.difference, content.unit)
     if content.runs[0].distance is not None:
         yield _chimeras(content.runs, content.chimera)
 
@@ -42,11 +42,11 @@ def _ends(part: AnatomyBin) -> tuple[str, str]:
     return f"{low:.1f} to {high:.1f}", f"{part.t[1]:.2g}"
 
 
-def _one_run(run: AnatomyRun) -> Table:
+def _one_run(run: AnatomyRun, unit: str) -> Table:
     """The bound and the law of times."""
     law = run.bins[0].weight is not None
     table = _table(
-        f"{run.name}: the bound by time, bits/dim",
+        f"{run.name}: the bound by time, {unit}",
         (
             *("log-SNR", "t up to", "bits/dim", "± SE", "share", "error"),
             *(("draws", "weight", "clipped") if law else ()),
@@ -72,11 +72,11 @@ def _one_run(run: AnatomyRun) -> Table:
     return table
 
 
-def _two_runs(runs: Sequence[AnatomyRun], difference: AnatomyChange) -> Table:
+def _two_runs(runs: Sequence[AnatomyRun], difference: AnatomyChange, unit: str) -> Table:
     """Two bounds and their paired difference."""
     first, second = (run.name for run in runs)
     table = _table(
-        f"the bound by time, bits/dim: {first}, {second}, and the second minus the first",
+        f"the bound by time, {unit}: {first}, {second}, and the second minus the first",
         ("log-SNR", "t up to", first, second, "change", "± SE", "error", "change"),
     )
     for ours, theirs, change in zip(runs[0].bins, runs[1].bins, difference.bins, strict=True):

@@ -44,12 +44,12 @@ def inspect(
     sigma_max for the variance-exploding SDEs.
     """
     from softtrunc.cli.console import ConsoleProgress, echo, stdout
-    from softtrunc.cli.data_tables import inspection_table
+    from softtrunc.cli.data_tables import float_table, inspection_table
     from softtrunc.jobs.prepare import inspect_data
 
     progress = ConsoleProgress()
     found = inspect_data(source, size=size, grid=grid, verify=verify, progress=progress)
-    stdout().print(inspection_table(found))
+    stdout().print((float_table if hasattr(found, "broken") else inspection_table)(found))
     # Every one, for this is the command that finds them.
     for name, reason in found.unreadable:
         echo(f"unreadable: {name}: {reason}")

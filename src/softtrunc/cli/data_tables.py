@@ -20,11 +20,36 @@ def _counted(pairs: Sequence[tuple[str, int]]) -> str:
     return ", ".join(shown + ([f"{len(pairs) - _ROWS:,} others ({rest:,})"] if rest else []))
 
 
-def inspection_table(found: Any) -> Table:
-    """What `inspect` found, one line a fact."""
+def _facts(rows: Mapping[str, str]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def float_table(found: Any) -> Table:
+    """What `inspect` found in an array of floats, one line a fact."""
+    low, high = found.value_range
+    channels = zip(found.mean, found.std, strict=True)
+    more = found.shape[0] - len(found.mean)
+    rows = {
+        "source": f"{found.source} ({found.kind}, {found.dtype}: no images)",
+        "examples": f"{found.count:,}: {found.train:,} train, {found.test:,} test",
+        "shape": " x ".join(map(str, found.shape)) + " (channels, height, width)",
+        "values": f"{found.lowest:.6g} ... {found.highest:.6g}",
+        "channels": ", ".join(f"{mean:.3g} ± {std:.3g}" for mean, std in channels)
+        + (f", {more} more" if more > 0 else ""),
+        "not finite": f"{found.broken:,}",
+        "classes": f"{found.classes}" if found.classes else "no labels",
+        "range": f"write e.g. --set data.value_range=[{low:g},{high:g}] to train on them",
+    }
+    return _facts(rows)
+
+
+def inspection_table(found: Any) -> Table:
+    """What `inspect` found, one line a fact."""
     rest = found.count - found.train - found.test
     splits = f"{found.train:,} train, {found.test:,} test" + (f", {rest:,} neither" if rest else "")
     rows = {
@@ -44,9 +69,7 @@ def inspection_table(found: Any) -> Table:
             f"{sigma.value:.1f}: the largest distance among {of} at {sigma.width}x{sigma.height} "
             "(--size for the size to be trained at)"
         )
-    for name, text in rows.items():
-        table.add_row(name, text)
-    return table
+    return _facts(rows)
 
 
 def card_table(cards: Mapping[str, Any]) -> Table:

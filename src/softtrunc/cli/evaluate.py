@@ -23,7 +23,7 @@ from softtrunc.cli.options import (
 if TYPE_CHECKING:
     from softtrunc.records import Figure
 
-Bpd = Annotated[bool, Option("--bpd", help="Bits per dimension.")]
+Bpd = Annotated[bool, Option("--bpd", help="Bits per dimension; of floats those of density.")]
 Fid = Annotated[bool, Option("--fid", help="Frechet distance of samples to real images.")]
 InceptionScore = Annotated[bool, Option("--is", help="Inception score of samples, in 10 splits.")]
 Kid = Annotated[bool, Option("--kid", help="Kernel distance of samples.")]

@@ -35,7 +35,8 @@ def sample(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of PNGs, a .zip of PNGs or an .npz; RUN/samples/drawn unless given."
+            help="A folder of PNGs, a .zip of PNGs or an .npz; of floats a .npy or .safetensors; "
+            "RUN/samples/drawn unless given."
         ),
     ] = None,
     above: Annotated[
@@ -107,7 +108,8 @@ def sample(
     if outcome.interrupted:
         progress.say(f"stopped at {outcome.done} of {count or 64} images; the same command goes on")
         raise typer.Exit(stopped_code())
-    progress.say(f"{outcome.done} images in {outcome.out}")
+    what = "samples" if outcome.out.suffix in (".npy", ".safetensors") else "images"
+    progress.say(f"{outcome.done} {what} in {outcome.out}")
 
 
 def _runs(

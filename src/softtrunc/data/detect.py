@@ -31,7 +31,8 @@ from softtrunc.data.splits import HELD_OUT
 
 _ALLOWED = (
     'write "digits", "fashion16", hf://OWNER/NAME, or a path: images in a folder, zip or tar, '
-    ".npy, .npz, IDX, Parquet, prepared data, or a data set as released (docs/data.md)"
+    ".npy, .npz, .safetensors, IDX, Parquet, prepared data, or a data set as released "
+    "(docs/data.md)"
 )
 
 

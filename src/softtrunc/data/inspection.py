@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from softtrunc.data.dataset import Skipped
 from softtrunc.data.detect import open_source
+from softtrunc.data.floats import FloatInspection, inspect_floats
 from softtrunc.data.images.collect import Advance, collect, decode_each, nothing_readable
 from softtrunc.data.images.decode import Decoded, is_grey
 from softtrunc.data.images.fit import Fit, pair
@@ -137,8 +138,8 @@ def _look(image: Decoded) -> _Looked:
     return _Looked(image.size, image.mode, image.converted, digest.digest()[:16], used)
 
 
-def largest_distance(images: UInt8[np.ndarray, "n c h w"], levels: int = 256) -> float:
-    """Largest Euclidean distance between two images with values scaled to [0, 1].
+def largest_distance(images: Shaped[np.ndarray, "n c h w"], span: float = 255.0) -> float:
+    """Largest Euclidean distance between two images with values scaled from a span to [0, 1].
 
     Takes n^2 numbers of memory.
     """
@@ -146,7 +147,7 @@ def largest_distance(images: UInt8[np.ndarray, "n c h w"], levels: int = 256) ->
     products = np.zeros((len(images), len(images)))
     some = max(1, _AT_ONCE // len(images))
     for first in range(0, flat.shape[1], some):
-        x = flat[:, first : first + some] / (levels - 1)
+        x = flat[:, first : first + some] / np.float64(span)
         # Distances do not change with the origin, and near it cancel fewer digits.
         x -= x.mean(axis=0)
         products += x @ x.T
@@ -155,16 +156,16 @@ def largest_distance(images: UInt8[np.ndarray, "n c h w"], levels: int = 256) ->
     return float(np.sqrt(max(distances.max(), 0.0)))
 
 
-def estimate_sigma_max(images: UInt8[np.ndarray, "n c h w"], levels: int = 256) -> SigmaMax:
+def estimate_sigma_max(images: Shaped[np.ndarray, "n c h w"], span: float = 255.0) -> SigmaMax:
     """The largest distance among some images, evenly spaced: two at least.
 
     Args:
         images: at the size at which a model sees them.
-        levels: number of grey levels.
+        span: the length of the range that their values may take: of 256 levels 255.
     """
     n, channels, height, width = images.shape
     some = images[_spread(n, _subset_size(channels, (height, width)))]
-    return SigmaMax(largest_distance(some, levels), len(some), height, width)
+    return SigmaMax(largest_distance(some, span), len(some), height, width)
 
 
 def _subset_size(channels: int, size: tuple[int, int]) -> int:
@@ -183,7 +184,7 @@ def inspect(
     image_size: int | tuple[int, int] | None = None,
     samples: int = 64,
     progress: Advance | None = None,
-) -> Inspection:
+) -> Inspection | FloatInspection:
     """Look through a data set of any kind that `open_dataset` reads.
 
     Args:
@@ -192,6 +193,9 @@ def inspect(
             frequent size.
         samples: how many images to show.
         progress: as in `open_dataset`.
+
+    Returns:
+        What was found; of floats, which are no images, something else.
 
     Raises:
         FileNotFoundError: if there are no such data.
@@ -202,6 +206,8 @@ def inspect(
     for split in opened.splits:
         with suppress(NoSplitError):  # a set with one split only is no mistake here
             parts[split] = opened.part(split)
+    if found := inspect_floats(source, opened, parts, samples):
+        return found
     total, done = sum(len(part.names) for part in parts.values()), 0
     tally = _Tally()
     for split, part in parts.items():
@@ -228,7 +234,7 @@ def inspect(
     shown = torch.from_numpy(subset[_spread(len(subset), samples)])
     sigma_max = None
     if len(subset) > 1:
-        sigma_max = SigmaMax(largest_distance(subset, opened.levels), len(subset), *size)
+        sigma_max = SigmaMax(largest_distance(subset, opened.levels - 1), len(subset), *size)
     return Inspection(
         source=str(source),
         kind=opened.kind,

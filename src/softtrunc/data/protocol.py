@@ -9,7 +9,7 @@ from softtrunc.data.dataset import DataCard, ImageDataset, Skipped
 from softtrunc.data.images.collect import Advance, Collected
 from softtrunc.data.images.fit import Fit, describe_fit, fit_to, pair
 from softtrunc.data.presets import Preset, find_preset
-from softtrunc.data.source import NoSplitError, Part, Source, joined
+from softtrunc.data.source import ArrayImages, NoSplitError, Part, Source, joined
 from softtrunc.data.splits import EVERY
 
 
@@ -156,6 +156,6 @@ def open_part(source: Source, split: str, how: How) -> Part:
         part = source.part(split)
     if part.data is not None:
         how.refuse_change(source, part.data.card)
-    else:
+    elif not (isinstance(part.files, ArrayImages) and part.files.floats):
         how.check_count(source, split, len(part.names))
     return part

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from softtrunc.data.dataset import ImageDataset, Skipped
 
@@ -120,12 +120,12 @@ class Source:
 
 
 class ArrayImages(ImageFiles):
-    """Images of one array, in memory or memory-mapped, named by their row."""
+    """Images of one array, or tensors of floats; in memory or memory-mapped, named by their row."""
 
     def __init__(
         self,
         location: Path | str,
-        images: UInt8[np.ndarray, "n c h w"],
+        images: Shaped[np.ndarray, "n c h w"],
         labels: np.ndarray | None = None,
         classes: Sequence[str] = (),
     ) -> None:
@@ -136,11 +136,25 @@ class ArrayImages(ImageFiles):
         self.names = [str(row) for row in range(len(images))]
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
-        """Pixels, in the order of the rows."""
+        """Pixels, in the order of the rows.
+
+        Raises:
+            ValueError: if these are floats.
+        """
+        if self.floats:
+            raise ValueError(
+                f"{self.location}: floating-point data (docs/latents.md), not images, which are to "
+                "be uint8"
+            )
         for row in sorted(int(name) for name in names):
             yield Encoded(str(row), self.images[row].transpose(1, 2, 0))
 
-    def pick(self, names: Sequence[str]) -> UInt8[np.ndarray, "n c h w"]:
+    @property
+    def floats(self) -> bool:
+        """Whether these are no images but tensors of floats."""
+        return bool(self.images.dtype.kind == "f")
+
+    def pick(self, names: Sequence[str]) -> Shaped[np.ndarray, "n c h w"]:
         """The images with these names, in this order; all of them without a copy."""
         return self.images if names == self.names else self.images[[int(name) for name in names]]
 

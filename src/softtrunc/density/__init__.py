@@ -4,8 +4,10 @@ from softtrunc.density.bits import (
     Density,
     Mean,
     bits_per_dim,
+    check_continuous,
     check_levels,
     check_on_grid,
+    density_bits_per_dim,
     mean_with_error,
 )
 from softtrunc.density.bound import nelbo
@@ -42,8 +44,10 @@ __all__ = [
     "bin_centers",
     "bin_index",
     "bits_per_dim",
+    "check_continuous",
     "check_levels",
     "check_on_grid",
+    "density_bits_per_dim",
     "dequantize",
     "discrete_log_prob",
     "gaussian_residual",

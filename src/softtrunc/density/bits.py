@@ -51,6 +51,33 @@ def bits_per_dim(
     return nats / (dim * math.log(2.0)) + math.log2(levels / width)
 
 
+def density_bits_per_dim(
+    nats: Float[Tensor, " b"],
+    dim: int,
+    data_range: tuple[float, float],
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> Float[Tensor, " b"]:
+    """Bits per dimension of a density, in the data's own units, where a model saw them mapped.
+
+    `nats / (D ln 2) + log2(width of the data / width of the model)`: the second term is the
+    Jacobian of the linear map from one range to the other. Of data on no grid these are no lengths
+    of a code: they may be negative, and in units half as large they are one bit more.
+
+    Args:
+        nats: negative log-densities over the model's range.
+        dim: number of dimensions D of an example.
+        data_range: low and high of the data that were mapped.
+        value_range: what they were mapped to.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    if dim < 1:
+        raise ValueError(f"dim={dim}: need at least 1")
+    scale = check_grid(2, data_range) / check_grid(2, value_range)
+    return nats / (dim * math.log(2.0)) + math.log2(scale)
+
+
 @dataclass(frozen=True)
 class Density:
     """Negative log-likelihoods of a batch, term by term; `nats = prior + flow + residual`.
@@ -242,4 +269,21 @@ def check_levels(x: Integer[Tensor, "*shape"], levels: int = 256) -> None:
             f"the data use {len(used)} of the {span} levels from {int(used[0])} to "
             f"{int(used[-1])}: they hold fewer levels than the {levels} stated, spread over the "
             f"range; number them 0 ... {len(used) - 1}, state levels={len(used)} and train on those"
+        )
+
+
+def check_continuous(x: Float[Tensor, "*shape"]) -> None:
+    """Refuse floating-point data that hold levels: their density has no bound.
+
+    Args:
+        x: data as they are stored.
+
+    Raises:
+        ValueError: if several thousand values hold no more different ones than a byte does.
+    """
+    different = len(torch.unique(x))
+    if x.numel() >= 16 * 256 and different <= 256:
+        raise ValueError(
+            f"{x.numel():,} floating-point values, and only {different:,} different ones: they are "
+            "on a grid, where a density has no bound: save the levels as uint8 images"
         )

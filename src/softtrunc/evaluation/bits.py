@@ -1,4 +1,4 @@
-"""Bits per dimension of a data set, in each of the forms in use."""
+"""Bits per dimension of a data set, in each of the forms in use; of floats, those of a density."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softtrunc.data import ImageDataset
+from softtrunc.data import ImageDataset, to_model
 from softtrunc.density import (
     Density,
     Dequantizer,
     Reconstruction,
     bin_centers,
+    density_bits_per_dim,
     dequantize,
     importance_weighted,
     nelbo,
@@ -47,14 +48,15 @@ class BitsMeasurement:
 
     - `key`: which form.
     - `model`: on its device, with the weights to be judged.
-    - `data`: uint8 images.
+    - `data`: uint8 images, or floats.
     - `protocol`: how.
     - `dequantizer`: for the learned figures. `training`: what the protocol says of its training.
     - `choice`: what the protocol says of how the time at which the figure begins was chosen.
 
     Raises:
-        ValueError: if the key is unknown, a learned figure comes without a dequantizer, or a
-            conditional one without labels.
+        ValueError: if the key is unknown, a learned figure comes without a dequantizer, a
+            conditional one without labels, or bits per dimension are to be those of floats, or a
+            density that of images.
     """
 
     key: DensityFigure
@@ -70,6 +72,16 @@ class BitsMeasurement:
             raise ValueError(f"{self.key!r} is unknown: write one of {', '.join(FORMS)}")
         if self._form.dequantization == "learned" and self.dequantizer is None:
             raise ValueError(f"{self.key}: needs a trained dequantizer: pass one")
+        if self._form.of_floats == self.data.card.on_grid:
+            why = "levels: bits/dim, not" if self.data.card.on_grid else "no grid:"
+            raise ValueError(
+                f"{self.key}: {self.data.card.name} ({self.data.card.split}) is on {why} a density"
+            )
+        if self.protocol.data_range != self.data.card.value_range:
+            raise ValueError(
+                f"{self.key}: data_range={self.protocol.data_range}, but the card of "
+                f"{self.data.card.name} says {self.data.card.value_range}"
+            )
         if self.protocol.labels and self.data.labels is None:
             raise ValueError(
                 f"{self.key}: the model is given each image's class, and {self.data.card.name} "
@@ -177,13 +189,19 @@ class BitsMeasurement:
             mean(log_q),
             nats - mean(each.nats + log_q),
             nats,
-            density.bits_per_dim(self._levels, self._cells),
+            self._bits_per_dim(density),
             nfe,
         )
         columns = {
             name: value.cpu().double().numpy() for name, value in zip(COLUMNS, found, strict=True)
         }
         return Chunk(turn, images, columns, time.perf_counter() - began)
+
+    def _bits_per_dim(self, density: Density) -> Tensor:
+        known = self.data.card.value_range
+        if known is None:
+            return density.bits_per_dim(self._levels, self._cells)
+        return density_bits_per_dim(density.nats, density.dim, known, self.model.value_range)
 
     def _seed(self, turn: int, image: int, draw: int) -> int:
         """One for each image, pass and draw: its numbers do not depend on how batches are cut."""
@@ -193,6 +211,8 @@ class BitsMeasurement:
     def _point(self, levels: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Where the density is taken, and the log-density of the noise that led there, (B,)."""
         count, cells = self._levels, self._cells
+        if self._form.of_floats:
+            return to_model(levels, self.data.card, cells), torch.zeros(len(levels))
         if self.dequantizer is not None and self._form.dequantization == "learned":
             drawn = self.dequantizer.draw(levels, seeds=seeds)
             return dequantize(levels, count, cells, noise=drawn.noise), drawn.log_prob
@@ -280,7 +300,7 @@ class BitsMeasurement:
             name=self._form.title + (f", K = {self._draws}" if self._draws > 1 else ""),
             value=mean.mean,
             standard_error=mean.standard_error if mean.n > 1 else None,
-            unit="bits/dim",
+            unit=self._form.unit,
             better="lower",
             seconds=results.seconds,
             protocol=protocol,

@@ -1,4 +1,4 @@
-"""The figures in bits/dim: their keys in `evaluation.json`, their titles, and what each one is."""
+"""The figures of density: their keys in `evaluation.json`, their titles, and what each one is."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ DensityFigure = Literal[
     "nelbo_learned",
     "nll_truncated",
     "nelbo_truncated",
+    "nll_continuous",
+    "nelbo_continuous",
 ]
-Dequantization = Literal["uniform", "none", "learned", "truncated-normal"]
+Dequantization = Literal["uniform", "none", "learned", "truncated-normal", "continuous"]
 Estimator = Literal["probability-flow ODE", "score-matching bound"]
 Residual = Literal[
     "none",
@@ -33,11 +35,12 @@ _CELL: Residual = "nothing to pay: x_eps lies in the level's cell"
 
 @dataclass(frozen=True)
 class DensityForm:
-    """What a figure in bits/dim is.
+    """What a figure of density is.
 
     - `title`: over the column of a table.
     - `dequantization`: what fills a grey level's cell: uniform noise, nothing (the figure is a
-      probability of the levels, lossless), noise that was learned, or that of eps cut to the cell.
+      probability of the levels, lossless), noise that was learned, or that of eps cut to the cell;
+      "continuous": the data are floats, on no grid.
     - `estimator`: of the model's density. `residual`: the step from the smallest time to the data.
     """
 
@@ -50,6 +53,16 @@ class DensityForm:
     def of_levels(self) -> bool:
         """Whether it is a probability of the levels where the model saw them, cells around them."""
         return self.dequantization in ("none", "truncated-normal")
+
+    @property
+    def of_floats(self) -> bool:
+        """Whether it is a density of data that are on no grid, in their own units."""
+        return self.dequantization == "continuous"
+
+    @property
+    def unit(self) -> str:
+        """Of its value."""
+        return "bits/dim of density" if self.of_floats else "bits/dim"
 
     @property
     def weighable(self) -> bool:
@@ -67,6 +80,8 @@ FORMS: dict[DensityFigure, DensityForm] = {
     "nelbo_learned": DensityForm("NELBO, learned dequantiser", "learned", _BOUND, "Gaussian"),
     "nll_truncated": DensityForm("bits/dim, truncated normal", "truncated-normal", _ODE, _CELL),
     "nelbo_truncated": DensityForm("NELBO, truncated normal", "truncated-normal", _BOUND, _CELL),
+    "nll_continuous": DensityForm("NLL of floats", "continuous", _ODE, "Gaussian"),
+    "nelbo_continuous": DensityForm("NELBO of floats", "continuous", _BOUND, "Gaussian"),
 }
 """All of them, in the order of a table."""
 
@@ -75,6 +90,6 @@ DENSITY_FIGURES: dict[str, str] = {key: form.title for key, form in FORMS.items(
 
 FIGURES_BY_DEQUANTIZATION: dict[str, tuple[DensityFigure, ...]] = {
     name: tuple(key for key, form in FORMS.items() if form.dequantization == name)
-    for name in ("uniform", "none", "learned", "truncated-normal")
+    for name in ("uniform", "none", "learned", "truncated-normal", "continuous")
 }
 """The keys of each way to make discrete levels continuous."""

@@ -57,13 +57,17 @@ class ImageResults:
         passes: number of passes.
         images: number of images.
         folder: where results are kept as well, from `parts_folder`; None: in memory alone.
+        unit: of the mean, in words.
     """
 
-    def __init__(self, passes: int, images: int, folder: Path | None = None) -> None:
+    def __init__(
+        self, passes: int, images: int, folder: Path | None = None, unit: str = "bits/dim"
+    ) -> None:
         self.seen = np.zeros((passes, images), dtype=bool)
         self.columns = {name: np.full((passes, images), math.nan) for name in COLUMNS}
         self.seconds = 0.0
         self._folder = folder
+        self._unit = unit
         self._read: set[str] = set()
 
     def add(self, chunk: Chunk) -> int:
@@ -157,7 +161,7 @@ class ImageResults:
     def note(self) -> str:
         """Mean and standard error so far, for a progress bar."""
         mean = self.mean()
-        return f"{mean.mean:.3f} ± {mean.standard_error:.3f} bits/dim"
+        return f"{mean.mean:.3f} ± {mean.standard_error:.3f} {self._unit}"
 
 
 def parts_folder(folder: Path, key: str, identity: Mapping[str, object]) -> Path:

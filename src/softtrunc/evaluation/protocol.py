@@ -43,6 +43,7 @@ class DensityProtocol:
       same, but loose ones, for the model never saw what lies between the levels.
     - `labels`: the model is given each image's class: the bits are those of an image whose class is
       known.
+    - `data_range`: of floats, the range from which they are mapped to the model's; None: images.
     """
 
     eps: float = 1e-5
@@ -62,6 +63,7 @@ class DensityProtocol:
     solver_check: int = 8
     dequantized: bool = True
     labels: bool = False
+    data_range: tuple[float, float] | None = None
 
     def images(self, data: ImageDataset) -> int:
         """How many images are measured."""
@@ -165,14 +167,15 @@ class DensityProtocol:
             "none": f"none: probability of the levels, {where}",
             "learned": "learned (variational flow)",
             "truncated-normal": f"noise of eps cut to each level's cell, {where}",
+            "continuous": "none: the data are on no grid; a density in their own units",
         }
         said = dequantization[form.dequantization]
-        if not (form.of_levels or self.dequantized):
+        if not (form.of_levels or form.of_floats or self.dequantized):
             said += "; the model was trained without: a loose bound"
         common: dict[str, object] = {
             **({"given": "each image's class"} if self.labels else {}),
             "passes": self.passes,
-            "levels": levels,
+            **({"data_range": list(self.data_range)} if self.data_range else {"levels": levels}),
             "value_range": list(self.cells(key, levels, value_range)),
             "dequantization": said,
             "residual": form.residual,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softtrunc.data import ImageDataset
-from softtrunc.density import Reconstruction, bin_centers, dequantize, lossless_eps, spread_range
+from softtrunc.data import ImageDataset, to_model
+from softtrunc.density import (
+    Reconstruction,
+    bin_centers,
+    density_bits_per_dim,
+    dequantize,
+    lossless_eps,
+    spread_range,
+)
 from softtrunc.evaluation.law_of_times import law_of_times
 from softtrunc.evaluation.time_bins import ByTime, by_time
 from softtrunc.feedback.errors import UserError, user_errors
@@ -140,6 +147,7 @@ def anatomy(
         versions=package_versions(),
         protocol=asdict(asked)
         | {"data": data[split].card.name, "sampler": recipe.sampling.model_dump(mode="json")},
+        unit="bits/dim" if opened[0].card.on_grid else "bits/dim of density",
         runs=tuple(
             _run_record(o, name, bound, weights, distance)
             for o, name, bound, distance in zip(opened, names, found, alone, strict=True)
@@ -185,7 +193,7 @@ def _sha256(opened: OpenRun, weights: Weights) -> str:
 def _cells(opened: OpenRun) -> tuple[float, float]:
     """The range that the levels' cells fill: the model's, or half a level more at both ends."""
     value_range = opened.model.value_range
-    if opened.recipe.data.dequantize:
+    if opened.recipe.data.dequantize or not opened.card.on_grid:
         return value_range
     return spread_range(opened.card.levels, value_range)
 
@@ -193,7 +201,7 @@ def _cells(opened: OpenRun) -> tuple[float, float]:
 def _eps(opened: OpenRun) -> float:
     """The time at which the bound begins, as in the run's own figures."""
     spec = opened.recipe.evaluation
-    if opened.recipe.data.dequantize:
+    if opened.recipe.data.dequantize or not opened.card.on_grid:
         return spec.eps
     if spec.lossless_eps is not None:
         return spec.lossless_eps
@@ -212,7 +220,15 @@ def _bound(
     """The bound of the first images, batch by batch; image i's draws follow from i alone."""
     levels, cells = opened.card.levels, _cells(opened)
     plain = opened.recipe.data.dequantize
-    reconstruction: Reconstruction = "gaussian" if plain else "discrete"
+    smooth = plain or not opened.card.on_grid
+    reconstruction: Reconstruction = "gaussian" if smooth else "discrete"
+
+    def seen(shown: Tensor, seeds: list[int]) -> Tensor:
+        if not opened.card.on_grid:
+            return to_model(shown, opened.card, cells)
+        if plain:
+            return dequantize(shown, levels, cells, seeds=seeds)
+        return bin_centers(shown, levels, cells)
 
     def measure(numbers: range) -> dict[str, Tensor]:
         seeds = [(asked.seed << 32) + i for i in numbers]
@@ -223,17 +239,19 @@ def _bound(
             model = opened.model.given(y=images.classes_of(rows))
         found = by_time(
             model,
-            dequantize(shown, levels, cells, seeds=seeds)
-            if plain
-            else bin_centers(shown, levels, cells),
+            seen(shown, seeds),
             eps=asked.eps,
             bins=asked.bins,
             draws=asked.draws,
             reconstruction=reconstruction,
-            levels=levels,
+            levels=levels or 2,  # of floats there are none, and nothing of them is used
             value_range=cells,
             seeds=seeds,
         )
+        if opened.card.value_range is not None:
+            nothing = torch.zeros(1, dtype=torch.float64)
+            offset = density_bits_per_dim(nothing, shown[0].numel(), opened.card.value_range, cells)
+            found = replace(found, offset=float(offset))
         values = {field.name: getattr(found, field.name) for field in fields(found)}
         return {k: torch.as_tensor(v, dtype=torch.float64) for k, v in values.items()}
 

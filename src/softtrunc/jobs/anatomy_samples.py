@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from softtrunc.data import ImageDataset, stretch_levels, to_model_range
+from softtrunc.data import ImageDataset, in_pictures, to_model
 from softtrunc.data.pictures import save_grid
 from softtrunc.evaluation.distances import Judge, Samples
 from softtrunc.evaluation.features import open_extractor
@@ -113,7 +113,7 @@ class Chimeras:
                 log_snr = _log_snr(pair.model.sde, t)
                 curves.append(ChimeraPoint(above, below, t, log_snr, _distance(found)))
             rows.append(alone[b]["first"])
-            pixels = stretch_levels(torch.cat(rows), self._opened[0].card.levels)
+            pixels = in_pictures(torch.cat(rows), self._opened[0].card)
             save_grid(pixels, out / f"chimera-{a + 1}-above-{b + 1}.png", len(rows[0]))
         return [_distance(found) for found in alone], tuple(curves)
 
@@ -181,9 +181,7 @@ def regeneration(
     shown = images.batch(torch.arange(count))
     # Halfway up each cell, where a model of dequantised data expects a level.
     half = torch.full(shown.shape, 0.5) if opened.recipe.data.dequantize else None
-    x = to_model_range(
-        shown, levels=opened.card.levels, value_range=opened.model.value_range, noise=half
-    ).to(opened.device)
+    x = to_model(shown, opened.card, opened.model.value_range, noise=half).to(opened.device)
     noise = Noise(count, [spec.seed + i for i in range(count)], None).like(x)
     sampler = build_sampler(opened.recipe.sampling, opened.model.sde)
 
@@ -204,5 +202,5 @@ def regeneration(
             means = (float(found[key].mean()) for key in ("squared_error", "correlation"))
             curve.append(RegenerationPoint(t, _log_snr(sde, t), *means))
             bar.advance()
-    save_grid(stretch_levels(torch.cat(rows), opened.card.levels), grid, len(rows[0]))
+    save_grid(in_pictures(torch.cat(rows), opened.card), grid, len(rows[0]))
     return tuple(curve)

@@ -47,7 +47,7 @@ def model_card(
     figures = evaluation.figures if evaluation else ()
     head = ModelCardData(
         library_name="softtrunc",
-        pipeline_tag=_TASK,
+        pipeline_tag=_TASK if data.on_grid else None,
         tags=["score-based-diffusion", "soft-truncation", recipe.sde.kind],
         model_name=title if figures else None,
         eval_results=[_result(figure, data) for figure in figures] or None,
@@ -91,7 +91,7 @@ def _origin(init_from: Mapping[str, Any] | None) -> str:
 
 def _result(figure: Figure, data: DataCard) -> EvalResult:
     return EvalResult(
-        task_type=_TASK,
+        task_type=_TASK if data.on_grid else "other",
         dataset_type=data.name,
         dataset_name=data.name,
         dataset_split=figure.protocol.get("split"),

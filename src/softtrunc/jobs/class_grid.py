@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 
 from softtrunc.data import DataCard, ImageDataset
@@ -29,7 +29,7 @@ def grid_columns(recipe: Recipe, card: DataCard) -> int | None:
     return class_columns(len(card.classes)) if takes_turns(recipe) else None
 
 
-def real_images(recipe: Recipe, data: ImageDataset, count: int) -> UInt8[Tensor, "n c h w"]:
+def real_images(recipe: Recipe, data: ImageDataset, count: int) -> Shaped[Tensor, "n c h w"]:
     """Images to show beside samples: of the same classes where these take turns, else the first."""
     turns = grid_columns(recipe, data.card) is not None
     return data.batch(in_turns(data, count) if turns else torch.arange(min(count, len(data))))

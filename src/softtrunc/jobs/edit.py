@@ -83,6 +83,8 @@ class Editor:
         opened = open_run(path, weights=weights, overrides=overrides)
         if opened.accelerator.num_processes > 1:
             raise UserError("edits run in one process: leave out `accelerate launch`")
+        if not opened.card.on_grid:
+            raise UserError(f"{path}: edits are of images, and this run's data are floats")
         return cls(opened, progress or Silent())
 
     def encode(self, files: Sequence[Path], count: int, out: Path) -> tuple[list[RoundTrip], int]:

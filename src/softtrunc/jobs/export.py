@@ -41,7 +41,8 @@ def export_run(path: Path, out: Path, *, weights: AnyWeights = "ema") -> Path:
     The folder holds `config.json` and `model.safetensors` (see `ScoreModel.from_pretrained`), a
     model card `README.md`, `recipe.yaml`, `evaluation.json` where it is of these weights, a grid of
     samples where the run has one, and `model_index.json` with `scheduler/scheduler_config.json`,
-    which make it a pipeline of diffusers. It appears whole or not at all.
+    which make it a pipeline of diffusers (not of data that are no images). It appears whole or not
+    at all.
 
     Args:
         path: the run folder.
@@ -84,6 +85,8 @@ def _write(opened: OpenRun, folder: Path, weights: AnyWeights, *, title: str) ->
         init_from=provenance.get("init_from"),
     )
     opened.model.cpu().save_pretrained(folder, card=card)
+    if not opened.card.on_grid:  # a pipeline of diffusers makes pictures
+        return
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.parent.mkdir()
     levels = noise_levels(opened.model.sde, opened.model.value_range)

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from softtrunc.data import ImageDataset, stretch_levels
+from softtrunc.data import ImageDataset, in_pictures
 from softtrunc.data.pictures import save_grid
-from softtrunc.density import check_levels
+from softtrunc.density import check_continuous, check_levels
 from softtrunc.evaluation.bits import BitsMeasurement
 from softtrunc.evaluation.distances import Judge, SampleFigure, Samples, check_sample_figures
 from softtrunc.evaluation.features import DIGITS, open_extractor
@@ -112,9 +112,14 @@ def measure(
         progress = Silent()
     if samples is None:
         samples = ("fid",) if spec.features is not None else ()
-        if not samples:
+        if not samples and opened.card.on_grid:
             progress.say("no distance of samples: give --fid to measure one")
     wanted = check_sample_figures(samples)
+    if wanted and not opened.card.on_grid:
+        raise UserError(
+            f"{path}: features are of images, and these data are floats: decode samples to images "
+            "first, and give those as evaluate --samples"
+        )
     if wanted:
         check_extractor(opened.run.recipe(), overrides, str(path))
     references = (split,) if split is not None else reference_splits(opened.recipe)
@@ -187,7 +192,8 @@ def check_images(opened: OpenRun, data: ImageDataset) -> None:
 
     Raises:
         UserError: if they have another number of levels than those the model was trained on, or
-            not the number that they are said to have, or the diffusion has too little noise for
+            not the number that they are said to have, or are floats that hold levels, or the
+            diffusion has too little noise for
             lossless figures of them.
     """
     model, levels = opened.model, data.card.levels
@@ -205,7 +211,11 @@ def check_images(opened: OpenRun, data: ImageDataset) -> None:
             "folders of these names"
         )
     with user_errors(f"{data.card.name} ({data.card.split})"):
-        check_levels(data.batch(torch.arange(min(len(data), _LOOKED_AT))), levels)
+        first = data.batch(torch.arange(min(len(data), _LOOKED_AT)))
+        if data.card.on_grid:
+            check_levels(first, levels)
+        else:
+            check_continuous(first)
     protocol = density_protocol(opened.recipe)
     with user_errors(f"recipe {opened.recipe.name}"):
         for key in opened.recipe.evaluation.figures:
@@ -299,7 +309,8 @@ def _fill(
         "dequantizer": None if dequantizer is None else digest(dequantizer.state_dict()),
     }
     place = parts_folder(folder, measurement.key, identity)
-    results = ImageResults(protocol.passes, protocol.images(images), place)
+    unit = FORMS[measurement.key].unit
+    results = ImageResults(protocol.passes, protocol.images(images), place, unit)
     done = results.gather()
     if done and together.main:
         progress.say(f"{measurement.key}: {done} results of an interrupted evaluation are used")
@@ -329,7 +340,7 @@ class _Drawer:
                 self._first.append(batch.images)
             yield batch.images
         if self._opened.company.main and self._grid is not None:
-            pixels = stretch_levels(torch.cat(self._first)[:shown], self._opened.card.levels)
+            pixels = in_pictures(torch.cat(self._first)[:shown], self._opened.card)
             save_grid(pixels, self._grid, grid_columns(self._opened.recipe, self._opened.card))
 
     def nfe(self) -> int:

@@ -24,7 +24,8 @@ def knows_cells(recipe: Recipe) -> bool:
     figures of the levels are tight, all others are bounds, but loose ones, measured when asked for.
     """
     of_levels = (FORMS[key].of_levels for key in recipe.evaluation.figures)
-    return recipe.data.dequantize or all(of_levels)
+    floats = recipe.data.value_range is not None
+    return floats or recipe.data.dequantize or all(of_levels)
 
 
 def check_extractor(recipe: Recipe, overrides: Sequence[str], where: str) -> None:
@@ -64,6 +65,7 @@ def density_protocol(recipe: Recipe, limit: int | None = None) -> DensityProtoco
     names = {field.name for field in dataclasses.fields(DensityProtocol)}
     settings = recipe.evaluation.model_dump(include=names)
     settings |= {"dequantized": recipe.data.dequantize, "labels": recipe.data.labels}
+    settings["data_range"] = recipe.data.value_range
     return DensityProtocol(**settings, limit=limit)
 
 

@@ -214,10 +214,12 @@ def _images(recipe: Recipe) -> _Images:
             absent = f" (not there: {error})"
         else:
             card = data.card
-            words = f"{card.count:,} images of {card.channels} x {card.height} x {card.width}"
+            what = "images" if card.on_grid else "tensors of floats"
+            words = f"{card.count:,} {what} of {card.channels} x {card.height} x {card.width}"
             size, distance = (card.height, card.width), None
             if recipe.sde.kind in ("ve", "rve") and card.count > 1:
-                distance = estimate_sigma_max(data.images, card.levels)
+                low, high = card.value_range or (0, card.levels - 1)
+                distance = estimate_sigma_max(data.images, high - low)
             return _Images(card.channels, size, card.count, words, distance)
     size, channels = spec.height_and_width or (32, 32), spec.channels or 3
     words = f"images of {channels} x {size[0]} x {size[1]}"

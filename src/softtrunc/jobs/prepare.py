@@ -13,6 +13,7 @@ import torch
 from softtrunc.data import (
     PRESETS,
     DataCard,
+    FloatInspection,
     Inspection,
     Preset,
     describe_fit,
@@ -40,7 +41,7 @@ def inspect_data(
     grid: Path | None = None,
     verify: bool = False,
     progress: Progress,
-) -> Inspection:
+) -> Inspection | FloatInspection:
     """Look through data; with `grid`, also write a picture of some of them.
 
     Raises:

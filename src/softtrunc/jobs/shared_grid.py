@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import torch
 from accelerate.utils import gather_object
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from softtrunc.feedback.processes import Company
@@ -53,11 +53,11 @@ def draw_together(
     *,
     sampler: Sampler,
     drawn_from: Callable[[range], ScoreFunction],
-    to_levels: Callable[[Tensor], UInt8[Tensor, "n c h w"]],
+    to_data: Callable[[Tensor], Shaped[Tensor, "n c h w"]],
     company: Company,
     stop: StopRequest,
     in_step: bool = False,
-) -> UInt8[Tensor, "n c h w"] | None:
+) -> Shaped[Tensor, "n c h w"] | None:
     """Samples from seeds 0 ... count - 1, shared by all processes; None if a signal came first.
 
     A signal ends the work between two evaluations of the network: a checkpoint cannot wait.
@@ -67,7 +67,7 @@ def draw_together(
         event: the shape of one.
         most: in one forward pass.
         sampler: what draws them. `drawn_from`: the model of samples with these numbers.
-        to_levels: from samples to grey levels.
+        to_data: from samples to what the data are: grey levels, say.
         company: the processes. `stop`: a signal that came.
         in_step: the processes hold parts of the network and evaluate it together: each draws all.
     """
@@ -80,7 +80,7 @@ def draw_together(
             model = drawn_from(part)
             asked = model if in_step else _Watched(model, stop)
             samples = sampler.sample(asked, shape, seeds=list(part))
-            drawn.append((part.start, to_levels(samples.x).cpu()))
+            drawn.append((part.start, to_data(samples.x).cpu()))
     if company.meet(vote=stop.signal is not None, stop=stop):
         return None
     # All are there: nobody waits in this for another's work.

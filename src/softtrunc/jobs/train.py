@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 
-from softtrunc.data import stretch_levels, to_uint8
+from softtrunc.data import from_model, in_pictures
 from softtrunc.data.pictures import grid, save_png
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
 from softtrunc.feedback.files import complaint
@@ -369,11 +369,8 @@ class _Training:
                 self.micro,
                 sampler=self.sampler,
                 drawn_from=drawn_from,
-                to_levels=lambda x: to_uint8(
-                    x,
-                    levels=card.levels,
-                    value_range=model.value_range,
-                    dequantized=recipe.data.dequantize,
+                to_data=lambda x: from_model(
+                    x, card, model.value_range, dequantized=recipe.data.dequantize
                 ),
                 company=self.company,
                 stop=stop,
@@ -383,8 +380,8 @@ class _Training:
             self._save_grid(images, f"step-{self.state.step:08d}", "samples")
         return images is not None
 
-    def _save_grid(self, images: UInt8[Tensor, "n c h w"], name: str, what: str) -> None:
+    def _save_grid(self, images: Shaped[Tensor, "n c h w"], name: str, what: str) -> None:
         columns = grid_columns(self.recipe, self.data.card)
-        shown = grid(stretch_levels(images, self.data.card.levels), columns)
+        shown = grid(in_pictures(images, self.data.card), columns)
         save_png(shown, self.run.samples / f"{name}.png")
         self.trackers.show(what, shown, self.state.step)

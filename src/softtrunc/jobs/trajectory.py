@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from softtrunc.data import stretch_levels
+from softtrunc.data import in_pictures
 from softtrunc.data.pictures import save_gif, save_grid
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
@@ -73,7 +73,7 @@ def _visible(opened: OpenRun, x: Float[Tensor, "n c h w"], t: float) -> UInt8[Te
         middle, half = (low + high) / 2, (high - low) / 2
         spread = torch.hypot(torch.ones_like(sigma), sigma / (alpha * half))
         x = middle + (x / float(alpha) - middle) / float(spread)
-    return stretch_levels(to_levels(opened, x), opened.card.levels)
+    return in_pictures(to_levels(opened, x), opened.card)
 
 
 def draw_trajectory(

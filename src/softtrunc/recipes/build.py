@@ -285,6 +285,7 @@ def build_data(recipe: schema.Recipe, split: str, progress: Progress | None = No
             channels=spec.channels,
             preset=spec.preset,
             largest=_LARGEST_UNPREPARED,
+            value_range=spec.value_range,
             progress=count,
         )
 

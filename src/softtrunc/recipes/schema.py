@@ -7,6 +7,7 @@ known one. Nothing here builds anything: `build.py` turns a recipe into objects.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -16,6 +17,7 @@ from softtrunc.recipes.diffusions import SDE, VP, Tabulated
 from softtrunc.recipes.sampling import DPMSolverSampling, Sampling
 from softtrunc.recipes.training import Training
 from softtrunc.recipes.values import (
+    Channels,
     Count,
     Held,
     Natural,
@@ -29,6 +31,9 @@ from softtrunc.recipes.values import (
 
 DIFFUSERS = "diffusers"
 """The preset that is the `UNet2DModel` of diffusers."""
+
+CONTINUOUS = FIGURES_BY_DEQUANTIZATION["continuous"]
+"""The figures of data that are on no grid."""
 
 __all__ = [
     "DIFFUSERS",
@@ -50,7 +55,10 @@ class Data(Section):
     - `source`: "digits", "fashion16", hf://OWNER/NAME, or the path of an image folder, archive,
       released or prepared data set; null: must be given on the command line.
     - `image_size`: side, or [height, width], to resize images to; null: as they are.
-    - `channels`: 1 or 3; null: as they are.
+    - `channels`: 1 or 3; null: as they are. Of floats the number that they have.
+    - `value_range`: the data are no images but floats (N, C, H, W), an autoencoder's latents say,
+      all of them between low and high; null: images. There is a density of them and no bits/dim;
+      they are neither mirrored nor dequantised.
     - `flip`: mirror left-right at random while training.
     - `dequantize`: uniform noise fills each grey level's cell; needed for bits/dim.
     - `labels`: the network is given each image's class (`network.options.num_classes` of them).
@@ -59,10 +67,39 @@ class Data(Section):
     preset: str | None = None
     source: str | None = None
     image_size: Side | tuple[Side, Side] | None = None
-    channels: Literal[1, 3] | None = None
+    channels: Channels | None = None
+    value_range: tuple[float, float] | None = None
     flip: bool = True
     dequantize: bool = True
     labels: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_floats(cls, values: object) -> object:
+        """What is done to images is not done to floats, unless it is asked for."""
+        if isinstance(values, Mapping) and values.get("value_range") is not None:
+            return {"flip": False, "dequantize": False, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _kind(self) -> Data:
+        if self.value_range is None:
+            if self.channels not in (None, 1, 3):
+                raise ValueError(
+                    f"channels={self.channels}: images have 1 or 3; of floats write value_range too"
+                )
+            return self
+        low, high = self.value_range
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"value_range={[low, high]}: write two numbers, the low one first")
+        for name, done in (("flip", "mirrored"), ("dequantize", "dequantised")):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}: true beside value_range: floats are not {done}: write {name}: false"
+                )
+        if self.preset is not None:
+            raise ValueError(f"preset={self.preset}: is of images, value_range of floats: drop one")
+        return self
 
     @property
     def height_and_width(self) -> tuple[int, int] | None:
@@ -210,7 +247,8 @@ class Evaluation(Section):
       lossless figures; null: where the noise is 0.4 of a grey level, at least `eps`.
       `truncated_eps`: that of truncated-normal dequantisation; null: the best of several, from
       `eps` on, on 32 training images.
-    - `figures`: the bits/dim to measure; `--dequantization` names the usual groups.
+    - `figures`: the bits/dim to measure; `--dequantization` names the usual groups. Of floats
+      (`data.value_range`) those of density.
     - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
       "rk45" and "rk23". `solver_check`: the number of images on which the solver's error is
       measured.
@@ -283,3 +321,37 @@ class Recipe(Section):
     sampling: Sampling = DPMSolverSampling()
     evaluation: Evaluation = Evaluation()
     paper: Paper | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _figures_of_floats(cls, values: object) -> object:
+        """Without a word about figures, those of density."""
+        if not isinstance(values, Mapping):
+            return values
+        data, told = values.get("data"), values.get("evaluation", {})
+        floats = data.get("value_range") if isinstance(data, Mapping) else None
+        if floats is None or not isinstance(told, Mapping) or "figures" in told:
+            return values
+        return {**values, "evaluation": {**told, "figures": CONTINUOUS}}
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Recipe:
+        floats = self.data.value_range is not None
+        for key in self.evaluation.figures:
+            if (key in CONTINUOUS) == floats:
+                continue
+            if floats:
+                raise ValueError(
+                    f"evaluation.figures: {key}: these data are not on a grid: density yes, "
+                    f"bits/dim no: write {' or '.join(CONTINUOUS)}"
+                )
+            raise ValueError(
+                f"evaluation.figures: {key}: is of floats (data.value_range); images have levels, "
+                f"and bits/dim: write {', '.join(FIGURES_BY_DEQUANTIZATION['uniform'])}"
+            )
+        if floats and self.evaluation.features is not None:
+            raise ValueError(
+                f"evaluation.features={self.evaluation.features}: features are of images, these "
+                "data are floats: write evaluation.features=null"
+            )
+        return self

@@ -24,6 +24,7 @@ Natural = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 Held = Annotated[int, Field(ge=1, le=10**6, strict=True)]
 # An image of 80 million pixels is refused; one of this side is one, if a single pixel wide.
 Side = Annotated[int, Field(ge=1, le=80_000_000, strict=True)]
+Channels = Annotated[int, Field(ge=1, le=10**6, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # of PyTorch's generators
 
 

@@ -43,7 +43,7 @@ class AnatomyBin:
 
 @dataclass(frozen=True)
 class AnatomyRun:
-    """One run: its bound as bins and the terms beside them, which add up to the total, in bits/dim.
+    """One run: its bound as bins and the terms beside them, which add up to the total.
 
     `distance` is that of its own samples to the training images, None where it was not measured.
     """
@@ -94,7 +94,10 @@ class RegenerationPoint:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The content of `anatomy.json`: one run with `regeneration`, or two with the rest."""
+    """The content of `anatomy.json`: one run with `regeneration`, or two with the rest.
+
+    `unit` is that of all bits: of data that are floats on no grid, "bits/dim of density".
+    """
 
     created: str
     runs: tuple[AnatomyRun, ...]
@@ -103,6 +106,7 @@ class Anatomy:
     difference: AnatomyChange | None = None
     chimera: tuple[ChimeraPoint, ...] = ()
     regeneration: tuple[RegenerationPoint, ...] = ()
+    unit: str = "bits/dim"
 
 
 _ANATOMY = TypeAdapter(Anatomy)

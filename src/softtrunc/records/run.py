@@ -105,7 +105,8 @@ class FigureData:
     """The images that a figure is of, or that samples were compared with.
 
     `n` counts all images of the split, `fingerprint` is their SHA-256, `levels` the number of grey
-    levels; `value_range` is what the model sees them as, None where no model saw them.
+    levels (0 of floats, which are no images); `value_range` is what the model sees them as, None
+    where no model saw them.
     """
 
     name: str

@@ -90,10 +90,10 @@ def view_anatomy(folder: Path, looks: Mapping[str, RunStyle] | None = None) -> A
     return AnatomyView(
         record,
         keys,
-        plots.bits_by_time(runs, styles),
-        plots.bits_below(runs, styles),
+        plots.bits_by_time(runs, styles, record.unit),
+        plots.bits_below(runs, styles, record.unit),
         plots.error_by_log_snr(runs, styles),
-        None if change is None else plots.change_by_time(change, styles[1]),
+        None if change is None else plots.change_by_time(change, styles[1], record.unit),
         None if change is None else plots.error_change(runs[0], change, styles[1]),
         plots.chimera_curves(runs, record.chimera, styles) if record.chimera else None,
         tuple((key, picture) for key, picture in laws if picture is not None),

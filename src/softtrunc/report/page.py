@@ -141,6 +141,8 @@ def _grids(runs: Sequence[Shown]) -> list[_Card]:
         if (picture := _image(record.real_samples)) is not None:
             name = words.data_words(record).split(" (")[0]
             caption = f"Real images ({name})" if name else "Real images"
+            if record.data.get("value_range"):
+                caption = f"Real data ({name}): the first four channels side by side in grey"
             real.setdefault(picture.data, _Card(picture, caption))
         picture = _image(record.final_samples)
         if picture is not None:

@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def bits_by_time(runs: Sequence[AnatomyRun], styles: Sequence[RunStyle]) -> Picture:
-    """What each log-SNR adds to the bound, in bits/dim per unit of log-SNR."""
+def bits_by_time(runs: Sequence[AnatomyRun], styles: Sequence[RunStyle], unit: str) -> Picture:
+    """What each log-SNR adds to the bound, in bits/dim (`unit`) per unit of log-SNR."""
     with drawing() as (figure, axes):
         for run, style in zip(runs, styles, strict=True):
             heights = [part.bits_per_dim / _width(part) for part in run.bins]
             axes.stairs(heights, _edges(run.bins), color=style.colour, linewidth=1.7, baseline=None)
         axes.axhline(0.0, color=base.FAINT, linewidth=0.8)
         _log_snr_axis(axes, runs[0].bins)
-        axes.set(ylabel="bits/dim per unit of log-SNR")
+        axes.set(ylabel=f"{unit} per unit of log-SNR")
         return encoded(figure)
 
 
-def bits_below(runs: Sequence[AnatomyRun], styles: Sequence[RunStyle]) -> Picture:
+def bits_below(runs: Sequence[AnatomyRun], styles: Sequence[RunStyle], unit: str) -> Picture:
     """The bits that all smaller times add, over time."""
     with drawing() as (figure, axes):
         for run, style in zip(runs, styles, strict=True):
             bits = [0.0, *(part.bits_below for part in run.bins)]
             axes.plot(_edges(run.bins), bits, color=style.colour, linewidth=1.7)
         _log_snr_axis(axes, runs[0].bins)
-        axes.set(ylabel="bits/dim of all smaller times")
+        axes.set(ylabel=f"{unit}, all smaller times")
         return encoded(figure)
 
 
@@ -52,12 +52,12 @@ def error_by_log_snr(runs: Sequence[AnatomyRun], styles: Sequence[RunStyle]) -> 
         return encoded(figure)
 
 
-def change_by_time(change: AnatomyChange, style: RunStyle) -> Picture:
+def change_by_time(change: AnatomyChange, style: RunStyle, unit: str) -> Picture:
     """What the second run adds to or takes from the first one's bits, with two standard errors."""
     bits = [part.bits_per_dim for part in change.bins]
     errors = [part.standard_error for part in change.bins]
     with _changes(change.bins, bits, errors, style) as (figure, axes):
-        axes.set(ylabel="change, bits/dim of the bin")
+        axes.set(ylabel=f"change of the bin, {unit}")
         return encoded(figure)
 
 

@@ -86,7 +86,7 @@ def summary_rows(runs: Sequence[RunRecord]) -> SummaryTable:
     numbers[training] = [_number(run.cost.seconds) for run in runs]
     drawn = [column.key for column in figures if column.key not in DENSITY_FIGURES]
     for key, title, of in (
-        ("nfe_nll", "NFE, NLL", ["nll_residual", "nll"]),
+        ("nfe_nll", "NFE, NLL", ["nll_residual", "nll", "nll_continuous"]),
         ("nfe_sampling", "NFE, sampling", drawn),
     ):
         numbers[Column(key, title)] = [_nfe(run, of) for run in runs]
@@ -128,7 +128,7 @@ def figure_columns(runs: Sequence[RunRecord]) -> tuple[list[Column], list[str]]:
 def protocol_differences(runs: Sequence[RunRecord], key: str, name: str | None) -> list[str]:
     """The entries of a figure's protocol that are not the same for all runs; "data" for its images.
 
-    Seeds are left out, and the range that the model's data are mapped to: figures that differ in
+    Seeds are left out, and the ranges that data are mapped from and to: figures that differ in
     these alone are comparable. So are lossless figures from different times, and those of
     truncated-normal dequantisation: each is the length of a code for the same levels, and the time
     is part of the code. Images that were not recorded
@@ -137,7 +137,7 @@ def protocol_differences(runs: Sequence[RunRecord], key: str, name: str | None) 
     figures = [figure for run in runs if (figure := run.figure(key, name)) is not None]
     images = {figure.data.fingerprint for figure in figures if figure.data is not None}
     of_levels = key.endswith(("_lossless", "_truncated"))
-    harmless = ("seed", "value_range", *(("eps",) if of_levels else ()))
+    harmless = ("seed", "value_range", "data_range", *(("eps",) if of_levels else ()))
     differing = ["data"] if len(images) > 1 else []
     for entry in dict.fromkeys(entry for figure in figures for entry in figure.protocol):
         values = (figure.protocol.get(entry) for figure in figures)

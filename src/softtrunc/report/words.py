@@ -64,6 +64,7 @@ def data_words(run: RunRecord) -> str:
         f"{data['count']:,} images" if isinstance(data.get("count"), int) else "",
         " x ".join(map(str, shape)) if all(shape) else "",
         _worded("{} levels", data.get("levels")),
+        _worded("floats within {}", data.get("value_range")),
     ]
     known = ", ".join(detail for detail in details if detail)
     return f"{name} ({known})" if known else str(name)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from softtrunc.data import stretch_levels, to_uint8
+from softtrunc.data import from_model, stretch_levels
 from softtrunc.feedback.errors import user_errors
 from softtrunc.feedback.files import appears
 from softtrunc.feedback.locks import only_one
@@ -35,10 +35,10 @@ _SLOW_DISK = 120.0
 
 
 class DrawnBatch(NamedTuple):
-    """Consecutive images from number `first` on, grey levels (N, C, H, W), and what they took."""
+    """Consecutive samples from number `first` on, as the data are, and what they took."""
 
     first: int
-    images: UInt8[Tensor, "n c h w"]
+    images: Shaped[Tensor, "n c h w"]
     nfe: int
 
 
@@ -55,14 +55,10 @@ def cut(count: int, batch_size: int) -> list[range]:
     return [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
 
 
-def to_levels(opened: OpenRun, x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
-    """Samples of a run's model as grey levels of its data, on the CPU."""
-    return to_uint8(
-        x,
-        levels=opened.card.levels,
-        value_range=opened.model.value_range,
-        dequantized=opened.recipe.data.dequantize,
-    ).cpu()
+def to_levels(opened: OpenRun, x: Float[Tensor, "n c h w"]) -> Shaped[Tensor, "n c h w"]:
+    """Samples of a run's model on the CPU as its data are: grey levels, or floats."""
+    dequantized = opened.recipe.data.dequantize
+    return from_model(x, opened.card, opened.model.value_range, dequantized=dequantized).cpu()
 
 
 def draw_batches(opened: OpenRun, parts: Iterable[range], *, seed: int = 0) -> Iterator[DrawnBatch]:
@@ -115,8 +111,13 @@ def _protocol(opened: OpenRun, weights: AnyWeights, seed: int) -> dict[str, Any]
         **below,
         "sampling": opened.recipe.sampling.model_dump(mode="json"),
         "seed": seed,
-        "levels": opened.card.levels,
+        **_range_record(opened),
     }
+
+
+def _range_record(opened: OpenRun) -> dict[str, Any]:
+    known = opened.card.value_range
+    return {"levels": opened.card.levels} if known is None else {"value_range": list(known)}
 
 
 def _weights_record(opened: OpenRun, weights: AnyWeights) -> dict[str, Any]:
@@ -155,7 +156,8 @@ def draw_to(
 ) -> DrawOutcome:
     """Draw images of a run into an `.npz`, a `.zip` of PNGs or a folder of PNGs.
 
-    Grey levels fewer than 256 are stretched to 0 ... 255. At no time is more than a batch in
+    Grey levels fewer than 256 are stretched to 0 ... 255. Floats go into a `.npy` or a
+    `.safetensors`, in the data's own units. At no time is more than a batch in
     memory. Under several processes all must call it, and `out` must be on a disk that they share;
     whoever is free draws the next batch. Whatever ends the work, the same call goes on with it:
     finished batches lie beside `out` until all are there. SIGINT and SIGTERM end it after the
@@ -165,7 +167,8 @@ def draw_to(
     Args:
         path: the run folder.
         count: how many images.
-        out: where to; None: `samples/drawn` in the run folder, `samples/chimera` with `below`.
+        out: where to; None: `samples/drawn` in the run folder, `samples/chimera` with `below`; of
+            floats with `.npy` behind it.
         below: another run folder, and the time up to which its score is followed instead.
         overrides: `a.b=c` changes of the recipe's sampling section.
         weights: averaged or raw, or the length of an average to make.
@@ -184,8 +187,9 @@ def draw_to(
     together = opened.company
     if progress is None or not together.main:
         progress = Silent()
-    name = "drawn" if below is None else "chimera"
-    place = Destination(out or opened.run.samples / name, first_number=seed)
+    floats = not opened.card.on_grid
+    name = ("drawn" if below is None else "chimera") + (".npy" if floats else "")
+    place = Destination(out or opened.run.samples / name, first_number=seed, floats=floats)
     protocol = _protocol(opened, weights, seed)
     # What it refuses is refused before anything is made.
     build_sampler(opened.recipe.sampling, opened.model.sde)
@@ -229,8 +233,12 @@ def _draw_pieces(
         progress.task(f"sample {opened.run.path.name}", count, done=shown) as bar,
     ):
         for batch in draw_batches(opened, together.deal(todo), seed=seed):
-            images = stretch_levels(batch.images, opened.card.levels)
-            place.add(batch.first, images, batch.nfe)
+            card, images = opened.card, batch.images
+            place.add(
+                batch.first,
+                stretch_levels(images, card.levels) if card.on_grid else images,
+                batch.nfe,
+            )
             done = shown + len(batch.images)
             if together.main and together.size > 1:  # the bar is of all processes together
                 done = count - _left(place, parts)

@@ -147,6 +147,11 @@ def with_below(above: OpenRun, below: OpenRun, t: float) -> OpenRun:
     return replace(above, below=below, t=t)
 
 
+def _grid(card: DataCard) -> object:
+    """What the values of the data may be."""
+    return card.value_range or card.levels
+
+
 def check_pair(first: OpenRun, other: OpenRun) -> None:
     """Refuse two runs between which nothing can be compared.
 
@@ -161,7 +166,7 @@ def check_pair(first: OpenRun, other: OpenRun) -> None:
             f"{where}: {first.model.sde} and {other.model.sde}: compare runs of the same SDE"
         )
     ours, theirs = (
-        (o.card.fingerprint, o.card.levels, o.event, o.recipe.data.dequantize)
+        (o.card.fingerprint, _grid(o.card), o.event, o.recipe.data.dequantize)
         for o in (first, other)
     )
     known = UNKNOWN_FINGERPRINT not in (ours[0], theirs[0])

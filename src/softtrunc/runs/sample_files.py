@@ -1,4 +1,4 @@
-"""Images that arrive in pieces, from several processes, and become one folder, zip or npz.
+"""Samples that arrive in pieces, from several processes, and become one folder or file.
 
 Pieces lie in a hidden folder beside the place, each written under another name and renamed, so
 that whatever ends the work leaves whole pieces only. The place itself appears when everything is
@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 
 from softtrunc.data.pictures import to_pillow
@@ -28,7 +31,8 @@ from softtrunc.runs.folder import differing
 Protocol = Mapping[str, Any]
 """What decides the images: the checkpoint, the sampler, the seed."""
 
-_OTHER_FILES = (".png", ".npy", ".jpg", ".jpeg", ".gif", ".tar")
+_OTHER_FILES = (".png", ".npy", ".safetensors", ".jpg", ".jpeg", ".gif", ".tar")
+_OF_FLOATS = (".npy", ".safetensors")
 # A fixed date, so that the same images make the same archive.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -60,10 +64,11 @@ def missing(parts: Sequence[range], done: Iterable[range]) -> list[range]:
 
 @dataclass(frozen=True)
 class Destination:
-    """The place for images: a folder of PNGs, a `.zip` of PNGs or an `.npz`.
+    """The place for images: a folder of PNGs, a `.zip` of PNGs or an `.npz`; or for floats.
 
     The `.npz` holds `images`, uint8 (N, H, W, C). PNGs are named by `first_number` plus their
-    place.
+    place. With `floats` samples are no images, and become float32 (N, C, H, W) in a `.npy`, or as
+    `samples` in a `.safetensors`.
 
     Raises:
         UserError: if the name is that of another kind of file.
@@ -71,19 +76,27 @@ class Destination:
 
     out: Path
     first_number: int = 0
+    floats: bool = False
 
     def __post_init__(self) -> None:
         if not self.out.name:
             raise UserError(f"--out {self.out}: write the name of a new folder, a .zip or an .npz")
-        if self.out.suffix.lower() in _OTHER_FILES:
+        if self.floats and self.out.suffix.lower() not in _OF_FLOATS:
+            raise UserError(
+                f"--out {self.out}: the samples are floats, no images: write a file that ends in "
+                f"{' or '.join(_OF_FLOATS)}"
+            )
+        if not self.floats and self.out.suffix.lower() in _OTHER_FILES:
             raise UserError(
                 f"--out {self.out}: write a folder, or a file that ends in .zip or .npz"
             )
 
     @property
-    def kind(self) -> Literal["folder", "zip", "npz"]:
+    def kind(self) -> Literal["folder", "zip", "npz", "npy", "safetensors"]:
         """What the name says."""
         suffix = self.out.suffix.lower()
+        if self.floats:
+            return "npy" if suffix == ".npy" else "safetensors"
         return "npz" if suffix == ".npz" else "zip" if suffix == ".zip" else "folder"
 
     @property
@@ -135,12 +148,18 @@ class Destination:
             found.append(_Piece(range(int(start), int(stop)), int(nfe.removeprefix("nfe")), path))
         return sorted(found, key=lambda piece: (piece.span.start, piece.span.stop))
 
-    def add(self, first: int, images: UInt8[Tensor, "n c h w"], nfe: int) -> None:
-        """Keep consecutive images with values 0 ... 255; safe to call from several processes."""
+    def add(self, first: int, images: Shaped[Tensor, "n c h w"], nfe: int) -> None:
+        """Keep consecutive images with values 0 ... 255, or floats.
+
+        Safe to call from several processes.
+        """
         name = f"{first:08d}-{first + len(images):08d}-nfe{nfe}"
-        piece = self.unfinished / f"{name}.{'npy' if self.kind == 'npz' else 'zip'}"
+        pngs = self.kind in ("folder", "zip")
+        piece = self.unfinished / f"{name}.{'zip' if pngs else 'npy'}"
         with whole_file(piece) as partial, partial.open("wb") as file:
-            if self.kind == "npz":
+            if self.floats:
+                np.save(file, images.contiguous().numpy())
+            elif self.kind == "npz":
                 np.save(file, images.permute(0, 2, 3, 1).contiguous().numpy())
             else:
                 with zipfile.ZipFile(file, "w") as archive:
@@ -158,8 +177,8 @@ class Destination:
         whole = self.unfinished / "whole"
         if whole.is_dir():
             shutil.rmtree(whole)
-        if self.kind == "npz":
-            _join_arrays(whole, pieces, count)
+        if self.kind not in ("folder", "zip"):
+            _join_arrays(whole, pieces, count, self.kind)
         elif self.kind == "zip":
             with zipfile.ZipFile(whole, "w") as archive:
                 for i, content in _pngs(pieces, count):
@@ -201,17 +220,29 @@ def _pngs(pieces: Sequence[_Piece], count: int) -> Iterator[tuple[int, bytes]]:
                 yield i, archive.read(names[i - piece.span.start])
 
 
-def _join_arrays(path: Path, pieces: Sequence[_Piece], count: int) -> None:
-    shape = np.load(pieces[0].path, mmap_mode="r").shape[1:]
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
-    with zipfile.ZipFile(path, "w") as archive:
-        info = zipfile.ZipInfo("images.npy", _DATE)
-        with archive.open(info, "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for piece, share in _shares(pieces, count):
-                array = np.load(piece.path, mmap_mode="r")
-                first = piece.span.start
-                file.write(array[share.start - first : share.stop - first].tobytes())
+def _join_arrays(path: Path, pieces: Sequence[_Piece], count: int, kind: str) -> None:
+    """One array, written part by part."""
+    first = np.load(pieces[0].path, mmap_mode="r")
+    shape = (count, *first.shape[1:])
+    with ExitStack() as stack:
+        if kind == "npz":
+            archive = stack.enter_context(zipfile.ZipFile(path, "w"))
+            info = zipfile.ZipInfo("images.npy", _DATE)
+            file = stack.enter_context(archive.open(info, "w", force_zip64=True))
+        else:
+            file = stack.enter_context(path.open("wb"))
+        if kind == "safetensors":
+            end = math.prod(shape) * first.itemsize
+            entry = {"dtype": "F32", "shape": shape, "data_offsets": (0, end)}
+            header = json.dumps({"samples": entry}).encode()
+            header += b" " * (-len(header) % 8)  # the format aligns what follows
+            file.write(struct.pack("<Q", len(header)) + header)
+        else:
+            said = {"descr": first.dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, said)
+        for piece, share in _shares(pieces, count):
+            array, begin = np.load(piece.path, mmap_mode="r"), piece.span.start
+            file.write(array[share.start - begin : share.stop - begin].tobytes())
 
 
 def _json(content: Mapping[str, Any]) -> str:

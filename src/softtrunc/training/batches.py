@@ -1,4 +1,4 @@
-"""Batches of uint8 images, and of their labels, on the training device."""
+"""Batches of images, and of their labels, on the training device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from softtrunc.sde import send
@@ -19,11 +19,11 @@ _RESIDENT_BYTES = 2 << 30
 class BatchSource:
     """Hands out one process's share of each step's batch.
 
-    Small data live on the device as uint8. Larger ones (memory-mapped arrays) are gathered by a
-    thread that is one step ahead, so that reading overlaps with computing.
+    Small data live on the device as they are stored. Larger ones (memory-mapped arrays) are
+    gathered by a thread that is one step ahead, so that reading overlaps with computing.
 
     Args:
-        images: uint8 array (N, C, H, W), in memory or memory-mapped.
+        images: uint8 array (N, C, H, W), or one of floats, in memory or memory-mapped.
         labels: int64 (N,); None: there are none.
         order: which examples belong to which step.
         batch_size: of the optimiser step, over all processes.
@@ -86,7 +86,7 @@ class BatchSource:
             raise ValueError("labels: the data have none: give a data set with labels")
         return self._labels[send(self._indices(step), self._device)]
 
-    def batch(self, step: int) -> UInt8[Tensor, "b c h w"]:
+    def batch(self, step: int) -> Shaped[Tensor, "b c h w"]:
         """This process's share of the batch of `step`."""
         if self._pool is None:
             assert self._resident is not None  # one of the two always exists

@@ -15,10 +15,10 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from softtrunc.data import ImageDataset, to_model_range
+from softtrunc.data import ImageDataset, to_model
 from softtrunc.objective import LossTerms, Objective
 from softtrunc.training.batches import BatchSource
 from softtrunc.training.loss_module import LossModule, step_draw
@@ -93,7 +93,7 @@ def fit(
         state: model, average, optimiser and step; updated in place. The model's device must be
             the accelerator's.
         objective: the loss.
-        data: uint8 images.
+        data: uint8 images, or floats, which are not dequantised.
         config: how to optimise.
         steps: number of finished steps at which to stop.
         value_range: the model's data range.
@@ -130,9 +130,7 @@ def fit(
             draw = times(step=step).to(accelerator.device)
             uniform = partial(drawn, torch.rand, step=step)
             images, cells = _augmented(source.batch(step), config, uniform)
-            x = to_model_range(
-                images, levels=data.card.levels, value_range=value_range, noise=cells
-            )
+            x = to_model(images, data.card, value_range, noise=cells)
             y = _labels(source.labels(step), config, data, uniform) if config.labels else None
             noise = drawn(torch.randn, x.shape[1:], step=step, stream=Stream.NOISE)
 
@@ -176,8 +174,8 @@ def fit(
 
 
 def _augmented(
-    images: UInt8[Tensor, "b c h w"], config: TrainingConfig, uniform: Callable[..., Tensor]
-) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b c h w"] | None]:
+    images: Shaped[Tensor, "b c h w"], config: TrainingConfig, uniform: Callable[..., Tensor]
+) -> tuple[Shaped[Tensor, "b c h w"], Float[Tensor, "b c h w"] | None]:
     """Images mirrored at random, and where in its grey level's cell each pixel lies."""
     if config.flip:
         mirrored = uniform((), stream=Stream.FLIPS)[:, None, None, None] < 0.5

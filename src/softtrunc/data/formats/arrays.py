@@ -1,4 +1,4 @@
-"""Images that come as one array: NumPy's .npy and .npz."""
+"""Images, or tensors of floats, that come as one array: .npy, .npz and .safetensors."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import dataclasses
 import io
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from softtrunc.data.formats.bounds import refuse_bomb
 from softtrunc.data.formats.folder import files_source
+from softtrunc.data.formats.safetensors import Safetensors
 from softtrunc.data.source import ArrayImages, Part, Source, plain_name
 from softtrunc.feedback.text import one_line
 
@@ -27,8 +28,12 @@ _LABEL_KEYS = {
     "train": ("y_train", "train_labels", "train_y"),
     "test": ("y_test", "test_labels", "test_y", "y_val", "val_labels"),
 }
-_WHOLE_IMAGES = ("images", "arr_0", "x", "data", "samples")
+_WHOLE_IMAGES = ("images", "arr_0", "x", "data", "samples", "latents")
 _WHOLE_LABELS = ("labels", "y", "arr_1", "label")
+
+
+IMAGES_ARE_UINT8 = "images are to be uint8 (multiply values in [0, 1] by 255, and round)"
+"""What to do about floats that are images."""
 
 
 class _Header(NamedTuple):
@@ -67,17 +72,22 @@ def _read_header(stream: IO[bytes] | io.BufferedIOBase, size: int, where: str) -
     return _Header(shape, dtype)
 
 
-def _to_nchw(array: np.ndarray, where: str) -> UInt8[np.ndarray, "n c h w"]:
-    """View images as (N, C, H, W); where both C-last and C-first fit, C-last is meant."""
+def _to_nchw(array: np.ndarray, where: str) -> Shaped[np.ndarray, "n c h w"]:
+    """View images as (N, C, H, W); where both C-last and C-first fit, C-last is meant.
+
+    Floats are no images: they may have any number of channels, and have to come as (N, C, H, W).
+    """
+    if array.dtype.kind == "f":
+        if array.dtype not in (np.float32, np.float16) or array.ndim != 4:
+            raise ValueError(
+                f"{where}: {array.dtype} values of shape {array.shape}: {IMAGES_ARE_UINT8}; other "
+                "data are to be float32 or float16 of shape (N, C, H, W)"
+            )
+        return array
     if array.dtype != np.uint8:
-        hint = (
-            "multiply values in [0, 1] by 255, round, and save with .astype(numpy.uint8)"
-            if array.dtype.kind == "f"
-            else "save 8-bit levels with .astype(numpy.uint8)"
-        )
         raise ValueError(
             f"{where}: {array.dtype} images: bits/dim and sharing need the stored uint8 levels: "
-            f"{hint}"
+            "save 8-bit levels with .astype(numpy.uint8)"
         )
     if array.ndim == 3:
         return array[:, None]
@@ -116,6 +126,11 @@ class Npz:
                         header = _read_header(member, info.file_size, where)
                     self.headers[info.filename.removesuffix(".npy")] = header
 
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The arrays' shapes by name."""
+        return {key: header.shape for key, header in self.headers.items()}
+
     def _open(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(
@@ -136,37 +151,43 @@ class Npz:
         return array
 
 
-def _first(keys: tuple[str, ...], present: Mapping[str, object]) -> str | None:
+Named = Npz | Safetensors
+"""A file of named arrays."""
+
+
+def _first(keys: tuple[str, ...], present: Collection[str]) -> str | None:
     return next((key for key in keys if key in present), None)
 
 
-def _of_npz(npz: Npz, key: str, label_key: str | None) -> ArrayImages:
-    images = _to_nchw(npz.read(key), f"{npz.path}: {key}")
-    labels = None if label_key is None else npz.read(label_key)
+def _of_named(file: Named, key: str, label_key: str | None) -> ArrayImages:
+    images = _to_nchw(file.read(key), f"{file.path}: {key}")
+    labels = None if label_key is None else file.read(label_key)
     if labels is not None and labels.size != len(images):
-        raise ValueError(f"{npz.path}: {len(images)} images in {key}, {labels.size} in {label_key}")
+        raise ValueError(
+            f"{file.path}: {len(images)} images in {key}, {labels.size} in {label_key}"
+        )
     if labels is not None and labels.dtype.kind not in "iub":
-        raise ValueError(f"{npz.path}: {label_key}: {labels.dtype} labels, not whole numbers")
-    return ArrayImages(npz.path, images, None if labels is None else labels.reshape(-1))
+        raise ValueError(f"{file.path}: {label_key}: {labels.dtype} labels, not whole numbers")
+    return ArrayImages(file.path, images, None if labels is None else labels.reshape(-1))
 
 
-def _whole_npz(npz: Npz) -> ArrayImages:
+def _whole(file: Named) -> ArrayImages:
     """The one array of images, whose name tells no split."""
-    key = _first(_WHOLE_IMAGES, npz.headers)
-    arrays = [k for k, h in npz.headers.items() if len(h.shape) in (3, 4)]
+    key = _first(_WHOLE_IMAGES, file.shapes)
+    arrays = [k for k, shape in file.shapes.items() if len(shape) in (3, 4)]
     if key is None and len(arrays) == 1:
         key = arrays[0]
-    if key is None and {"mu", "sigma"} <= npz.headers.keys():
+    if key is None and {"mu", "sigma"} <= file.shapes.keys():
         raise ValueError(
-            f"{npz.path}: holds statistics of features (mu, sigma) and no images: evaluate --stats "
-            "takes them"
+            f"{file.path}: holds statistics of features (mu, sigma) and no images: evaluate "
+            "--stats takes them"
         )
     if key is None:
         raise ValueError(
-            f"{npz.path}: arrays {', '.join(sorted(npz.headers)) or '(none)'}: no telling which "
+            f"{file.path}: arrays {', '.join(sorted(file.shapes)) or '(none)'}: no telling which "
             "are the images: name them x_train and x_test, or images"
         )
-    return _of_npz(npz, key, _first(_WHOLE_LABELS, npz.headers))
+    return _of_named(file, key, _first(_WHOLE_LABELS, file.shapes))
 
 
 def _of_npy(path: Path) -> ArrayImages:
@@ -177,8 +198,8 @@ def _of_npy(path: Path) -> ArrayImages:
 
 
 def is_array(path: Path) -> bool:
-    """Whether a file is a .npy or .npz, by its content or, broken as it may be, by its name."""
-    if path.suffix.lower() in (".npy", ".npz"):
+    """Whether a file is an array, by its content or, broken as it may be, by its name."""
+    if path.suffix.lower() in (".npy", ".npz", ".safetensors"):
         return True
     with path.open("rb") as stream:
         if stream.read(6) == b"\x93NUMPY":
@@ -192,24 +213,30 @@ def is_array(path: Path) -> bool:
 
 
 def array_source(path: Path, held_out: float) -> Source:
-    """A .npy or .npz of uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W).
+    """Arrays of uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), or of floats (N, C, H, W).
 
-    In an .npz, arrays `x_train` and `x_test` (also `train_images`, `train`, ...) are the splits,
-    with labels in `y_train` and `y_test`. Otherwise `images`, `arr_0`, `x`, `data`, `samples` or
-    the only such array is divided like a folder of images, by the numbers of its rows.
+    In an .npz or a .safetensors, arrays `x_train` and `x_test` (also `train_images`, `train`, ...)
+    are the splits, with labels in `y_train` and `y_test`. Otherwise `images`, `arr_0`, `x`, `data`,
+    `samples`, `latents` or the only such array is divided like a folder of images, by the numbers
+    of its rows.
     """
-    if path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
-        npz = Npz(path)
-        found = {split: _first(names, npz.headers) for split, names in _IMAGE_KEYS.items()}
+    file: Named | None = None
+    if path.suffix.lower() == ".safetensors":
+        file = Safetensors(path)
+    elif path.suffix.lower() == ".npz" or zipfile.is_zipfile(path):
+        file = Npz(path)
+    if file is not None:
+        named = file
+        found = {split: _first(names, named.shapes) for split, names in _IMAGE_KEYS.items()}
         keys = {split: key for split, key in found.items() if key is not None}
         if keys:
 
             def opener(split: str) -> Part:
-                label_key = _first(_LABEL_KEYS[split], npz.headers)
-                return _of_npz(npz, keys[split], label_key).part()
+                label_key = _first(_LABEL_KEYS[split], named.shapes)
+                return _of_named(named, keys[split], label_key).part()
 
             return Source(plain_name(path), "array", str(path), keys, opener)
-        images = _whole_npz(npz)
+        images = _whole(named)
     else:
         images = _of_npy(path)
     advice = "too few images for a SPLIT split: name arrays x_train and x_test in an .npz"

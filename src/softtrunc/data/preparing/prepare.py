@@ -151,6 +151,11 @@ class _Preparation:
 
     def run(self, workers: int, bar: Bar | None) -> DataCard:
         part = open_part(self._source, self._split, self._how)
+        if isinstance(part.files, ArrayImages) and part.files.floats:
+            raise ValueError(
+                f"{self._source.location}: floating-point data need no preparing, training maps "
+                "them as they are: write train --data with this file (docs/latents.md)"
+            )
         done = self._place / "done"
         card, log = done / f"{self._split}.json", self._place / f"{self._split}.journal"
         if not card.exists() and not self._raw.exists():
