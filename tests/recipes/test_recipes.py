@@ -86,7 +86,7 @@ def test_numbers_in_yaml_are_numbers(text):
 
 
 def test_another_kind_replaces_the_whole_section():
-    recipe = load_recipe("digits-vp-nll", ["sde.beta_max=10", "sde.kind=ve", "sde.sigma_max=7"])
+    recipe = load_recipe("digits-vp-nll", ["sde.kind=ve", "sde.sigma_max=7"])
     assert recipe.sde.model_dump() == {"kind": "ve", "sigma_min": 0.01, "sigma_max": 7.0}
     recipe = override_recipe(load_recipe("digits-vp-nll"), ["sampling.sampler=pc"], "here")
     assert recipe.sampling.steps == 1000
@@ -216,3 +216,24 @@ def test_keys_that_are_gone_are_read_over_in_older_runs_unless_they_chose_someth
     for key in ("truncation.per=example", "objective.error_power=0.5", "truncation.sigmoid=2"):
         with pytest.raises(UserError, match=f"{key.partition('=')[0]}.*: gone, .* leave it out"):
             load_recipe("digits-vp-nll-st", [key])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["sampling.label='3'", "sampling.guidance=2", "sampling.steps=7", "sampling.sampler=heun"],
+        ["sampling.sampler=heun", "sampling.label='3'", "sampling.guidance=2", "sampling.steps=7"],
+        ["sampling.label='3'", "sampling.guidance=2", "sampling={sampler: heun, steps: 7}"],
+    ],
+)
+def test_another_sampler_loses_nothing_that_was_asked_for(changes):
+    found = load_recipe("fashion16-cond", ["sampling.precision=bf16", *changes]).sampling
+    assert (found.sampler, found.label, found.guidance) == ("heun", "3", 2.0)
+    assert (found.steps, found.precision) == (7, "bf16")
+
+
+def test_a_key_that_the_other_sampler_lacks_is_refused_in_either_order():
+    changes = ["sampling.order=1", "sampling.sampler=heun"]
+    for told in (changes, changes[::-1]):
+        with pytest.raises(UserError, match=r"unknown key 'sampling.order' of 'heun'"):
+            load_recipe("fashion16-cond", told)

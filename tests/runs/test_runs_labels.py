@@ -107,8 +107,9 @@ def test_samples_bits_and_an_edit_by_command(run, tmp_path):
 
 
 def test_an_edit_is_of_the_class_that_is_named(run, tmp_path, capsys):
-    rough = "sampling={sampler: ode, rtol: 0.2, atol: 0.2}"
-    edit = ["edit", "encode", str(run), "-n", "1", "--set", rough, "--out"]
+    rough = ("sampling.sampler=ode", "sampling.rtol=0.2", "sampling.atol=0.2")
+    rough = [word for option in rough for word in ("--set", option)]
+    edit = ["edit", "encode", str(run), "-n", "1", *rough, "--out"]
     seen = {}
     for name, words in (("any", ()), ("none", ("--class", "none")), ("3", ("--class", "3"))):
         assert main([*edit, str(tmp_path / f"{name}.npz"), *words]) == 0

@@ -18,7 +18,6 @@ from softtrunc.cli.options import (
     Steps,
     Weights,
     as_overrides,
-    label_of,
     refuse_unused,
 )
 
@@ -64,7 +63,7 @@ def _open(
     if label == "all":
         raise UserError("--class all: an edit is of one class, or of any: name it, or write none")
     keys = {key.replace("__", "."): value for key, value in named.items()}
-    changes = [*as_overrides(keys, overrides), *label_of(label)]
+    changes = as_overrides(keys, overrides, label)
     return Editor.open(run, weights=weights, overrides=changes, progress=ConsoleProgress())
 
 

@@ -104,21 +104,21 @@ Precision = Annotated[
 ]
 
 
-def as_overrides(keys: Mapping[str, object], given: Sequence[str] | None) -> list[str]:
-    """Options as `--set`s of these keys, after those that were given themselves.
+def as_overrides(
+    keys: Mapping[str, object], given: Sequence[str] | None, label: str | None = None
+) -> list[str]:
+    """Options as `--set`s of these keys, before those that were given themselves.
 
-    A whole section that is set so leaves what the options say in place.
+    Args:
+        keys: what options say, None where they say nothing.
+        given: every `--set`.
+        label: what `--class` says.
     """
     # JSON's quotes are YAML's too, whatever a path holds.
     told = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
-    return [*(given or []), *told]
-
-
-def label_of(name: str | None) -> list[str]:
-    """What `--class NAME` means as a `--set`."""
-    if name is None:
-        return []
-    return [f"sampling.label={json.dumps(None if name == 'all' else name)}"]
+    if label is not None:
+        told.append(f"sampling.label={json.dumps(None if label == 'all' else label)}")
+    return [*told, *(given or [])]
 
 
 def figures_of(dequantization: str | None) -> Sequence[str] | None:

@@ -18,7 +18,6 @@ from softtrunc.cli.options import (
     Steps,
     Weights,
     as_overrides,
-    label_of,
     refuse_unused,
 )
 
@@ -88,7 +87,7 @@ def sample(
     }
     if ema is not None:
         refuse_unused(context, "--ema says which weights", "weights")
-    changes = [*as_overrides(named, overrides), *label_of(label)]
+    changes = as_overrides(named, overrides, label)
     progress = ConsoleProgress()
     first, second = _runs(run, above, below, at)
     drawn: dict[str, Any] = {

@@ -16,6 +16,8 @@ from softtrunc.feedback.yaml import dump_yaml, parse_yaml
 from softtrunc.recipes.schema import Recipe
 
 _TAGS = ("kind", "sampler")
+# What is drawn, and how exactly the network is evaluated, whichever sampler does it.
+_KEPT = ("label", "guidance", "guidance_interval", "precision")
 
 # Keys of version 0.1 that chose among arms no study found better, and what they were by default.
 _RETIRED: dict[str, dict[str, Any]] = {
@@ -67,7 +69,7 @@ def _merge(base: Any, over: Any) -> Any:
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
     if any(tag in over and base.get(tag, over[tag]) != over[tag] for tag in _TAGS):
-        return dict(over)
+        return {key: base[key] for key in _KEPT if key in base} | dict(over)
     merged = dict(base)
     for key, value in over.items():
         merged[key] = _merge(base[key], value) if key in base else value
@@ -225,9 +227,15 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str], where: str) -> Rec
 
 def _overridden(raw: Mapping[str, Any], overrides: Sequence[str], where: str) -> Recipe:
     merged: Any = raw
-    for override in overrides:
-        merged = _merge(merged, _nested(override))
+    # Of which kind a section is comes first: another kind has other keys, in whatever order told.
+    for change in sorted(map(_nested, overrides), key=lambda change: not _names_kind(change)):
+        merged = _merge(merged, change)
     return parse_recipe(merged, where)
+
+
+def _names_kind(change: Mapping[str, Any]) -> bool:
+    sections = (section for section in change.values() if isinstance(section, Mapping))
+    return any(tag in section for section in sections for tag in _TAGS)
 
 
 def dump_recipe(recipe: Recipe) -> str:
