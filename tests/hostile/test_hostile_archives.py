@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import Outcome, Proof, at_length, part, times
+from harness import Outcome, Proof, at_length, part, seeded, times
 from PIL import Image
 
 from softtrunc.data import open_dataset
@@ -72,7 +72,7 @@ def test_flipped_bits(hostile: Proof, kind):
         "tar.gz": lambda: write_tar(FILES, "w:gz"),
         "tar.xz": lambda: write_tar(FILES, "w:xz"),
     }
-    draw, plain, name = random.Random(kind), write[kind](), f"a.{kind}"
+    draw, plain, name = seeded(kind), write[kind](), f"a.{kind}"
     for number in range(times(3)):
         damaged = bytearray(plain)
         at = draw.randrange(len(plain)) if number % 2 else len(plain) - 1 - draw.randrange(600)
@@ -184,7 +184,7 @@ def test_tables(hostile: Proof):
     good = [{"bytes": content, "path": name} for name, content in FILES.items()]
     stream = io.BytesIO()
     parquet.write_table(pa.table({"image": pa.array(good, kind), "label": range(20)}), stream)
-    plain, draw = stream.getvalue(), random.Random(7)
+    plain, draw = stream.getvalue(), seeded(7)
     for number in range(times(4)):
         damaged = bytearray(plain)
         at = draw.randrange(len(plain)) if number % 2 else len(plain) - 1 - draw.randrange(900)
