@@ -209,3 +209,23 @@ def test_tables(hostile: Proof):
     parquet.write_table(many, "t.parquet")
     assert Path("t.parquet").stat().st_size < 100_000
     hostile.attempt("a million rows of nothing", "data", "inspect", "t.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.npz", "a"])
+def test_no_flipped_bit_of_a_directory_is_an_error_of_the_packer(tmp_path, name):
+    """Of unknown versions, names that are no UTF-8, places before the start."""
+    stream = io.BytesIO()
+    if name == "a.npz":
+        np.savez_compressed(stream, images=IMAGES, labels=np.arange(20))
+    else:
+        stream = io.BytesIO(write_zip({"é.png": FILES["train/00.png"], "b.png": encode(IMAGES[1])}))
+    plain, path, refused = stream.getvalue(), tmp_path / name, 0
+    for at in range(plain.index(b"PK\x01\x02"), len(plain)):
+        damaged = bytearray(plain)
+        damaged[at] ^= 0x80
+        path.write_bytes(damaged)
+        try:
+            open_dataset(str(path), "all")
+        except (ValueError, FileNotFoundError):
+            refused += 1
+    assert refused

@@ -1,9 +1,11 @@
 """Runs with labels: what their recipes say, which class is drawn, and what is refused."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
+import yaml
 
 from softtrunc.cli import main
 from softtrunc.density import nelbo
@@ -120,6 +122,8 @@ def test_the_bits_of_an_image_follow_its_class(run):
     [
         (["--class", "eleven"], "sampling.label=eleven"),
         (["--class", "10"], "sampling.label=10"),
+        (["--class", "9" * 5000], "sampling.label=99"),
+        (["--set", "sampling.guidance_interval=[3, 1]"], "0 <= low < high"),
         (["--guidance", "nan"], "guidance"),
     ],
 )
@@ -144,6 +148,28 @@ def test_labels_must_be_there_and_as_many_as_told(run):
     with pytest.raises(UserError, match=r"num_classes=3: digits has 10 classes"):
         with_classes(told, card)
 
-    bare = dataclasses.replace(card, classes=())
+    with pytest.raises(UserError, match="no numbers of classes"):  # labels are there
+        with_classes(recipe, dataclasses.replace(card, classes=()))
+    bare = dataclasses.replace(card, classes=(), label_fingerprint="")
     with pytest.raises(UserError, match=r"data.labels: true: digits has no labels"):
         with_classes(recipe, bare)
+
+
+@pytest.mark.parametrize("options", [["sampling.guidance=1"], ["sampling.label=none"]])
+def test_a_run_that_always_saw_labels_knows_no_others(run, options):
+    """Its null label was never trained: guidance would go away from noise."""
+    recipe = load_recipe(
+        "digits-vp-nll-st", ["data.labels=true", "training.label_dropout=0", *options]
+    )
+    with pytest.raises(UserError, match="label_dropout: 0"):
+        class_numbers(recipe, open_run(run).card, range(2))
+
+
+@pytest.mark.parametrize("classes", [[], ["a", "b"], [str(i) for i in range(30)]])
+def test_a_card_with_other_classes_than_the_network_is_told(run, tmp_path, classes):
+    edited = shutil.copytree(run, tmp_path / "edited")
+    recipe = yaml.safe_load((edited / "recipe.yaml").read_text())
+    recipe["provenance"]["data"]["classes"] = classes
+    (edited / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match=f"names {len(classes)} classes"):
+        open_run(edited)

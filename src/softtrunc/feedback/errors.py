@@ -27,6 +27,16 @@ class ToldElsewhereError(RunFailedError):
     """Another process of the job failed, and said why."""
 
 
+_SIGNS_OF_FULL_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Whether memory, of the machine or of a device, was too small for what was asked."""
+    told = isinstance(error, RuntimeError) and str(error).lower()
+    full = bool(told) and any(sign in told for sign in _SIGNS_OF_FULL_MEMORY)
+    return full or isinstance(error, MemoryError)
+
+
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Tell the known word closest to `word`, or all of them if none is close."""
     known = sorted(known)

@@ -114,6 +114,12 @@ def open_run(
                 "and data.source may change"
             )
     card = run.data_card()
+    known = recipe.network.options.get("num_classes")
+    if recipe.data.labels and len(card.classes) != known:
+        raise UserError(
+            f"{path}/recipe.yaml: provenance.data names {len(card.classes)} classes, the network "
+            f"was trained with {known}: put the card back as it was"
+        )
     size = card.height, card.width
     with user_errors():
         found = find_checkpoint(run.checkpoints, checkpoint)

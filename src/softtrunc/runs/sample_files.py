@@ -23,6 +23,7 @@ from torch import Tensor
 from softtrunc.data.pictures import to_pillow
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import sync, whole_file, write_text
+from softtrunc.feedback.json import read_json
 from softtrunc.runs.folder import differing
 
 Protocol = Mapping[str, Any]
@@ -221,7 +222,7 @@ def _json(content: Mapping[str, Any]) -> str:
 def _difference(path: Path, expected: Mapping[str, Any], ignored: Sequence[str] = ()) -> str:
     """In what the protocol in a file differs from the expected one; "" for nothing."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         found = {key: value for key, value in content.items() if key not in ignored}
     except (OSError, ValueError, AttributeError):
         return "nothing says what"
