@@ -269,6 +269,20 @@ def test_it_goes_on_in_other_batches_and_to_other_counts(run, tmp_path, monkeypa
     assert np.abs(got - whole).max() <= 16
 
 
+def test_where_nothing_was_drawn_nothing_was_begun(tmp_path):
+    """A kill came before it was written what was begun, or the first image was not finite."""
+    place = Destination(tmp_path / "x.npz")
+    place.unfinished.mkdir()
+    (place.unfinished / "0x1-2-nfe3.npy").touch()  # no piece of ours
+    assert not place.is_finished({"seed": 0}, 2)
+    place.begin({"seed": 0})
+    assert not place.is_finished({"seed": 1}, 2)
+    place.add(0, torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 3)
+    assert not place.is_finished({"seed": 0}, 2)
+    with pytest.raises(UserError, match="other samples were begun there"):
+        place.is_finished({"seed": 1}, 2)
+
+
 def test_other_settings_do_not_mix(run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as context:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from softtrunc.runs.folder import differing
 Protocol = Mapping[str, Any]
 """What decides the images: the checkpoint, the sampler, the seed."""
 
+_PIECE = re.compile(r"([0-9]{8,15})-([0-9]{8,15})-nfe([0-9]{1,15})")
 _OTHER_FILES = (".png", ".npy", ".jpg", ".jpeg", ".gif", ".tar")
 # A fixed date, so that the same images make the same archive.
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -106,8 +108,9 @@ class Destination:
         where = f"--out {self.out}"
         with user_errors(where):
             if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+                # Where no image was drawn, by a kill or a failure, nothing was begun.
                 other = _difference(self.unfinished / "protocol.json", protocol)
-                if self.unfinished.exists() and other:
+                if self.pieces() and other:
                     raise UserError(
                         f"{where}: other samples were begun there ({other}): repeat that command "
                         f"to go on with them, choose another place, or delete {self.unfinished}"
@@ -131,9 +134,10 @@ class Destination:
     def pieces(self) -> list[_Piece]:
         """What has been drawn so far, in order."""
         found = []
-        for path in self.unfinished.glob("[0-9]*-[0-9]*-nfe*.*"):
-            start, stop, nfe = path.stem.split("-")
-            found.append(_Piece(range(int(start), int(stop)), int(nfe.removeprefix("nfe")), path))
+        for path in self.unfinished.glob("*-nfe*.*"):
+            if numbers := _PIECE.fullmatch(path.stem):
+                start, stop, nfe = map(int, numbers.groups())
+                found.append(_Piece(range(start, stop), nfe, path))
         return sorted(found, key=lambda piece: (piece.span.start, piece.span.stop))
 
     def add(self, first: int, images: UInt8[Tensor, "n c h w"], nfe: int) -> None:
