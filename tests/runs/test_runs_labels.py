@@ -13,7 +13,7 @@ from softtrunc.feedback.progress import Silent
 from softtrunc.recipes import UserError, load_recipe
 from softtrunc.recipes.build import build_drawn, class_numbers, with_classes
 from softtrunc.runs.draw import draw
-from softtrunc.runs.open_run import open_run
+from softtrunc.runs.open_run import open_run, with_below
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -102,6 +102,24 @@ def test_samples_bits_and_an_edit_by_command(run, tmp_path):
     assert main([*measure, "--set", "evaluation.figures=[nelbo]"]) == 0
     edit = ["edit", "interpolate", str(run), "--seed", "1", "--seed", "2", "--frames", "2"]
     assert main([*edit, "--steps", "2", "--out", str(tmp_path / "way.png")]) == 0
+
+
+def test_of_two_runs_each_is_told_what_it_knows(run, tmp_path_factory):
+    """A run with labels takes turns with one without, in either order."""
+    folder = tmp_path_factory.mktemp("runs") / "plain"
+    options = ["network.options={base_channels: 8}", "training.batch_size=16"]
+    options += ["training.steps=1", "training.samples=1"]
+    command = ["train", "digits-vp-nll-st", "--out", str(folder)]
+    assert main([*command, *(word for option in options for word in ("--set", option))]) == 0
+    labelled, plain = open_run(run), open_run(folder)
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
+    early, late = torch.tensor(0.2), torch.tensor(0.8)
+    for above, below, given in ((labelled, plain, late), (plain, labelled, early)):
+        both = with_below(above, below, 0.5).drawn_from(range(3, 5))
+        with torch.no_grad():
+            assert torch.equal(both.score(x, given), labelled.model.score(x, given, y=y))
+            other = early + late - given
+            assert torch.equal(both.score(x, other), plain.model.score(x, other))
 
 
 def test_the_bits_of_an_image_follow_its_class(run):

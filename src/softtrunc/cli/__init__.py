@@ -103,7 +103,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         else:
             _tell(message)
         return 2
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes the end of a file for Ctrl-D
+            return _tell_failure(error.__cause__)
         _tell("interrupted")
         return 130
     except BrokenPipeError:  # whoever read the output has seen enough

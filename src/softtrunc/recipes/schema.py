@@ -20,6 +20,7 @@ from softtrunc.recipes.values import (
     Held,
     Natural,
     Positive,
+    Rate,
     Section,
     Seed,
     Side,
@@ -200,7 +201,7 @@ class Dequantizer(Section):
     width: Held = 32
     steps: Count = 2000
     batch_size: Held = 128
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
 
 
 class Evaluation(Section):

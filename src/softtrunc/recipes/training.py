@@ -12,6 +12,7 @@ from softtrunc.recipes.values import (
     Natural,
     NotNegative,
     Positive,
+    Rate,
     Section,
     Seed,
 )
@@ -50,7 +51,7 @@ class Training(Section):
     steps: Count
     batch_size: Held = 128
     micro_batch_size: Held | None = None
-    learning_rate: Positive = 2e-4
+    learning_rate: Rate = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0

@@ -258,14 +258,14 @@ def read_evaluation(path: Path) -> Evaluation | None:
     Raises:
         ValueError: naming the file, if it is damaged.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         content = read_json(path)
         written = content.pop("figures", [])
         block = _old_block(content.pop("data", None), written)
         return _EVALUATION.validate_python({**content, "figures": _figures(written, block)})
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, FileNotFoundError) as error:
         raise ValueError(
             f"{path}: damaged: mend it, or move it away and run `softtrunc evaluate` again"
         ) from error

@@ -63,11 +63,13 @@ class OpenRun:
 
     def drawn_from(self, numbers: Sequence[int], unless_told: str | None = None) -> ScoreFunction:
         """What samples with these numbers are drawn from, as the recipe's `sampling` takes it."""
-        y = self.classes_of(numbers, unless_told)
-        above = build_drawn(self.recipe.sampling, self.model, y)
+        spec = self.recipe.sampling
+        above = build_drawn(spec, self.model, self.classes_of(numbers, unless_told))
         if self.below is None:
             return above
-        return Chimera(above, build_drawn(self.recipe.sampling, self.below.model, y), self.t)
+        told = self.below.recipe.model_copy(update={"sampling": spec})
+        y = class_numbers(told, self.below.card, numbers, unless_told)  # if that run knows any
+        return Chimera(above, build_drawn(spec, self.below.model, y), self.t)
 
     @property
     def is_newest(self) -> bool:

@@ -200,21 +200,39 @@ def _shares(pieces: Sequence[_Piece], count: int) -> Iterator[tuple[_Piece, rang
 
 def _pngs(pieces: Sequence[_Piece], count: int) -> Iterator[tuple[int, bytes]]:
     for piece, share in _shares(pieces, count):
-        with zipfile.ZipFile(piece.path) as archive:
-            names = archive.namelist()
-            for i in share:
-                yield i, archive.read(names[i - piece.span.start])
+        try:
+            with zipfile.ZipFile(piece.path) as archive:
+                names = archive.namelist()
+                pictures = [archive.read(names[i - piece.span.start]) for i in share]
+        except (OSError, zipfile.BadZipFile, LookupError, EOFError) as error:
+            raise _damaged(piece) from error
+        yield from zip(share, pictures, strict=True)
+
+
+def _array(piece: _Piece, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """The images of a piece; `shape`: what each must be of."""
+    try:
+        array: np.ndarray = np.load(piece.path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(piece) from error
+    if array.ndim != 4 or array.shape != (len(piece.span), *(shape or array.shape[1:])):
+        raise _damaged(piece)
+    return array
+
+
+def _damaged(piece: _Piece) -> UserError:
+    return UserError(f"{piece.path}: damaged: delete it, and the same command draws it again")
 
 
 def _join_arrays(path: Path, pieces: Sequence[_Piece], count: int) -> None:
-    shape = np.load(pieces[0].path, mmap_mode="r").shape[1:]
+    shape = _array(pieces[0]).shape[1:]
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
     with zipfile.ZipFile(path, "w") as archive:
         info = zipfile.ZipInfo("images.npy", _DATE)
         with archive.open(info, "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for piece, share in _shares(pieces, count):
-                array = np.load(piece.path, mmap_mode="r")
+                array = _array(piece, shape)
                 first = piece.span.start
                 file.write(array[share.start - first : share.stop - first].tobytes())
 
