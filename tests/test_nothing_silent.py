@@ -128,7 +128,7 @@ def test_a_full_disk_elsewhere(run, tmp_path, capsys, monkeypatch, verb):
     monkeypatch.setattr(files, "sync", full)
     options = {"sample": ["-n", "2"], "export": ["--out", str(tmp_path / "out")]}
     options["evaluate"] = ["--bpd", "--limit", "2"]
-    assert main([verb, str(run), *options[verb]]) in (1, 2)
+    assert main([verb, str(run), *options[verb]]) == 1
     assert "No space left" in told(capsys)
     assert not (tmp_path / "out").exists()
     assert not list(run.rglob("*.json.*partial"))

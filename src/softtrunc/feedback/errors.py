@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from softtrunc.feedback.text import shortened
+
+LOST = {errno.EDQUOT, errno.EIO, errno.ENOSPC}
+"""What the system says of content that is not on the disk."""
 
 
 class UserError(Exception):
@@ -67,11 +71,14 @@ def user_errors(where: str = "") -> Iterator[None]:
     """Within the block, refusals of values and files become a `UserError` that says where.
 
     Only for building objects and opening files from what a user wrote: there a ValueError is a
-    judgement on the input. Around computations it would hide our own mistakes.
+    judgement on the input. Around computations it would hide our own mistakes. A full or broken
+    disk is nobody's mistake and stays an OSError.
     """
     try:
         yield
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in LOST:
+            raise
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 

@@ -8,7 +8,6 @@ is written under another name and renamed when complete.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -189,14 +188,11 @@ def save_checkpoint(
         return final
     if final.exists():  # a step's state is a function of the run: it is already there
         return final
-    try:
-        with whole_folder(final) as partial:
-            for name, tensors in contents.items():
-                contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
-                save_file(contiguous, partial / name)
-            _write_info(partial, state, seconds, contents)
-    except SafetensorError as error:
-        raise OSError(errno.EIO, f"not written ({error})", str(final)) from error
+    with whole_folder(final) as partial:
+        for name, tensors in contents.items():
+            contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
+            save_file(contiguous, partial / name)
+        _write_info(partial, state, seconds, contents)
     if keep is not None:
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
