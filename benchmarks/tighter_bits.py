@@ -36,6 +36,7 @@ from softtrunc.density import (
     train_dequantizer,
     truncated_times,
 )
+from softtrunc.jobs.adopt import shipped_run
 from softtrunc.recipes.build import build_data
 from softtrunc.runs.open_run import open_run
 from softtrunc.score import ScoreModel
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--probes-alone", action="store_true")
     parser.add_argument("--out", type=Path, help="every draw, as JSON")
     args = parser.parse_args()
-    opened = open_run(Path(args.run))
+    opened = open_run(shipped_run(args.run) or Path(args.run))
     train, test = (build_data(opened.recipe, split) for split in ("train", "test"))
     subject = Subject(opened.model.eval(), test.card.levels, not opened.recipe.data.dequantize)
     levels, dim = test.batch(torch.arange(args.images)), test.batch(torch.arange(1))[0].numel()

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from softtrunc.density import dequantize, nelbo, probability_flow_nll
 from softtrunc.flow.path import state_scale
+from softtrunc.jobs.adopt import shipped_run
 from softtrunc.noise import Noise
 from softtrunc.recipes.build import build_data
 from softtrunc.runs.open_run import open_run
@@ -105,11 +106,11 @@ def nll(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run")
+    parser.add_argument("run", help="a run folder, or fashion16")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=4)
     args = parser.parse_args()
-    opened = open_run(Path(args.run))
+    opened = open_run(shipped_run(args.run) or Path(args.run))
     model, data = opened.model.eval(), build_data(opened.recipe, "test")
     levels = data.batch(torch.arange(args.images))
     x = dequantize(levels, seeds=range(args.images), value_range=model.value_range)

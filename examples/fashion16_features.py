@@ -1,9 +1,9 @@
 """Train the feature extractor `fashion16-cnn`: a small classifier of 16x16 Fashion-MNIST.
 
 `python examples/fashion16_features.py PREPARED OUT.pt` reads what `softtrunc data prepare
-/usr/share/datasets/fashion-mnist --size 16 --channels 1 --out PREPARED` wrote, trains for two
-minutes on two cores with fixed seeds, prints the accuracy on the held-out images, and writes a
-TorchScript file that `--set evaluation.features=OUT.pt` takes.
+fashion-mnist --size 16 --channels 1 --out PREPARED` wrote, trains for two minutes on two cores with
+fixed seeds, prints the accuracy on the held-out images, and writes a TorchScript file for
+`--set evaluation.features=OUT.pt`.
 """
 
 from __future__ import annotations

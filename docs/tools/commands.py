@@ -14,7 +14,7 @@ def command_pages() -> str:
     """Markdown: a heading, what it does and a table of options for every verb."""
     root = typer.main.get_command(app)
     context = root.make_context("softtrunc", [], resilient_parsing=True)
-    return "\n".join(_section(each) for each in _leaves(context))
+    return "\n".join(_section(each) for each in (context, *_leaves(context)))
 
 
 def _leaves(context: typer.Context) -> Iterator[typer.Context]:
@@ -33,10 +33,11 @@ def _section(context: typer.Context) -> str:
     usage = " ".join(command.collect_usage_pieces(context))
     about, _, more = (command.help or "").partition("\n\n")
     rows = [record for p in command.get_params(context) if (record := p.get_help_record(context))]
-    table = ["| | |", "|---|---|", *(f"| {_code(left)} | {_cell(right)} |" for left, right in rows)]
+    table = ["| argument | meaning |", "|---|---|"]
+    table += [f"| {_code(left)} | {_cell(right)} |" for left, right in rows]
     return "\n".join(
         [
-            f"## softtrunc {context.command_path.removeprefix('softtrunc ')}\n",
+            f"## {context.command_path}\n",
             f"{about}\n",
             f"```\n{context.command_path} {usage}\n```\n",
             f"{more}\n",
@@ -47,7 +48,8 @@ def _section(context: typer.Context) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{_cell(text)}`"
+    # A bar in code does not end a cell.
+    return f"`{' '.join(text.split())}`"
 
 
 def _cell(text: str) -> str:

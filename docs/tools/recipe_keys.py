@@ -55,7 +55,7 @@ def recipe_tables() -> str:
     """Markdown: a heading and a table for every section."""
     parts = []
     for group in groups():
-        title = f"`{group.path}`" if group.path else "At the top"
+        title = f"`{group.path}`" if group.path else "Top level"
         parts.append(f"## {title}{f': {group.choice}' if group.choice else ''}\n\n{group.about}\n")
         rows = [f"| `{k.name}` | {k.values} | {k.default} | {k.meaning} |" for k in group.keys]
         parts.append("\n".join([_HEAD, "|---|---|---|---|", *rows]))

@@ -2,7 +2,7 @@
 
 A draw `(t, weight)` satisfies `E[weight h(t)] = integral of h over [tau, T]` for every h; the
 choice of law changes the variance of that estimate and nothing else. (`LogSNRTimes` alone
-integrates over log-SNR instead, in which it makes no difference how fast the SDE's clock runs.)
+integrates over log-SNR instead, which does not depend on how the SDE parametrises time.)
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ class ImportanceTimes(TimeLaw):
 class LogSNRTimes(TimeLaw):
     """Log-SNR uniform on [l(T), l(tau)], and the integral over it rather than over time.
 
-    `E[weight h(t)] = integral of h(t(l)) dl over [l(T), l(tau)]`: the same number in every clock
-    that an SDE may be written in. For VE, whose log-SNR is linear in t, an average over it is the
-    average over time; a reciprocal VE with this law is trained as the VE it is in another clock.
+    `E[weight h(t)] = integral of h(t(l)) dl over [l(T), l(tau)]`. This does not depend on how an
+    SDE parametrises time. So a reciprocal VE has the same loss as a VE. For VE, whose log-SNR is
+    linear in t, an average over log-SNR is the average over time.
 
     Args:
         sde: the forward diffusion.

@@ -261,3 +261,19 @@ def test_what_it_refuses():
         DiffusersUNet(network_model(VPSDE()))(
             torch.zeros(1, 3, 8, 8), 5, class_labels=torch.ones(1)
         )
+
+
+def test_every_way_to_upload_tells_how_many_noise_levels_there_are(tmp_path, monkeypatch):
+    sent = []
+
+    def upload(folder, repo_id, **_):
+        sent.append((repo_id, {path.name: path.read_bytes() for path in folder.iterdir()}))
+        return "address"
+
+    monkeypatch.setattr("softtrunc.interop.diffusers_unet.upload_folder", upload)
+    unet = DiffusersUNet(network_model(VPSDE()), train_timesteps=200)
+    unet.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="someone/model")
+    unet.push_to_hub("someone/model")
+    written = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    assert sent == [("someone/model", written)] * 2
+    assert DiffusersUNet.from_pretrained(tmp_path / "saved").config.train_timesteps == 200

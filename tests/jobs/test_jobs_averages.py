@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from softtrunc import ScoreModel
 from softtrunc.cli import main
 from softtrunc.runs.open_run import open_run
 
@@ -54,6 +55,15 @@ def test_samples_and_figures_say_of_which_average_they_are(run, tmp_path):
     assert any(
         not value.equal(state[name]) for name, value in open_run(run).model.state_dict().items()
     )
+
+
+def test_an_export_holds_the_average_that_is_named(run, tmp_path):
+    assert main(["export", str(run), "--ema", "0.05", "--out", str(tmp_path / "export")]) == 0
+    given = ScoreModel.from_pretrained(tmp_path / "export").state_dict()
+    made = open_run(run, weights=0.05).model.state_dict()
+    assert given.keys() == made.keys()
+    assert all(value.equal(made[name]) for name, value in given.items())
+    assert "averaged (length 0.05) weights" in (tmp_path / "export" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

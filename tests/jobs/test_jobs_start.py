@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext as nothing
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from softtrunc import ScoreModel
+from softtrunc import VPSDE, ScoreModel
 from softtrunc.cli import main
+from softtrunc.feedback.errors import UserError
+from softtrunc.jobs.start import Start
+from softtrunc.networks import ScoreUNet, preset
 from softtrunc.records import read_recipe
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -106,6 +110,20 @@ def test_what_does_not_fit_is_refused_in_one_line(first, saved, tmp_path, capsys
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert told in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("prediction", "refused"), [("edm", True), ("noise", False)])
+def test_the_scale_of_the_data_decides_only_where_the_prediction_depends_on_it(
+    tmp_path, prediction, refused
+):
+    def model(sigma_data):
+        network = ScoreUNet(preset("tiny", channels=1, image_size=8, base_channels=8))
+        return ScoreModel(network, VPSDE(), prediction=prediction, sigma_data=sigma_data)
+
+    model(0.5).save_pretrained(tmp_path / "saved")
+    told = pytest.raises(UserError, match=r"sigma_data was 0.5, is 0.25") if refused else nothing()
+    with told:
+        Start(str(tmp_path / "saved")).fill(model(0.25))
 
 
 def test_a_run_that_started_from_elsewhere_is_not_gone_on_with(first, tmp_path, capsys):

@@ -3,15 +3,20 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from softtrunc.cli import main
+from softtrunc.data import load_digits_split
 from softtrunc.density import nelbo
 from softtrunc.feedback.progress import Silent
 from softtrunc.recipes import UserError, load_recipe
 from softtrunc.recipes.build import build_drawn, class_numbers, with_classes
+from softtrunc.records import read_evaluation
+from softtrunc.report import write_report
 from softtrunc.runs.draw import draw
 from softtrunc.runs.open_run import open_run, with_below
 
@@ -100,8 +105,50 @@ def test_samples_bits_and_an_edit_by_command(run, tmp_path):
     assert len(list(out.glob("*.png"))) == 2
     measure = ["evaluate", str(run), "--bpd", "--limit", "4", "--set", "evaluation.nelbo_draws=2"]
     assert main([*measure, "--set", "evaluation.figures=[nelbo]"]) == 0
-    edit = ["edit", "interpolate", str(run), "--seed", "1", "--seed", "2", "--frames", "2"]
-    assert main([*edit, "--steps", "2", "--out", str(tmp_path / "way.png")]) == 0
+
+
+def test_an_edit_is_of_the_class_that_is_named(run, tmp_path, capsys):
+    rough = "sampling={sampler: ode, rtol: 0.2, atol: 0.2}"
+    edit = ["edit", "encode", str(run), "-n", "1", "--set", rough, "--out"]
+    seen = {}
+    for name, words in (("any", ()), ("none", ("--class", "none")), ("3", ("--class", "3"))):
+        assert main([*edit, str(tmp_path / f"{name}.npz"), *words]) == 0
+        seen[name] = np.load(tmp_path / f"{name}.npz")["latents"]
+    assert np.array_equal(seen["any"], seen["none"])
+    assert not np.array_equal(seen["any"], seen["3"])
+    way = ["edit", "interpolate", str(run), "--seed", "1", "--seed", "2", "--frames", "2"]
+    way += ["--steps", "2", "--class", "3", "--guidance", "1", "--out", str(tmp_path / "way.png")]
+    assert main(way) == 0
+    assert main([*edit, str(tmp_path / "all.npz"), "--class", "all"]) == 2
+    assert "--class all: an edit is of one class" in capsys.readouterr().err
+
+
+def test_figures_by_class_reach_file_terminal_and_page(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    command = ["evaluate", str(copy), "--bpd", "--intra-fid", "-n", "20", "--limit", "30"]
+    options = ["evaluation.figures=[nelbo]", "evaluation.nelbo_draws=2", "sampling.steps=2"]
+    options += ["sampling.sampler=dpm_solver", "evaluation.features=digits-mlp"]
+    options = [word for option in options for word in ("--set", option)]
+    assert main([*command, *options]) == 0
+    printed = capsys.readouterr().out
+    found = read_evaluation(copy / "evaluation.json")
+    figures = {figure.key: figure for figure in found.figures}
+    nelbo, intra = figures["nelbo"], figures["intra_frechet_distance"]
+    labels = load_digits_split("test").labels[:30]
+    shares = {name: float((labels == int(name)).mean()) for name in nelbo.by_class}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    mean = sum(share * nelbo.by_class[name] for name, share in shares.items())
+    assert nelbo.value == pytest.approx(mean)
+    assert list(intra.by_class) == list("0123456789")
+    assert intra.value == pytest.approx(sum(intra.by_class.values()) / 10)
+    assert f"{intra.by_class['7']:.4f}" in printed
+    # A grid has a column for each class, and the page says so.
+    with Image.open(copy / "samples" / "final.png") as drawn:
+        assert drawn.width == 10 * 66 + 2
+    page = write_report([copy], tmp_path / "page.html").read_text()
+    assert "columns: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in page
+    assert "<summary>By class</summary>" in page
 
 
 def test_of_two_runs_each_is_told_what_it_knows(run, tmp_path_factory):

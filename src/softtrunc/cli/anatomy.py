@@ -24,28 +24,38 @@ def anatomy(
         Path | None, typer.Option(help="Folder of the results; RUN/anatomy unless given.")
     ] = None,
     images: Annotated[
-        int, typer.Option("-n", "--images", min=2, help="Held-out images for the bound.")
+        int,
+        typer.Option("-n", "--images", metavar="N", min=2, help="Held-out images for the bound."),
     ] = 256,
     samples: Annotated[
-        int, typer.Option(min=2, max=10**6, help="Samples for each distance of two runs' chimeras.")
+        int,
+        typer.Option(
+            metavar="N", min=2, max=10**6, help="With two runs: samples for each distance."
+        ),
     ] = 1000,
-    bins: Annotated[int, typer.Option(min=1, max=1000, help="Bins of log-SNR.")] = 24,
+    bins: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Bins of log-SNR.")] = 24,
     draws: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Times per image in each bin.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=100_000, help="Times drawn for each image in each bin."
+        ),
     ] = 2,
     times: Annotated[
-        int, typer.Option(min=1, max=1000, help="Times at which one run takes over from the other.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=1000, help="How many times to take over or sample again at."
+        ),
     ] = 6,
     split: Annotated[str, typer.Option(help="Images for the bound: test or train.")] = "test",
     data: Data = None,
     weights: Weights = "ema",
     overrides: Overrides = None,
 ) -> None:
-    """Tell which diffusion times decide density, and which decide samples.
+    """Show which times decide density and which decide samples.
 
-    One run: its bound and the error of its score by time, and images sampled again from x_t. Two
-    runs: the same on common noise, their differences, and samples of the one above a time and the
-    other below it. Stopped, the same command goes on.
+    One run: the bound and the error of the score by time, and real images that are noised up to a
+    time and sampled again. Two runs: the same with their differences, and samples of one run above
+    a time and of the other below it. After a stop the same command goes on.
     """
     from softtrunc.cli.anatomy_tables import anatomy_tables
     from softtrunc.cli.console import ConsoleProgress, echo, stdout

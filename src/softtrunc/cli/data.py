@@ -29,15 +29,19 @@ def inspect(
     source: Source,
     grid: Annotated[Path | None, typer.Option(help="Also write some images as one PNG.")] = None,
     size: Annotated[
-        int | None, typer.Option(min=1, max=100_000, help="Side at which sigma_max is estimated.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=100_000, help="Image size for which sigma_max is estimated."
+        ),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare every pixel of prepared data with their card.")
+        bool, typer.Option("--verify", help="Check every pixel of prepared data.")
     ] = False,
 ) -> None:
-    """Count and check every image: sizes, modes, values, duplicates, unreadable files.
+    """Count and check all images; change nothing.
 
-    Also estimates sigma_max of the variance-exploding SDEs. Changes nothing.
+    Prints sizes, modes, the range of values, duplicates and unreadable files, and estimates
+    sigma_max for the variance-exploding SDEs.
     """
     from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.cli.data_tables import inspection_table
@@ -59,29 +63,37 @@ def prepare(
     source: Source,
     out: Annotated[Path, typer.Option(help="The folder to make.")],
     preset: Annotated[
-        str | None, typer.Option(help="Protocol of a known data set: see softtrunc data presets.")
+        str | None,
+        typer.Option(help="Protocol of a known data set; softtrunc data presets lists them."),
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(min=1, max=100_000, help="Side to crop and resize to, without a preset."),
+        typer.Option(
+            metavar="N", min=1, max=100_000, help="Without a preset: crop and resize to this size."
+        ),
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(min=1, max=3, help="1 (grey) or 3 (RGB), without a preset.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=3, help="Without a preset: 1 (grey) or 3 (RGB)."),
     ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="train or test; both unless given.")
     ] = None,
     allow_count: Annotated[
         bool,
-        typer.Option("--allow-count", help="Take other numbers of images than the preset's."),
+        typer.Option("--allow-count", help="Accept another number of images than the preset's."),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Processes; one for each core unless given.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=1024, help="Processes; one for each core unless given."
+        ),
     ] = None,
 ) -> None:
-    """Decode images once into memory-mapped uint8 arrays, with a card that says what they are.
+    """Decode images once, for training to map into memory.
 
-    A command that was stopped or killed goes on where it was. Then train with --data DIR.
+    Writes a uint8 array and a card for each split. After a stop or a kill the same command goes on.
+    Then train with --data DIR.
     """
     from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.cli.data_tables import card_table

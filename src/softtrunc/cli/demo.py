@@ -9,20 +9,21 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the demo's runs.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo"),
     full: Annotated[
         bool,
-        typer.Option("--full", help="Also truncation times drawn, other k and variance weighting."),
+        typer.Option("--full", help="Also train with drawn times, other k and variance weighting."),
     ] = False,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Fewer or more optimiser steps per model.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Optimiser steps of each model, instead of 1,500."),
     ] = None,
 ) -> None:
-    """Train with hard and with Soft Truncation on real images; sample, measure, compare.
+    """Train with hard and with Soft Truncation, and compare.
 
-    The images are Fashion-MNIST at 16x16. Soft Truncation is the form that the studies found best:
-    k = 0.8, its weight in expectation. Takes a few minutes on two CPU cores and writes a page with
-    the pictures. Stopped by Ctrl-C, it goes on where it was when called again.
+    Trains one network twice on Fashion-MNIST at 16x16, samples, measures, and writes a page with
+    pictures. It takes a few minutes on two CPU cores. Soft Truncation is the expected weight of
+    k = 0.8, which did best in the studies. After Ctrl-C the same command goes on.
     """
     from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.cli.table import comparison_table

@@ -10,6 +10,7 @@ import typer
 from softtrunc.cli.options import (
     Command,
     Data,
+    Guidance,
     Overrides,
     Precision,
     RunFolder,
@@ -17,6 +18,7 @@ from softtrunc.cli.options import (
     Steps,
     Weights,
     as_overrides,
+    label_of,
     refuse_unused,
 )
 
@@ -25,38 +27,44 @@ if TYPE_CHECKING:
 
 edit = typer.Typer(
     no_args_is_help=True,
-    help="Edit images with a trained run: encode, interpolate, inpaint, colorize.",
+    help="Edit images: encode, interpolate, inpaint, colorize.",
 )
 
 Images = Annotated[
-    list[Path] | None, typer.Argument(help="Image files; held-out images of the run's data if none")
+    list[Path] | None, typer.Argument(help="Image files; without any, held-out images are taken.")
 ]
 Count = Annotated[
-    int, typer.Option("-n", "--count", min=1, max=10**6, help="How many held-out images.")
+    int,
+    typer.Option("-n", "--count", metavar="N", min=1, max=10**6, help="How many held-out images."),
 ]
-Variants = Annotated[int, typer.Option(min=1, max=1000, help="Results for each image.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Of the first result.")]
+Variants = Annotated[
+    int, typer.Option(metavar="N", min=1, max=1000, help="Results for each image.")
+]
+Label = Annotated[
+    str | None,
+    typer.Option(
+        "--class", metavar="NAME", help="A class, by name or number; without one unless given."
+    ),
+]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, max=2**62, help="Seed of the first result.")]
 
 
 def _open(
     run: Path,
-    data: str | None,
-    sampler: str | None,
-    steps: int | None,
-    precision: str | None,
-    overrides: list[str] | None,
     weights: Literal["ema", "raw"],
+    label: str | None,
+    overrides: list[str] | None,
+    **named: object,
 ) -> Editor:
+    """The run with options by the names of recipe keys, "__" for the dot."""
     from softtrunc.cli.console import ConsoleProgress
+    from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.edit import Editor
 
-    named = {
-        "data.source": data,
-        "sampling.sampler": sampler,
-        "sampling.steps": steps,
-        "sampling.precision": precision,
-    }
-    changes = as_overrides(named, overrides)
+    if label == "all":
+        raise UserError("--class all: an edit is of one class, or of any: name it, or write none")
+    keys = {key.replace("__", "."): value for key, value in named.items()}
+    changes = [*as_overrides(keys, overrides), *label_of(label)]
     return Editor.open(run, weights=weights, overrides=changes, progress=ConsoleProgress())
 
 
@@ -75,16 +83,17 @@ def encode(
     ] = Path("latents.npz"),
     count: Count = 8,
     data: Data = None,
+    label: Label = None,
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
 ) -> None:
-    """Carry images to their latents and back along the probability flow; tell the error."""
+    """Carry images to noise and back; print the error."""
     from softtrunc.cli.console import stdout
     from softtrunc.cli.table import round_trip_table
 
     _refuse_held_out(context, images)
-    editor = _open(run, data, None, None, precision, overrides, weights)
+    editor = _open(run, weights, label, overrides, data__source=data, sampling__precision=precision)
     trips, nfe = editor.encode(images or [], count, out)
     stdout().print(round_trip_table(trips))
     editor.progress.say(f"{nfe} network evaluations there and back; {out}")
@@ -93,25 +102,43 @@ def encode(
 @edit.command()
 def interpolate(
     run: RunFolder,
-    images: Images = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Two or more image files, unless --seed is given.")
+    ] = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option(min=0, max=2**62, help="A seed in place of an image; give it twice."),
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=2**62,
+            help="Seed of a sample, in place of an image; give two or more.",
+        ),
     ] = None,
     frames: Annotated[
-        int, typer.Option(min=2, max=1000, help="Pictures from one end to the next.")
+        int, typer.Option(metavar="N", min=2, max=1000, help="Pictures from one image to the next.")
     ] = 9,
     out: Annotated[Path, typer.Option(help="A .gif, or a .png with one row.")] = Path(
         "interpolation.png"
     ),
     sampler: Sampler = None,
     steps: Steps = None,
+    label: Label = None,
+    guidance: Guidance = None,
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
 ) -> None:
-    """Show the way between images, or between the samples of seeds."""
-    editor = _open(run, None, sampler, steps, precision, overrides, weights)
+    """Interpolate between images, or between samples."""
+    editor = _open(
+        run,
+        weights,
+        label,
+        overrides,
+        sampling__sampler=sampler,
+        sampling__steps=steps,
+        sampling__guidance=guidance,
+        sampling__precision=precision,
+    )
     drawn = editor.interpolate(images or [], seed or [], frames, out)
     editor.progress.say(f"{len(drawn.x)} pictures in {drawn.nfe} network evaluations: {out}")
 
@@ -135,14 +162,26 @@ def inpaint(
     data: Data = None,
     sampler: Sampler = None,
     steps: Steps = None,
+    label: Label = None,
+    guidance: Guidance = None,
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
     seed: Seed = 0,
 ) -> None:
-    """Fill in part of images with the unconditional model."""
+    """Fill in the missing part of images."""
     _refuse_held_out(context, images)
-    editor = _open(run, data, sampler, steps, precision, overrides, weights)
+    editor = _open(
+        run,
+        weights,
+        label,
+        overrides,
+        data__source=data,
+        sampling__sampler=sampler,
+        sampling__steps=steps,
+        sampling__guidance=guidance,
+        sampling__precision=precision,
+    )
     drawn = editor.inpaint(images or [], count, mask, out, variants=variants, seed=seed)
     editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")
 
@@ -160,13 +199,25 @@ def colorize(
     data: Data = None,
     sampler: Sampler = None,
     steps: Steps = None,
+    label: Label = None,
+    guidance: Guidance = None,
     precision: Precision = None,
     overrides: Overrides = None,
     weights: Weights = "ema",
     seed: Seed = 0,
 ) -> None:
-    """Find colours for grey images with the unconditional model."""
+    """Colour grey images."""
     _refuse_held_out(context, images)
-    editor = _open(run, data, sampler, steps, precision, overrides, weights)
+    editor = _open(
+        run,
+        weights,
+        label,
+        overrides,
+        data__source=data,
+        sampling__sampler=sampler,
+        sampling__steps=steps,
+        sampling__guidance=guidance,
+        sampling__precision=precision,
+    )
     drawn = editor.colorize(images or [], count, out, variants=variants, seed=seed)
     editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")

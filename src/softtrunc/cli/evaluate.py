@@ -16,6 +16,7 @@ from softtrunc.cli.options import (
     Weights,
     as_overrides,
     figures_of,
+    offering,
     refuse_unused,
 )
 
@@ -23,43 +24,53 @@ if TYPE_CHECKING:
     from softtrunc.records import Figure
 
 Bpd = Annotated[bool, Option("--bpd", help="Bits per dimension.")]
-Fid = Annotated[bool, Option("--fid", help="Frechet distance of samples.")]
+Fid = Annotated[bool, Option("--fid", help="Frechet distance of samples to real images.")]
 InceptionScore = Annotated[bool, Option("--is", help="Inception score of samples, in 10 splits.")]
 Kid = Annotated[bool, Option("--kid", help="Kernel distance of samples.")]
 Prdc = Annotated[
     bool, Option("--prdc", "--precision-recall", help="Precision and recall of samples.")
 ]
+IntraFid = Annotated[
+    bool, Option("--intra-fid", help="Frechet distance within each class, and their mean.")
+]
 Features = Annotated[
-    str | None, Option(metavar="PATH", help="TorchScript extractor in place of the recipe's.")
+    str | None, Option(metavar="PATH", help="TorchScript extractor instead of the recipe's.")
 ]
 Mode = Annotated[
-    str | None, Option(help="How images come to the extractor's size: legacy or clean.")
+    str | None,
+    Option(
+        autocompletion=offering("legacy", "clean"),
+        help="How images are resized for the extractor: legacy or clean.",
+    ),
 ]
 Samples = Annotated[
     str | None,
-    Option(metavar="PATH", help="Instead of a run: anybody's images, against --data."),
+    Option(metavar="PATH", help="Instead of a run: images of another model."),
 ]
 Stats = Annotated[
     Path | None,
-    Option(metavar="FILE", help="An .npz with mu and sigma: what the Frechet distance is to."),
+    Option(metavar="FILE", help="An .npz with mu and sigma, in place of the real images."),
 ]
-Out = Annotated[
-    Path | None, Option(help="With --samples: the JSON file; beside the samples unless given.")
-]
+Out = Annotated[Path | None, Option(help="With --samples: the JSON file to write.")]
 Split = Annotated[
     str | None,
-    Option(help="train or test; else bits/dim of held-out images, samples against training ones."),
+    Option(
+        autocompletion=offering("train", "test"),
+        help="train or test; unless given, test for bits/dim and train for samples.",
+    ),
 ]
-Limit = Annotated[int | None, Option(min=1, help="Only so many images for bits/dim.")]
+Limit = Annotated[
+    int | None, Option(metavar="N", min=1, help="Measure bits/dim on the first N images.")
+]
 Passes = Annotated[
-    int | None, Option(min=1, max=100_000, help="Passes over the images, each with fresh noise.")
+    int | None,
+    Option(metavar="N", min=1, max=100_000, help="Passes over the images, each with fresh noise."),
 ]
 Dequantization = Annotated[
     str | None,
     Option(
-        help="Which bits/dim: uniform (with and without residual, NELBO), none (probability of the "
-        "levels, lossless), learned (a dequantizer trained on the spot) or truncated-normal (noise "
-        "of the smallest time, cut to each level's cell)."
+        autocompletion=offering("uniform", "none", "learned", "truncated-normal"),
+        help="uniform, none (lossless), learned (trains a dequantiser first) or truncated-normal.",
     ),
 ]
 Importance = Annotated[
@@ -68,23 +79,26 @@ Importance = Annotated[
         min=1,
         max=10_000,
         metavar="K",
-        help="Weigh K draws of each image against each other: tighter, at K times the cost.",
+        help="Weigh K draws of each image: a tighter bound, at K times the cost.",
     ),
 ]
 Eps = Annotated[
-    str | None, Option(metavar="TIME,TIME", help="Bits/dim at each of these smallest times.")
+    str | None, Option(metavar="TIME,TIME", help="Smallest times; each gives a figure.")
 ]
 Probes = Annotated[
-    int | None, Option(min=1, max=100_000, help="Hutchinson probes of the divergence.")
+    int | None,
+    Option(metavar="N", min=1, max=100_000, help="Random probes for the divergence (Hutchinson)."),
 ]
 PerImage = Annotated[
-    Path | None, Option(metavar="FILE", help="Every image's bits/dim, to FILE.csv or FILE.parquet.")
+    Path | None,
+    Option(metavar="FILE", help="Write every image's bits/dim to FILE.csv or FILE.parquet."),
 ]
 Checkpoint = Annotated[
-    str | None, Option(metavar="STEP|all", help="Another checkpoint than the newest, or each.")
+    str | None, Option(metavar="STEP|all", help="Measure an earlier checkpoint, or all of them.")
 ]
 Count = Annotated[
-    int | None, Option("-n", "--n", "--count", min=2, max=10**8, help="How many samples.")
+    int | None,
+    Option("-n", "--n", "--count", metavar="N", min=2, max=10**8, help="How many samples."),
 ]
 
 
@@ -101,6 +115,7 @@ def evaluate(
     inception: InceptionScore = False,
     kid: Kid = False,
     prdc: Prdc = False,
+    intra: IntraFid = False,
     features: Features = None,
     mode: Mode = None,
     samples: Samples = None,
@@ -121,23 +136,20 @@ def evaluate(
     ema: Ema = None,
     overrides: Overrides = None,
 ) -> None:
-    """Measure a run: bits/dim on held-out images, distances and scores of samples.
+    """Measure a run: bits/dim, and the quality of its samples.
 
-    Without a figure named, bits/dim are measured, and the Frechet distance if the recipe names a
-    feature extractor. Figures go to RUN/evaluation.json one by one with their whole protocol, those
-    of other checkpoints and weights to RUN/evaluations; figures measured before stay unless they
-    are measured again. An evaluation of bits/dim that was
-    stopped goes on where it was when the same command is given again. `accelerate launch -m
-    softtrunc evaluate ...` shares the work.
+    If no figure is named, it measures bits/dim, and the Frechet distance if the recipe names an
+    extractor. Every figure is added to RUN/evaluation.json with its whole protocol; those of
+    earlier checkpoints and other weights go to RUN/evaluations. After a stop the same command goes
+    on. `accelerate launch -m softtrunc evaluate ...` shares the work among processes.
     """
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.measure import measure
 
-    named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc}
+    named = {"fid": fid, "is": inception, "kid": kid, "prdc": prdc, "intra": intra}
     figures = [name for name, wanted in named.items() if wanted]
-    bpd = bpd or per_image is not None or dequantization is not None or eps is not None
-    bpd = bpd or importance is not None
+    bpd = bpd or any(given is not None for given in (per_image, dequantization, eps, importance))
     if samples is not None:
         unused = ("run", "bpd", *_OF_BITS, *_OF_A_RUN)
         refuse_unused(context, "images alone have no model", *unused)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import RunFolder, Weights, refuse_unused
+from softtrunc.cli.options import Ema, RunFolder, Weights, refuse_unused
 
 
 def export(
@@ -17,14 +17,16 @@ def export(
         Path | None, typer.Option(help="The folder to write; RUN/export unless given.")
     ] = None,
     weights: Weights = "ema",
+    ema: Ema = None,
     push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hub.")
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face Hub."),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="A new repository is a private one.")
+        bool, typer.Option("--private", help="With --push: make a new repository private.")
     ] = False,
 ) -> None:
-    """Write a run's model for ScoreModel.from_pretrained, diffusers and the Hugging Face Hub.
+    """Write a run's model for Python, diffusers and the Hub.
 
     The folder holds safetensors and JSON, a model card with recipe, data and measured figures, and
     settings for the schedulers of diffusers.
@@ -34,7 +36,10 @@ def export(
 
     if push is None:
         refuse_unused(context, "nothing is pushed", "private")
-    folder = export_run(run, out or run / "export", weights=weights)
+    if ema is not None:
+        refuse_unused(context, "--ema says which weights", "weights")
+    chosen = weights if ema is None else ema
+    folder = export_run(run, out or run / "export", weights=chosen)
     echo(str(folder))
     if push is not None:
         echo(push_export(folder, push, private=private or None))

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import Data, Overrides, Weights, as_overrides, refuse_unused
+from softtrunc.cli.options import (
+    Data,
+    Overrides,
+    Weights,
+    as_overrides,
+    offer_recipes,
+    offering,
+    refuse_unused,
+)
+
+_CONDITIONINGS = ("time", "unbounded_time", "log_sigma", "unbounded_sigma", "auto")
 
 
 def import_(
@@ -15,32 +25,37 @@ def import_(
     source: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint of the score_sde or Soft-Truncation code (.pth), or a pipeline of "
-            "diffusers: a folder, or hf://OWNER/NAME."
+            help="A .pth of the score_sde or Soft-Truncation code; or a pipeline: a folder, or "
+            "hf://OWNER/NAME."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
     recipe: Annotated[
-        str | None, typer.Option(help="The recipe that describes the model, by name or as YAML.")
+        str | None,
+        typer.Option(
+            help="Of a checkpoint: the recipe that describes the model.",
+            autocompletion=offer_recipes,
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Or its public configuration, saved as JSON.")
+        Path | None, typer.Option(help="Of a checkpoint: its public configuration, saved as JSON.")
     ] = None,
     data: Data = None,
     weights: Weights = "ema",
     conditioning: Annotated[
         str | None,
         typer.Option(
-            help="What the network is told of the noise: time, unbounded_time, log_sigma, "
-            "unbounded_sigma, or auto for the one that denoises better."
+            help="Noise label of the network: time, unbounded_time, log_sigma, unbounded_sigma; "
+            "auto: the one that denoises best.",
+            autocompletion=offering(*_CONDITIONINGS),
         ),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Turn a public checkpoint or a pipeline of diffusers into a run folder.
+    """Import a public checkpoint or a diffusers pipeline as a run.
 
-    The result can be sampled and measured like any run; evaluate needs --data unless the images
-    that it was trained on were named here. A pipeline says itself what model it is.
+    A checkpoint needs --recipe or --config; a pipeline needs neither. The result can be sampled and
+    measured like any run. Give its images as --data here, or to evaluate later.
     """
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.jobs.import_checkpoint import import_checkpoint

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from typer.core import TyperCommand
+
+
+def offering(*names: str) -> Callable[[str], list[str]]:
+    """What the shell completes to: the names that begin with what was typed."""
+
+    def offer(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return offer
+
+
+def offer_recipes(incomplete: str) -> list[str]:
+    """The recipes of the package that begin with what was typed; a shell then offers files."""
+    from softtrunc.recipes import recipe_names
+
+    return offering(*recipe_names())(incomplete)
 
 
 def _shipped(path: Path | None) -> Path | None:
@@ -24,9 +40,20 @@ def _all_shipped(paths: list[Path]) -> list[Path]:
     return [found for path in paths if (found := _shipped(path)) is not None]
 
 
-_RUN = "A run folder, or the name of a model that ships: fashion16."
-RunFolder = Annotated[Path, typer.Argument(help=_RUN, callback=_shipped)]
-MaybeRunFolder = Annotated[Path | None, typer.Argument(help=_RUN, callback=_shipped)]
+_SAMPLERS = ("pc", "euler_maruyama", "ancestral", "ode", "heun", "dpm_solver")
+_PRECISIONS = ("fp32", "bf16", "fp16")
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="Name of a recipe, or a YAML file.",
+        autocompletion=offer_recipes,
+    ),
+]
+_RUN = "A run folder, or fashion16, the model that comes with the package."
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help=_RUN, callback=_shipped)]
+MaybeRunFolder = Annotated[Path | None, typer.Argument(metavar="RUN", help=_RUN, callback=_shipped)]
 RunFolders = Annotated[
     list[Path],
     typer.Argument(metavar="RUN [RUN]", help="A run, or two to compare.", callback=_all_shipped),
@@ -37,8 +64,7 @@ Ema = Annotated[
     typer.Option(
         "--ema",
         metavar="LENGTH",
-        help="Weights averaged over this share of the training, e.g. 0.05, of a run with "
-        "training.posthoc_ema.",
+        help="Average over this share of the training, e.g. 0.05; needs training.posthoc_ema.",
     ),
 ]
 Data = Annotated[
@@ -51,30 +77,41 @@ Overrides = Annotated[
     ),
 ]
 Sampler = Annotated[
-    str | None, typer.Option(help="pc, euler_maruyama, ancestral, ode, heun or dpm_solver.")
+    str | None,
+    typer.Option(
+        help="pc, euler_maruyama, ancestral, ode, heun or dpm_solver.",
+        autocompletion=offering(*_SAMPLERS),
+    ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the sampler.")]
+Steps = Annotated[int | None, typer.Option(metavar="N", min=1, help="Steps of the sampler.")]
 Label = Annotated[
     str | None,
     typer.Option(
         "--class",
         metavar="NAME",
-        help="Of a run with labels: the class, by name or number; all: every class in turn; none: "
-        "any.",
+        help="A class, by name or number; all: every class in turn; none: without a class.",
     ),
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option(min=-1.0, help="How far to go past the class's score; 0: not at all."),
+    typer.Option(metavar="N", min=-1.0, help="Scale of classifier-free guidance; 0: none."),
 ]
-Precision = Annotated[str | None, typer.Option(help="Of the network: fp32, bf16 or fp16.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Precision of the network: fp32, bf16 or fp16.", autocompletion=offering(*_PRECISIONS)
+    ),
+]
 
 
 def as_overrides(keys: Mapping[str, object], given: Sequence[str] | None) -> list[str]:
-    """Options as `--set`s of these keys, before those that were given themselves."""
+    """Options as `--set`s of these keys, after those that were given themselves.
+
+    A whole section that is set so leaves what the options say in place.
+    """
     # JSON's quotes are YAML's too, whatever a path holds.
     told = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
-    return [*told, *(given or [])]
+    return [*(given or []), *told]
 
 
 def label_of(name: str | None) -> list[str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from softtrunc.cli.options import Overrides
+from softtrunc.cli.options import Overrides, RecipeName
 
 if TYPE_CHECKING:
     from softtrunc.recipes import Recipe
 
-recipes = typer.Typer(help="What can be trained.", no_args_is_help=True, rich_markup_mode=None)
+recipes = typer.Typer(
+    help="List the recipes, or show one.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _WEIGHTINGS = {"likelihood": "g²", "variance": "σ²", "edm": "EDM", "mixed": "g² + σ²"}
 
@@ -55,7 +57,7 @@ def _paper(recipe: Recipe) -> str:
 
 @recipes.command("list")
 def show_list() -> None:
-    """List the recipes: data, network, SDE, weighting, prior of tau, the paper's figures."""
+    """List all recipes with network, SDE and the paper's figures."""
     from softtrunc.cli.console import stdout
     from softtrunc.cli.table import plain_table
     from softtrunc.jobs.plan import parameters_of
@@ -81,7 +83,7 @@ def show_list() -> None:
 
 @recipes.command("show")
 def show_one(
-    name: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
+    name: RecipeName,
     overrides: Overrides = None,
 ) -> None:
     """Print a recipe with every default written out."""

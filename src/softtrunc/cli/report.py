@@ -9,12 +9,14 @@ import typer
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, compared on one page.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders, compared on one page.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="The page; report.html in the first run unless given.")
     ] = None,
 ) -> None:
-    """Write a self-contained HTML page about one or more runs."""
+    """Write an HTML page about one or more runs."""
     from softtrunc.cli.console import echo
     from softtrunc.jobs.compare import write_page
 

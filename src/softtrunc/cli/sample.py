@@ -22,16 +22,16 @@ from softtrunc.cli.options import (
     refuse_unused,
 )
 
+_HOW_MANY = "How many images; 64, or 8 with --trajectory."
+Count = Annotated[
+    int | None, typer.Option("-n", "--count", metavar="N", min=1, max=10**8, help=_HOW_MANY)
+]
+
 
 def sample(
     context: typer.Context,
     run: MaybeRunFolder = None,
-    count: Annotated[
-        int | None,
-        typer.Option(
-            "-n", "--count", min=1, max=10**8, help="How many images: 64, of a trajectory 8."
-        ),
-    ] = None,
+    count: Count = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -39,17 +39,17 @@ def sample(
         ),
     ] = None,
     above: Annotated[
-        Path | None, typer.Option(help="In place of RUN: the run followed at times above --at.")
+        Path | None, typer.Option(help="Instead of RUN: the run that draws above --at.")
     ] = None,
     below: Annotated[
-        Path | None, typer.Option(help="With --above: the run followed at the other times.")
+        Path | None, typer.Option(help="With --above: the run that draws below --at.")
     ] = None,
     at: Annotated[
-        float | None, typer.Option(metavar="TIME", help="Where one run takes over from the other.")
+        float | None, typer.Option(metavar="TIME", help="The time at which one run takes over.")
     ] = None,
     trajectory: Annotated[
         Path | None,
-        typer.Option(help="Show how images come about instead: a .gif, or a .png with a row each."),
+        typer.Option(help="Instead show how images come out of noise, as a .gif or .png."),
     ] = None,
     sampler: Sampler = None,
     steps: Steps = None,
@@ -60,19 +60,18 @@ def sample(
     weights: Weights = "ema",
     ema: Ema = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**62, help="Image i is drawn from seed + i.")
+        int, typer.Option(metavar="N", min=0, max=2**62, help="Image i is drawn from seed + i.")
     ] = 0,
     batch_size: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Images at a time, in each process.")
+        int, typer.Option(metavar="N", min=1, max=100_000, help="Images at a time in each process.")
     ] = 256,
 ) -> None:
     """Draw images from a trained run.
 
-    Image i depends on seed + i alone. Ctrl-C and SIGTERM end the work after the present batch; the
-    same command goes on with it, as it does after a kill. Under `accelerate launch` all processes
-    share it. Beside the images a .json of the same name says what they are. With --above, --below
-    and --at two runs draw together. Of a run with labels every class takes its turn, unless --class
-    names one.
+    Image i depends on seed + i alone. After Ctrl-C, SIGTERM or a kill the same command goes on.
+    Under `accelerate launch` all processes share the work. A .json beside the images says what
+    they are. A conditional run draws every class in turn, unless --class names one. With --above,
+    --below and --at, two runs draw together.
     """
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.feedback.errors import UserError
@@ -88,7 +87,7 @@ def sample(
     }
     if ema is not None:
         refuse_unused(context, "--ema says which weights", "weights")
-    changes = [*label_of(label), *as_overrides(named, overrides)]
+    changes = [*as_overrides(named, overrides), *label_of(label)]
     progress = ConsoleProgress()
     first, second = _runs(run, above, below, at)
     drawn: dict[str, Any] = {

@@ -12,42 +12,42 @@ from softtrunc.cli.options import Data, Overrides, as_overrides
 
 def study(
     recipes: Annotated[
-        list[str], typer.Argument(metavar="RECIPE...", help="Recipes; several are compared.")
+        list[str], typer.Argument(metavar="RECIPE", help="One recipe, or several to compare.")
     ],
     vary: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE,...",
-            help="A key and its values: --vary truncation.k=0.9,1,inf. Given twice: every "
-            "combination. --vary 'objective={...},{...}' changes several keys at once.",
+            help="A key and its values, e.g. truncation.k=0.9,1,inf; may be given several times.",
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, max=1000, help="Training seeds of every setting.")
+        int, typer.Option(metavar="N", min=1, max=1000, help="Training seeds of every setting.")
     ] = 3,
     baseline: Annotated[
         str | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Compare with the setting that has this value; unless given, the first value of "
-            "the last --vary.",
+            help="What to compare with; unless given, the first value of the last --vary.",
         ),
     ] = None,
     data: Data = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the study; runs/study-RECIPE unless given.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of every run.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Optimiser steps of every run.")
+    ] = None,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print which runs there would be; do nothing.")
+        bool, typer.Option("--dry-run", help="Print which runs there would be, and stop.")
     ] = False,
 ) -> None:
-    """Train, measure and compare every combination of settings, over several seeds.
+    """Train, measure and compare settings over several seeds.
 
-    Runs go side by side, one a core (or one a graphics card). Killed or stopped by Ctrl-C, the
-    same command does the rest; more values or seeds add to what is there. Settings that differ in
-    sampling and evaluation alone are measured on the same trained runs.
+    Every combination of the settings is a run. Runs go side by side: one for each core, or one for
+    each graphics card. After Ctrl-C or a kill the same command does the rest. More values or seeds
+    add to what is there. Settings that differ only in sampling or evaluation share a trained run.
     """
     from softtrunc.cli.console import ConsoleProgress, echo, stdout
     from softtrunc.cli.table import study_tables

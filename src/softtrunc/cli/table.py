@@ -63,6 +63,8 @@ def figure_table(title: str, figures: Sequence[Figure]) -> Table:
             "" if nfe is None else f"{nfe['mean']:.1f} / {nfe['max']:.0f}",
             "" if figure.seconds is None else f"{figure.seconds:.1f}",
         )
+        for name, value in (figure.by_class or {}).items():
+            table.add_row(f"  {name}", *(("",) if several else ()), f"{value:.4f}")
     return table
 
 

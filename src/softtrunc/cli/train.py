@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import Data, Overrides, as_overrides, refuse_unused
+from softtrunc.cli.options import Data, Overrides, RecipeName, as_overrides, refuse_unused
 
 _MEASURED = 10.0
 """Seconds for which a dry run trains to find this machine's rate."""
@@ -15,13 +15,14 @@ _MEASURED = 10.0
 
 def train(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
+    recipe: RecipeName,
     data: Data = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/RECIPE unless given.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Optimiser steps, instead of the recipe's."),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
@@ -31,31 +32,31 @@ def train(
         str | None,
         typer.Option(
             metavar="RUN|FOLDER|HUB|NAME",
-            help="Start from the weights of a run, of a saved model in a folder or on the Hub "
-            "(owner/name), or of a model that ships.",
+            help="Start from the weights of a run, a saved model (a folder, or owner/name on the "
+            "Hub) or fashion16.",
         ),
     ] = None,
     keep_optimizer: Annotated[
         bool,
         typer.Option(
             "--keep-optimizer",
-            help="With --init-from RUN: go on with its last weights, average and Adam's moments.",
+            help="With --init-from RUN: keep its last weights, average and Adam's moments.",
         ),
     ] = False,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Compare all prepared data with their card before step 1."),
+        typer.Option("--verify", help="Check all prepared data before the first step."),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print what would be done and what it costs; do nothing."),
+        typer.Option("--dry-run", help="Print what training would cost, and stop."),
     ] = False,
     tflops: Annotated[
         float | None,
-        typer.Option(min=1e-9, help="With --dry-run: TFLOP/s that your device sustains."),
+        typer.Option(metavar="N", min=1e-9, help="With --dry-run: the TFLOP/s of your device."),
     ] = None,
 ) -> None:
-    """Train a recipe into a run folder.
+    """Train a recipe; write a run folder.
 
     Ctrl-C, SIGTERM or SIGUSR1 saves a checkpoint and stops, with exit code 130, 143 or 138;
     --resume goes on, bit for bit.

@@ -293,5 +293,14 @@ class BitsMeasurement:
                 self.model.value_range,
             ),
             nfe={"mean": float(nfe.mean()), "max": float(nfe.max())},
+            by_class=self._by_class(results),
             solver_error=self.solver_error(results),
         )
+
+    def _by_class(self, results: ImageResults) -> dict[str, float] | None:
+        """The mean of each class's images, where the model is given their classes."""
+        if not self.protocol.labels or self.data.labels is None:
+            return None
+        each = results.columns["bits_per_dim"].mean(0)
+        labels, names = self.data.labels[: len(each)], self.data.card.classes
+        return {names[k]: float(each[labels == k].mean()) for k in np.unique(labels).tolist()}

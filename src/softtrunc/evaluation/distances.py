@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softtrunc.data import DataCard, ImageDataset
+from softtrunc.evaluation.by_class import Labels, intra_distances
 from softtrunc.evaluation.features import FeatureReader, Reference
 from softtrunc.evaluation.known import KnownStatistics
 from softtrunc.feedback.errors import UserError, nearest, user_errors
@@ -24,8 +25,8 @@ from softtrunc.metrics import (
 )
 from softtrunc.records import Figure, FigureData
 
-SampleFigure = Literal["fid", "is", "kid", "prdc"]
-"""Frechet distance, inception score, kernel distance, precision and recall."""
+SampleFigure = Literal["fid", "is", "kid", "prdc", "intra"]
+"""Frechet distance, inception score, kernel distance, precision and recall, distance by class."""
 
 _SPLITS = 10
 _KERNEL_SUBSETS = 100
@@ -62,6 +63,7 @@ class Samples:
     - `read`: gives the images with certain numbers, batch by batch.
     - `protocol`: what another must know of how they came about.
     - `nfe`: network evaluations per image, asked for when all are read; None: not known.
+    - `labels`: their classes; None: not known.
     """
 
     label: str
@@ -71,6 +73,7 @@ class Samples:
     read: Callable[[range], Iterator[Tensor]]
     protocol: Mapping[str, object]
     nfe: Callable[[], int | None]
+    labels: Labels | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class _Judged:
         data: FigureData | None = None,
         *,
         better: Literal["lower", "higher"] = "lower",
+        by_class: Mapping[str, float] | None = None,
     ) -> Figure:
         """A figure of these samples; `data`: what they are compared with."""
         nfe = None if self.nfe is None else float(self.nfe)
@@ -108,6 +112,7 @@ class _Judged:
             protocol={**self.protocol, **protocol},
             data=data,
             nfe=None if nfe is None else {"mean": nfe, "max": nfe},
+            by_class=by_class,
         )
 
 
@@ -135,20 +140,25 @@ class Judge(FeatureReader):
             samples: the images.
             references: what they are compared with, by split: distances to every one of them,
                 precision and recall against the first.
-            figures: which ones.
+            figures: which ones; "intra" needs labels of the samples and of the references.
             known: what the Frechet distance is to instead of the references.
 
         Raises:
-            UserError: if there are too few images for a figure, or `known` is of another number
-                of features.
+            UserError: if there are too few images for a figure, they have no labels or others for
+                one, or `known` is of another number of features.
         """
         self._check_counts(samples, references, figures)
+        if "intra" in figures:
+            for data in references.values():
+                _check_labels(samples, data)
         if known is not None:
             with user_errors():
                 known.check(self._extractor.dim)
         main = self._accelerator.is_main_process
         keep = bool(figures & {"kid", "prdc"})
-        ours = self._judged(samples, features=keep, probabilities="is" in figures)
+        ours = self._judged(
+            samples, features=keep or "intra" in figures, probabilities="is" in figures
+        )
         if main and ours.probabilities is not None:
             yield self._score(ours, ours.probabilities)
         if known is not None:
@@ -162,6 +172,10 @@ class Judge(FeatureReader):
             if main:
                 yield from self._compare(ours, theirs, split, data.card, figures)
                 figures -= {"prdc"}
+            if "intra" in figures:
+                every = self.reference(data, len(data), statistics=False)
+                if main and samples.labels is not None:
+                    yield self._within(ours, samples.labels, every, split, data)
 
     def _check_counts(
         self,
@@ -171,7 +185,7 @@ class Judge(FeatureReader):
     ) -> None:
         """Refuse before hours are spent what cannot be measured afterwards."""
         processes, names = self._accelerator.num_processes, ", ".join(sorted(figures))
-        least = {"fid": 2, "kid": 2, "is": _SPLITS, "prdc": _NEIGHBOURS + 1}
+        least = {"fid": 2, "kid": 2, "is": _SPLITS, "prdc": _NEIGHBOURS + 1, "intra": 2}
         needed = max(processes, *(least[figure] for figure in figures))
         if samples.count < needed:
             raise UserError(f"{samples.count} samples: {names} need {needed} at least")
@@ -235,6 +249,25 @@ class Judge(FeatureReader):
             better="higher",
         )
 
+    def _within(
+        self, ours: _Judged, labels: Labels, theirs: Reference, split: str, data: ImageDataset
+    ) -> Figure:
+        """The mean of the Frechet distances within the classes."""
+        if ours.features is None or theirs.features is None:
+            raise ValueError("distances within classes need features")
+        to = Labels.of(data)
+        found = intra_distances(ours.features, labels, theirs.features, to)
+        reference, source = _reference(split, data.card)
+        name = figure_name("intra-FID", self._extractor, min(labels.counts()))
+        return ours.figure(
+            against("intra_frechet_distance", split),
+            name + _of_references(data.card.count, split, data.card),
+            sum(found.values()) / len(found),
+            {**reference, "samples_per_class": min(labels.counts())},
+            source,
+            by_class=found,
+        )
+
     def _compare(
         self,
         ours: _Judged,
@@ -246,17 +279,9 @@ class Judge(FeatureReader):
         """Everything that is measured against one set of images."""
 
         def to(used: int) -> str:
-            """What a name says of the references: how many, unless they are the whole data set."""
-            few = used < card.count or card.name.endswith("-partial")
-            words = "" if split == "train" else " to held-out"
-            return f"{words} to {used:,} references" if few else words
+            return _of_references(used, split, card)
 
-        reference: dict[str, object] = {
-            "reference": f"{card.name} {split}",
-            "n_reference": card.count,
-            "reference_fingerprint": card.fingerprint,
-        }
-        data = FigureData(card.name, split, card.count, card.fingerprint, card.levels)
+        reference, data = _reference(split, card)
         if theirs.statistics is not None:
             value = frechet_distance(
                 ours.statistics.mean,
@@ -303,3 +328,38 @@ class Judge(FeatureReader):
                 few = to(size).removeprefix(" to held-out")
                 name = f"{key}({self._extractor.name}){few}"
                 yield ours.figure(key, name, value, protocol, data, better="higher")
+
+
+def _of_references(used: int, split: str, card: DataCard) -> str:
+    """What a name says of the references: how many, unless they are the whole data set."""
+    few = used < card.count or card.name.endswith("-partial")
+    words = "" if split == "train" else " to held-out"
+    return f"{words} to {used:,} references" if few else words
+
+
+def _reference(split: str, card: DataCard) -> tuple[dict[str, object], FigureData]:
+    """What a protocol says of the references, and the figure's data."""
+    said: dict[str, object] = {
+        "reference": f"{card.name} {split}",
+        "n_reference": card.count,
+        "reference_fingerprint": card.fingerprint,
+    }
+    return said, FigureData(card.name, split, card.count, card.fingerprint, card.levels)
+
+
+def _check_labels(samples: Samples, data: ImageDataset) -> None:
+    """Refuse what has no distance within its classes."""
+    theirs = Labels.of(data)
+    theirs.check(f"{data.card.split} images")
+    if samples.labels is None:
+        raise UserError(
+            "--intra-fid: the class of the samples is not known: it needs a run with labels "
+            "(data.labels=true) that draws every class in turn (--class all), or --samples with a "
+            "folder for each class"
+        )
+    if samples.labels.names != theirs.names:
+        raise UserError(
+            f"--intra-fid: the samples' classes ({', '.join(samples.labels.names[:5])}, ...) are "
+            f"not those of {data.card.name} ({', '.join(theirs.names[:5])}, ...)"
+        )
+    samples.labels.check("samples")

@@ -162,11 +162,10 @@ class DiffusersUNet(ModelMixin, ConfigMixin):
         """
         if not is_main_process:
             return
-        model = self._score_model()
-        model.save_pretrained(save_directory)
+        self._score_model().save_pretrained(save_directory)
         write_train_timesteps(Path(save_directory), len(self.betas))
         if push_to_hub:
-            model.push_to_hub(upload.pop("repo_id", Path(save_directory).name), **upload)
+            self.push_to_hub(upload.pop("repo_id", Path(save_directory).name), **upload)
 
     def push_to_hub(self, repo_id: str, **upload: Any) -> str:  # type: ignore[override]
         """`ScoreModel.push_to_hub`."""

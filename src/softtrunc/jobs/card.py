@@ -38,7 +38,7 @@ def model_card(
         evaluation: content of `evaluation.json`, if it is of this checkpoint and these weights.
         title: heading, and the name under which figures are listed.
         step: optimiser steps behind the weights.
-        weights: "ema" or "raw".
+        weights: "ema", "raw", or "ema-0.05" of an average of length 0.05.
         picture: file of a grid of samples beside the card.
         init_from: what the run's provenance says of the weights that it started from.
     """

@@ -22,7 +22,7 @@ from softtrunc.records import (
     write_recipe,
 )
 from softtrunc.runs.open_run import OpenRun, open_run
-from softtrunc.training import Weights
+from softtrunc.training import AnyWeights, weights_name
 
 _PICTURE = "samples.png"
 # What diffusers makes of the folder: a pipeline whose unet is the model that lies beside the index.
@@ -35,7 +35,7 @@ _INDEX = {
 }
 
 
-def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
+def export_run(path: Path, out: Path, *, weights: AnyWeights = "ema") -> Path:
     """Write the newest checkpoint of a run into a new folder.
 
     The folder holds `config.json` and `model.safetensors` (see `ScoreModel.from_pretrained`), a
@@ -46,7 +46,7 @@ def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
     Args:
         path: the run folder.
         out: the folder to write; new or empty.
-        weights: averaged or raw.
+        weights: averaged or raw, or the length of an average to make.
 
     Returns:
         The folder.
@@ -62,7 +62,7 @@ def export_run(path: Path, out: Path, *, weights: Weights = "ema") -> Path:
     return out
 
 
-def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> None:
+def _write(opened: OpenRun, folder: Path, weights: AnyWeights, *, title: str) -> None:
     picture = _newest_grid(opened)
     if picture is not None:  # drawn anew: what lies under its name may hold more than an image
         _read_grid(picture).save(folder / _PICTURE)
@@ -79,7 +79,7 @@ def _write(opened: OpenRun, folder: Path, weights: Weights, *, title: str) -> No
         evaluation,
         title=title,
         step=opened.step,
-        weights=weights,
+        weights=weights_name(weights),
         picture=None if picture is None else _PICTURE,
         init_from=provenance.get("init_from"),
     )
@@ -114,14 +114,14 @@ def _newest_grid(opened: OpenRun) -> Path | None:
     return None
 
 
-def _evaluation(opened: OpenRun, weights: Weights) -> Evaluation | None:
+def _evaluation(opened: OpenRun, weights: AnyWeights) -> Evaluation | None:
     """The run's `evaluation.json`, if it speaks of these weights."""
     file = opened.run.evaluation_file
     if file.is_symlink():
         return None
     with user_errors():
         found = read_evaluation(file)
-    if found is None or (found.step, found.weights) != (opened.step, weights):
+    if found is None or (found.step, found.weights) != (opened.step, weights_name(weights)):
         return None
     return found if found.figures else None
 

@@ -29,6 +29,7 @@ from softtrunc.evaluation.known import KnownStatistics
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.progress import Progress, Silent
+from softtrunc.jobs.class_grid import grid_columns, labels_of_samples
 from softtrunc.jobs.dequantizer import obtain_dequantizer
 from softtrunc.jobs.evaluation_file import EvaluationFile
 from softtrunc.jobs.measure_files import find_references
@@ -84,8 +85,8 @@ def measure(
     Args:
         path: the run folder.
         density: whether to measure bits per dimension.
-        samples: which figures of samples, of "fid", "is", "kid" and "prdc"; None: "fid" if the
-            recipe names a feature extractor, else none.
+        samples: which figures of samples, of "fid", "is", "kid", "prdc" and "intra" (within each
+            class); None: "fid" if the recipe names a feature extractor, else none.
         split: of the images, for bits per dimension and to compare samples with; None: held-out
             ones for bits per dimension, and for samples what `reference_splits` says.
         limit: bits per dimension of only the first so many of them.
@@ -329,7 +330,7 @@ class _Drawer:
             yield batch.images
         if self._opened.company.main and self._grid is not None:
             pixels = stretch_levels(torch.cat(self._first)[:shown], self._opened.card.levels)
-            save_grid(pixels, self._grid)
+            save_grid(pixels, self._grid, grid_columns(self._opened.recipe, self._opened.card))
 
     def nfe(self) -> int:
         """The most network evaluations of any batch of any process."""
@@ -357,6 +358,7 @@ def _measure_samples(
         read=drawer.read,
         protocol=samples_protocol(opened.recipe),
         nfe=drawer.nfe,
+        labels=labels_of_samples(opened.recipe, card, spec.samples),
     )
     judge = Judge(
         extractor,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from softtrunc.data import ImageDataset, open_dataset
+from softtrunc.evaluation.by_class import Labels
 from softtrunc.evaluation.distances import Judge, Samples, check_sample_figures
 from softtrunc.evaluation.features import Resize, open_extractor
 from softtrunc.evaluation.known import (
@@ -59,7 +60,7 @@ def measure_files(
         data: what they are compared with, likewise, or a prepared data set; or an .npz with `mu`
             and `sigma`, which may hold images too. None: `stats` alone.
         stats: an .npz with `mu` and `sigma`, to which the Frechet distance is.
-        figures: of "fid", "is", "kid", "prdc".
+        figures: of "fid", "is", "kid", "prdc", "intra" (within each class; both need labels).
         split: of `data`; where data come without splits, "train" is all of them.
         limit: only the first so many samples.
         features: as `evaluation.features`.
@@ -101,6 +102,7 @@ def measure_files(
         read=read,
         protocol={"sampler": "not ours", "samples_fingerprint": ours.card.fingerprint},
         nfe=lambda: None,
+        labels=None if ours.labels is None else Labels.of(ours, limit),
     )
     source = Path(samples)
     out = out or source.with_name(f"{source.name}-evaluation.json")

@@ -162,7 +162,8 @@ def _check(source: ScoreModel, model: ScoreModel) -> None:
 
 
 def _differences(source: ScoreModel, model: ScoreModel) -> Iterator[str]:
-    for name in ("conditioning", "prediction", "value_range"):
+    scale = ("sigma_data",) if model.prediction == "edm" else ()
+    for name in ("conditioning", "prediction", "value_range", *scale):
         was, now = getattr(source, name), getattr(model, name)
         if was != now:
             yield f"{name} was {was}, is {now}"

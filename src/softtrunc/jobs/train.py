@@ -22,6 +22,7 @@ from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.processes import company, is_lost
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import StopRequest, stop_on_signal
+from softtrunc.jobs.class_grid import grid_columns, real_images
 from softtrunc.jobs.data_check import DataCheck
 from softtrunc.jobs.questions import Questions
 from softtrunc.jobs.remarks import remarks
@@ -252,7 +253,7 @@ class _Training:
             run.samples.mkdir(exist_ok=True)
         self.trackers.begin()
         if self.main:
-            real = torch.from_numpy(self.data.images[: spec.samples].copy())
+            real = real_images(self.recipe, self.data, spec.samples)
             self._save_grid(real, "data", "data")
         if spec.compile:
             self.model.network.compile()
@@ -383,6 +384,7 @@ class _Training:
         return images is not None
 
     def _save_grid(self, images: UInt8[Tensor, "n c h w"], name: str, what: str) -> None:
-        shown = grid(stretch_levels(images, self.data.card.levels))
+        columns = grid_columns(self.recipe, self.data.card)
+        shown = grid(stretch_levels(images, self.data.card.levels), columns)
         save_png(shown, self.run.samples / f"{name}.png")
         self.trackers.show(what, shown, self.state.step)

@@ -17,7 +17,7 @@ INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e9
 INCEPTION_NAME = "inception-2015-12-05"
 _FULL_FID = 50_000
 # What figures are called over any other network.
-_ELSEWHERE = {"FID": "FD", "KID": "KD", "IS": "IS"}
+_ELSEWHERE = {"FID": "FD", "KID": "KD", "IS": "IS", "intra-FID": "intra-FD"}
 
 
 @runtime_checkable
@@ -47,7 +47,7 @@ class FeatureExtractor(Protocol):
 
 
 def figure_name(
-    figure: Literal["FID", "KID", "IS"], extractor: FeatureExtractor, samples: int
+    figure: Literal["FID", "KID", "IS", "intra-FID"], extractor: FeatureExtractor, samples: int
 ) -> str:
     """What a figure over an extractor's outputs may be called.
 

@@ -51,11 +51,12 @@ class Tabulated(Section):
     """The schedule of a model trained at discrete noise levels (DDPM), made continuous.
 
     - `kind`: which SDE.
-    - `schedule`: its betas: evenly spaced, evenly spaced in their roots, or those of a cosine.
-    - `steps`: how many.
-    - `beta_start`, `beta_end`: the first and the last (not of the cosine).
+    - `schedule`: the betas: "linear" (evenly spaced), "scaled_linear" (evenly spaced square roots)
+      or "squaredcos_cap_v2" (a cosine).
+    - `steps`: number of betas.
+    - `beta_start`, `beta_end`: the first and the last one (not for the cosine).
     - `betas`: instead of a schedule, the betas themselves.
-    - `single`: in float32, as diffusers computes it; a model from there means those noise levels.
+    - `single`: compute the noise levels in float32, as diffusers does.
     """
 
     kind: Literal["tabulated"] = "tabulated"

@@ -15,12 +15,12 @@ class _Sampler(Section):
     """What every sampler may be told.
 
     - `sampler`: which one.
-    - `t_end`: the smallest time at which the score is asked for; null: the SDE's own.
+    - `t_end`: the smallest time at which the score is evaluated; null: the SDE's default.
     - `denoise_final`: end with Tweedie's formula at `t_end`.
     - `label`: the class of all samples, by name or number; null: every class in turn; "none":
-      images of any class. `guidance`: how far to go past the class's score, away from that of any
-      class; 0: not at all. `guidance_interval`: the values of sigma between which; null: all.
-      These are for runs with `data.labels`.
+      without a class. `guidance`: scale of classifier-free guidance; 0: none.
+      `guidance_interval`: the values of sigma between which to guide; null: all. These three are
+      for runs with `data.labels`.
     - `precision`: of the network "fp32", or "bf16" or "fp16" under autocast; the state stays
       in float32.
     """
@@ -45,7 +45,7 @@ class _FixedSteps(_Sampler):
     """What samplers may be told whose times are known before they start.
 
     - `steps`: how many.
-    - `grid`: what is equally spaced: "uniform" (t), "reciprocal" (1/t), "log_snr", "edm"
+    - `grid`: which quantity is equally spaced: "uniform" (t), "reciprocal" (1/t), "log_snr", "edm"
       ((sigma / alpha)^(1/7)) or "asinh" (densest where signal and noise are alike); null: t, for
       RVE 1/t.
     """

@@ -49,7 +49,7 @@ class Data(Section):
       of `softtrunc data presets`; null: any images.
     - `source`: "digits", "fashion16", hf://OWNER/NAME, or the path of an image folder, archive,
       released or prepared data set; null: must be given on the command line.
-    - `image_size`: side (or [height, width]) to bring images to; null: as they are.
+    - `image_size`: side, or [height, width], to resize images to; null: as they are.
     - `channels`: 1 or 3; null: as they are.
     - `flip`: mirror left-right at random while training.
     - `dequantize`: uniform noise fills each grey level's cell; needed for bits/dim.
@@ -118,17 +118,16 @@ class LogNormal(Section):
 class Objective(Section):
     """The loss.
 
-    - `weighting`: "likelihood" (g^2), "variance" (sigma^2), "edm" (that of Karras et al. 2022, by
+    - `weighting`: "likelihood" (g^2), "variance" (sigma^2), "edm" (Karras et al. 2022, with
       `log_normal` and `network.sigma_data`) or "mixed" (see `mixed`).
-    - `times`: "importance" (log-SNR uniform, the loss an integral over time), "uniform",
-      "log_snr" (log-SNR uniform, the loss an integral over log-SNR: for VE the same as
-      "uniform", for RVE the same as for the VE that it is in another clock), or "log_normal"
-      (EDM's, see `log_normal`; an integral over time).
-    - `stratified`: one time in each of batch-size many equal cells.
+    - `times`: how t is drawn: "importance" (evenly in log-SNR, the loss an integral over time),
+      "uniform" (evenly in t), "log_snr" (evenly in log-SNR, the loss an integral over log-SNR; for
+      VE the same as "uniform", for RVE the same as for VE), or "log_normal" (EDM's, see
+      `log_normal`; the loss an integral over time).
+    - `stratified`: divide the range into batch-size equal cells, and draw one time in each.
     - `average`: divide the integral by the length of its range (with times: uniform or log_snr).
-    - `expected`: instead of drawing tau, weight by P(tau <= t) under hard truncation: the paper's
-      ablation. The mean gradient is the same without clipping only: `training.grad_clip` shortens
-      the long steps of small tau, which moves Soft Truncation's weight to large times.
+    - `expected`: instead of drawing tau, train under hard truncation with the weight P(tau <= t),
+      which Soft Truncation has on average. The mean gradient is the same only without clipping.
     - `reduction`: "mean" or "sum" over the dimensions.
     """
 
@@ -161,14 +160,14 @@ class Network(Section):
 
     - `preset`: name of a preset of `softtrunc.networks`, or "diffusers" for the `UNet2DModel` of
       that library.
-    - `options`: fields of the preset to change, e.g. {dropout: 0.0}; of "diffusers" the arguments
+    - `options`: fields of the preset to change, e.g. {dropout: 0.0}; for "diffusers" the arguments
       of the network.
-    - `conditioning`: what the network is told of the noise; null: by the SDE, for the prediction
-      "edm" that.
-    - `prediction`: what its output means: "noise", "scaled_score", "velocity", "sample" (x_0) or
+    - `conditioning`: the noise label that the network is given; null: by the SDE, or "edm" for the
+      prediction "edm".
+    - `prediction`: what the output means: "noise", "scaled_score", "velocity", "sample" (x_0) or
       "edm" (preconditioned as by Karras et al. 2022); null: by the SDE.
     - `sigma_data`: for "edm", the standard deviation of the data in [-1, 1].
-    - `value_range`: the range that grey levels are brought to; null: by the SDE.
+    - `value_range`: the range to which grey levels are scaled; null: by the SDE.
     """
 
     preset: str
@@ -207,27 +206,27 @@ class Dequantizer(Section):
 class Evaluation(Section):
     """What `softtrunc evaluate` measures unless told otherwise.
 
-    - `eps`: the time down to which the model's density is followed. `lossless_eps`: that of the
+    - `eps`: the smallest time, at which the model's density is taken. `lossless_eps`: that of the
       lossless figures; null: where the noise is 0.4 of a grey level, at least `eps`.
       `truncated_eps`: that of truncated-normal dequantisation; null: the best of several, from
       `eps` on, on 32 training images.
     - `figures`: the bits/dim to measure; `--dequantization` names the usual groups.
     - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
-      "rk45" and "rk23". `solver_check`: the error that the tolerance leaves is measured on so many
-      images.
+      "rk45" and "rk23". `solver_check`: the number of images on which the solver's error is
+      measured.
     - `divergence`: "hutchinson" (estimated) or "exact" (one backward pass per dimension).
     - `probes`: random vectors per example for "hutchinson".
-    - `dequantizer`: of the learned figures.
-    - `passes`: how often every image is counted, each time with fresh noise.
-    - `importance`: draws of each image's noise that are weighed against each other in every pass,
-      for the figures by the ODE: a tighter bound at so many times the cost.
+    - `dequantizer`: settings of the learned dequantiser.
+    - `passes`: how often every image is measured, each time with fresh noise.
+    - `importance`: draws of each image's noise in every pass for importance weighting, in figures
+      by the ODE: a tighter bound at so many times the cost.
     - `nelbo_draws`: times per example and pass for the NELBO.
     - `samples`: images drawn for the distance. `batch_size`: examples per forward pass.
     - `features`: "digits-mlp", "fashion16-cnn", "inception" (the standard network, found or
-      fetched), or the path of a TorchScript extractor; null: a distance only where one is asked
-      for, over "inception".
-    - `resize`: how images come to the extractor's size: "legacy" (by the network itself) or "clean"
-      (Pillow, antialiased).
+      downloaded), or the path of a TorchScript extractor; null: a distance only if you ask for
+      one, over "inception".
+    - `resize`: how images are resized for the extractor: "legacy" (by the network itself) or
+      "clean" (Pillow, antialiased).
     - `seed`: of every draw of the evaluation.
     """
 

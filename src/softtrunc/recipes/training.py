@@ -25,25 +25,25 @@ class Training(Section):
     - `micro_batch_size`: most examples in one forward pass; null: no limit.
     - `learning_rate`, `betas`, `adam_eps`, `weight_decay`: of AdamW.
     - `warmup_steps`: steps over which the learning rate grows from 0.
-    - `schedule`, `final_learning_rate`: how it goes on: "constant", or over the steps that are left
-      to the final one, by half a "cosine" or in a "linear" way.
+    - `schedule`, `final_learning_rate`: the learning rate after warm-up: "constant", or falling to
+      the final one over the remaining steps, by half a "cosine" or in a "linear" way.
     - `grad_clip`: largest norm of the gradient; null: no clipping.
-    - `ema_rate`: how much of the averaged weights stays at each step.
-    - `posthoc_ema`: also keep averages from which `--ema LENGTH` makes one of any length later.
+    - `ema_rate`: share of the averaged weights that is kept at each step.
+    - `posthoc_ema`: also save averages from which `--ema LENGTH` computes one of any length later.
     - `seed`: of the first weights, the order of the images, the noise and the times.
-    - `label_dropout`: share of the labels that are left out, so that the model learns what images
-      of any class look like too; with `data.labels`. Guidance needs it.
+    - `label_dropout`: share of the labels that training leaves out, with `data.labels`, so that the
+      model also learns images without a class. Guidance needs it.
     - `precision`: "no" (float32) or "bf16" (autocast; schedules stay in float64).
     - `compile`: run the network through torch.compile.
-    - `tf32`: CUDA may multiply float32 in TF32 while it trains.
-    - `channels_last`: how weights of convolutions lie in memory; null: as is known to be faster.
+    - `tf32`: training on CUDA may multiply float32 in TF32.
+    - `channels_last`: memory layout of convolution weights; null: the one known to be faster.
     - `log_every`, `sample_every`, `checkpoint_every`: steps between lines of metrics.jsonl, grids
       of samples and checkpoints; `keep_checkpoints`: how many of the newest stay (null: all).
     - `samples`: images in a grid.
     - `shard`: spread weights, gradients, moments and average over the processes (PyTorch's FSDP2),
       for networks that one device cannot hold; slower.
-    - `timeout`: seconds after which a process that waits for the others' part of a step gives up;
-      one that shows no sign of life for a minute, or so long if that is less, is taken for dead.
+    - `timeout`: seconds that a process waits for the others' part of a step. A process without a
+      sign of life for a minute, or for this time if it is shorter, counts as dead.
     - `tracker`: also log to "tensorboard" (into the run folder) or "wandb"; both come with
       `pip install 'softtrunc[tracking]'`.
     """

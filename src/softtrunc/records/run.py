@@ -128,6 +128,7 @@ class Figure:
     - `protocol`: counts, solver, tolerances: all that another must know to repeat it.
     - `data`: which images; None if not recorded.
     - `nfe`: network evaluations per example, "mean" and "max".
+    - `by_class`: the same of each class's images alone, by the class's name.
     - `solver_error`: of an ODE, measured on a few images against a far tighter tolerance: mean and
       root mean square of the difference per image.
     """
@@ -142,6 +143,7 @@ class Figure:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     data: FigureData | None = None
     nfe: Mapping[str, float] | None = None
+    by_class: Mapping[str, FiniteFloat] | None = None
     solver_error: Mapping[str, float] | None = None
 
 
@@ -172,10 +174,20 @@ class Evaluation:
     training: TrainingCost = TrainingCost()
 
 
+_MOST_COLUMNS = 20  # of a grid that a person can take in
+
 _LINE = TypeAdapter(MetricsLine)
 _DATA = TypeAdapter(FigureData)
 _FIGURE = TypeAdapter(Figure)
 _EVALUATION = TypeAdapter(Evaluation)
+
+
+def class_columns(classes: int) -> int | None:
+    """Columns of a grid of samples whose classes take turns: one for each class.
+
+    None where that would be one column, or more than a person takes in: the grid is near-square.
+    """
+    return classes if 1 < classes <= _MOST_COLUMNS else None
 
 
 def write_recipe(path: Path, record: RecipeRecord) -> None:

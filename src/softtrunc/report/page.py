@@ -10,6 +10,7 @@ from softtrunc.evaluation.figure import DENSITY_FIGURES
 from softtrunc.feedback.files import write_text
 from softtrunc.report import plots, words
 from softtrunc.report.anatomy import AnatomyView, view_anatomy
+from softtrunc.report.by_class import class_tables
 from softtrunc.report.plots import Series
 from softtrunc.report.plots_base import Picture, RunStyle, image, run_style
 from softtrunc.report.plots_scatter import Point, trade_off
@@ -74,6 +75,7 @@ def _render(records: Sequence[RunRecord], title: str | None, study: StudySummary
         style_of=run_style,
         fingerprints={print_ for run in records if (print_ := run.data.get("fingerprint"))},
         trade_off=_density_and_samples(runs, figures),
+        by_class=class_tables(runs, figures),
         samples=_grids(runs),
         progress=_growth(runs),
         error_by_time=_by_time(runs, "error"),
@@ -148,6 +150,7 @@ def _grids(runs: Sequence[Shown]) -> list[_Card]:
             picture = _image(record.progress[-1])
             how = f"samples while training, {_step_words(record.progress[-1])}"
         if picture is not None:
+            how += words.classes_words(record)
             samples.append(_Card(picture, f"{run.label}: {how}", run.style))
     return [*real.values(), *samples]
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from softtrunc.records import Figure, flatten
+from softtrunc.records import Figure, class_columns, flatten
 from softtrunc.report.plots_base import RunStyle
 from softtrunc.report.runs import RunRecord
 from softtrunc.report.summary import Column, format_setting
@@ -67,6 +67,17 @@ def data_words(run: RunRecord) -> str:
     ]
     known = ", ".join(detail for detail in details if detail)
     return f"{name} ({known})" if known else str(name)
+
+
+def classes_words(run: RunRecord) -> str:
+    """Which class each column of a grid of samples is of, "" where its columns are none."""
+    names = run.data.get("classes")
+    if run.setting("data", "labels") is not True or not isinstance(names, list | tuple):
+        return ""
+    if run.setting("sampling", "label") is not None:
+        return ""
+    columns = class_columns(len(names))
+    return "" if columns is None else f"; columns: {', '.join(map(str, names))}"
 
 
 def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:

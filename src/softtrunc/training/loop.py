@@ -139,7 +139,8 @@ def fit(
             for group in state.optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
             state.optimizer.zero_grad(set_to_none=True)
-            state.model.train()
+            if not state.model.training:  # samples were drawn in between
+                state.model.train()
             terms: list[LossTerms] = []
             for first in range(0, share, micro):
                 part = slice(first, first + micro)
