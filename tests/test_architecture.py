@@ -48,7 +48,7 @@ ARROWS: dict[str, set[str]] = {
     "guidance": WORDS,
     "weighting": {"truncation", "sde"},
     "objective": {"truncation", "times", "weighting"} | WORDS,
-    "flow": {"noise"} | WORDS,
+    "flow": {"noise"} | WORDS | GROUND,
     "samplers": {"flow", "noise"} | WORDS,
     "density": {"flow", "noise", "times"} | WORDS,
     # A checkpoint may be described by the name of a recipe.

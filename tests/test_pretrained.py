@@ -163,6 +163,14 @@ def rename_and_reshape(tensors):
         (edited("network.bloks", 1), ValueError, "unknown key 'bloks'; did you mean 'blocks"),
         (edited("value_range", [0]), ValueError, r"value_range = \[0\]: write \[low, high\]"),
         (edited("conditioning", "age"), ValueError, "conditioning 'age' is unknown"),
+        (edited("conditioning", {}), ValueError, "conditioning = {}: write a word"),
+        (edited("value_range", [0, 10**400]), ValueError, r"value_range = .*: write \[low, high\]"),
+        (edited("network.type", [1]), ValueError, "network must be a mapping with a type"),
+        (
+            lambda f: (f / "config.json").write_text("[" * 99_999),
+            ValueError,
+            "not valid JSON: nested too deeply",
+        ),
         (
             lambda f: (f / "model.safetensors").write_bytes(b"1234567890"),
             ValueError,
@@ -172,6 +180,11 @@ def rename_and_reshape(tensors):
             reweighted(rename_and_reshape),
             ValueError,
             r"missing input_conv.bias; unknown surplus; input_conv.weight has shape \(1,\) instead",
+        ),
+        (
+            reweighted(lambda t: t.update({"input_conv.bias": t["input_conv.bias"].long()})),
+            ValueError,
+            "input_conv.bias has type torch.int64 instead of torch.float32",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from softtrunc.feedback.errors import all_of
 from softtrunc.feedback.files import whole_file, write_text
+from softtrunc.feedback.json import read_json
 from softtrunc.hub import CONFIG_FILE, Download, find
 from softtrunc.networks import build_network, config_from_dict, network_to_dict
 
@@ -59,12 +61,25 @@ def fitting_state(
     the module ties, one stands for all.
 
     Raises:
-        ValueError: if a tensor is missing, unknown, wrongly shaped or not finite: the first are
-            named, and all in its notes.
+        ValueError: if a tensor is missing, unknown, wrongly shaped, of another kind of numbers or
+            not finite: the first are named, and all in its notes.
     """
     check_shapes(module, {name: tuple(t.shape) for name, t in tensors.items()}, where)
     check_finite(tensors, where)
-    return state_for(module, tensors, where)
+    found, own = state_for(module, tensors, where), module.state_dict()
+    wrong = [
+        f"{name} has type {tensor.dtype} instead of {own[name].dtype}"
+        for name, tensor in found.items()
+        if _kind(tensor) != _kind(own[name])
+    ]
+    if wrong:
+        raise all_of(where, wrong)
+    return found
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    """What must be the same: that a number is floating-point or complex; its precision may not."""
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -192,7 +207,7 @@ def read_pretrained(
 def write_train_timesteps(folder: Path, steps: int) -> None:
     """Say in the configuration of a saved model how many steps an adapter tells of."""
     path = folder / CONFIG_FILE
-    config = {**json.loads(path.read_text(encoding="utf-8")), _TRAIN_TIMESTEPS: steps}
+    config = {**read_json(path), _TRAIN_TIMESTEPS: steps}
     write_text(path, json.dumps(config, indent=1) + "\n")
 
 
@@ -211,8 +226,8 @@ def read_train_timesteps(source: str | Path, default: int, **download: Unpack[Do
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        config = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("library") != "softtrunc":
         theirs = isinstance(config, dict) and "_class_name" in config
@@ -227,15 +242,22 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["format"] != _FORMAT:
         raise ValueError(f"{path}: format {config['format']}, this version reads {_FORMAT}")
     for key in ("network", "sde"):
-        if not isinstance(config[key], dict) or "type" not in config[key]:
+        if not isinstance(config[key], dict) or not isinstance(config[key].get("type"), str):
             raise ValueError(f"{path}: {key} must be a mapping with a type")
+    for key in ("conditioning", "prediction"):
+        if not isinstance(config[key], str):
+            raise ValueError(f"{path}: {key} = {config[key]!r}: write a word")
     pair = config["value_range"]
-    numbers = isinstance(pair, list) and all(isinstance(v, int | float) for v in pair)
-    if not numbers or len(pair) != 2:
+    if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_number, pair)):
         raise ValueError(f"{path}: value_range = {pair!r}: write [low, high]")
-    if not isinstance(config.get(_SIGMA_DATA, 0.5), int | float):
+    if not _is_number(config.get(_SIGMA_DATA, 0.5)):
         raise ValueError(f"{path}: sigma_data = {config[_SIGMA_DATA]!r}: write a number")
     return config
+
+
+def _is_number(value: object) -> bool:
+    """Whether a float can hold it; NaN and infinity are none."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _build_sde(values: Mapping[str, Any], given: type[SDE] | None, path: Path) -> SDE:

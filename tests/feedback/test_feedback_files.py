@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from softtrunc.feedback.errors import UserError
+from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import (
     check_named,
     check_place,
@@ -63,10 +64,27 @@ def test_what_the_disk_lost_is_told_and_what_it_cannot_do_is_not(tmp_path, monke
         assert list(tmp_path.iterdir()) == []
 
 
-def test_numpy_on_a_full_disk_names_the_file(tmp_path):
-    with pytest.raises(OSError, match="No space left") as caught, whole_file(tmp_path / "a.npy"):
-        raise OSError("32000 requested and 24448 written")  # all that it says
-    assert caught.value.filename == str(tmp_path / "a.npy")
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("32000 requested and 24448 written"),  # all that NumPy says
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+        OSError(errno.ENOSPC, "No space left on device"),  # as a file is closed
+    ],
+)
+def test_whoever_finds_the_disk_full_the_place_is_named(tmp_path, whole, error):
+    with pytest.raises(OSError, match="No space left") as caught, whole(tmp_path / "a"):
+        raise error
+    assert caught.value.filename == str(tmp_path / "a")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_full_disk_is_no_mistake_of_a_user():
+    with pytest.raises(OSError, match="No space left"), user_errors("--out a"):
+        raise OSError(errno.ENOSPC, "No space left on device", "a")
+    with pytest.raises(UserError, match=r"--out a: .*Permission denied"), user_errors("--out a"):
+        raise OSError(errno.EACCES, "Permission denied", "a")
 
 
 def test_a_place_whose_weights_could_not_be_read_is_refused():

@@ -31,6 +31,12 @@ def test_an_alias_within_what_it_names_is_refused():
             parse_yaml(text)
 
 
+@pytest.mark.parametrize("text", ["k: 1\nk: 2", "{a: {k: 1, k: 1}}", "<<: {x: 1}\n<<: {y: 2}"])
+def test_a_key_that_stands_twice_is_refused(text):
+    with pytest.raises(ValueError, match="stands twice"):
+        parse_yaml(text)
+
+
 def test_plain_aliases_and_merges_are_read():
     text = "base: &b {x: 1, y: 2}\nmine: {<<: *b, y: 3}\nlist: [*b, *b]"
     found = parse_yaml(text)

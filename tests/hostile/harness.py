@@ -6,7 +6,8 @@ line under 300 characters, no traceback, nothing changed on disk, memory under a
 `hostile` fixture makes the proof and, when the test is over, fails it if any attempt fell short.
 
 SOFTTRUNC_HOSTILE=N in the environment tries N times as many, and with any N above 1 all of what
-is a list; the default run takes a part of each, so that it takes a minute.
+is a list; the default run takes a part of each, so that it takes a minute. SOFTTRUNC_HOSTILE_SEED=S
+draws other inputs of the same kinds.
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ def times(count: int) -> int:
 def at_length() -> bool:
     """Whether more is asked for than the default run."""
     return times(1) > 1
+
+
+def seeded(name: int | str) -> random.Random:
+    """Random numbers of a test; others for every SOFTTRUNC_HOSTILE_SEED."""
+    seed = os.environ.get("SOFTTRUNC_HOSTILE_SEED")
+    return random.Random(name if seed is None else f"{name} {seed}")
 
 
 def part(items: Iterable[T], count: int) -> list[T]:

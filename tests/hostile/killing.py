@@ -140,6 +140,9 @@ class _InOneProcess:
 
     Queue = queue.Queue
 
+    @staticmethod
+    def set_forkserver_preload(names: list[str]) -> None: ...
+
     class Process:
         exitcode = 0
 

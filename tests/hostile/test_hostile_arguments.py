@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
-from harness import Proof, times
+from harness import Proof, seeded, times
 from world import VERBS, Verb, add_special_files
 
 from softtrunc.cli import app
@@ -138,7 +138,7 @@ def odd_things(folder: Path) -> None:
 )
 def test_odd_arguments(inhabited: Proof, name):
     odd_things(inhabited.folder)
-    verb, draw = VERBS[name], random.Random(name)
+    verb, draw = VERBS[name], seeded(name)
     known = list(arguments(verb))
     for _ in range(times(1)):
         argument = draw.choice(known)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
-import random
 import struct
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import Outcome, Proof, at_length, part, times
+from harness import Outcome, Proof, at_length, part, seeded, times
 
 from softtrunc.data import open_dataset
 
@@ -38,7 +37,7 @@ def same(path: str, images: np.ndarray = IMAGES) -> None:
 
 
 def test_flipped_bits_of_a_header(hostile: Proof):
-    draw, plain = random.Random(0), npy()
+    draw, plain = seeded(0), npy()
     for _ in range(times(15)):
         bit = draw.randrange(128 * 8)
         content = bytearray(plain)
@@ -50,7 +49,7 @@ def test_flipped_bits_of_a_header(hostile: Proof):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_flipped_bits_of_an_npz(hostile: Proof, packed):
-    draw, plain = random.Random(1), npz(packed, x_train=IMAGES, y_train=np.arange(24))
+    draw, plain = seeded(1), npz(packed, x_train=IMAGES, y_train=np.arange(24))
     for number in range(times(5)):
         ends = [draw.randrange(200), len(plain) - 1 - draw.randrange(300)]
         at = draw.randrange(len(plain)) if number % 2 else draw.choice(ends)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from harness import Proof, run, times
+from harness import Proof, run, seeded, times
 
 from softtrunc.data import open_prepared
 
@@ -32,7 +31,7 @@ def fresh(place: Path) -> None:
 
 
 def test_edits_that_leave_a_trace_of_time(hostile: Proof, prepared):
-    draw = random.Random(0)
+    draw = seeded(0)
     for _ in range(times(8)):
         fresh(prepared)
         name = draw.choice(["train.npy", "train.npy", "test.npy", "train-labels.npy"])
@@ -49,7 +48,7 @@ def test_edits_that_leave_a_trace_of_time(hostile: Proof, prepared):
 
 
 def test_edits_that_leave_none_are_found_by_looking_at_all(hostile: Proof, prepared):
-    draw = random.Random(1)
+    draw = seeded(1)
     for _ in range(times(5)):
         fresh(prepared)
         file = prepared / "train.npy"
@@ -84,7 +83,7 @@ def test_arrays_of_others(hostile: Proof, prepared):
 
 
 def test_odd_cards(hostile: Proof, prepared):
-    draw = random.Random(2)
+    draw = seeded(2)
     odd: list[Any] = [
         None,
         -1,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from harness import Outcome, Proof, times
+from harness import Outcome, Proof, seeded, times
 from pydantic import BaseModel
 from world import RECIPE, SMALL, sets
 
@@ -102,7 +102,7 @@ def words(key: str, value: Any) -> str:
 
 def choices(seed: int, count: int, *starts: str) -> Iterator[tuple[list[str], str, Any]]:
     """Keys that start so, each with an odd value; what else must be set for it to be known."""
-    draw = random.Random(seed)
+    draw = seeded(seed)
     known = [key for key in dict.fromkeys(keys()) if key.startswith(starts)]
     for _ in range(times(count)):
         key = draw.choice(known)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from harness import Proof, run, times
+from harness import Proof, run, seeded, times
 
 sys.path.append(str(Path(__file__).parents[1] / "interop"))
 from public_network import checkpoint, configuration
@@ -72,7 +71,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def test_odd_figures(hostile: Proof, folder):
-    draw = random.Random(0)
+    draw = seeded(0)
     for _ in range(times(6)):
         changed = content()
         path = draw.choice(places(changed))
@@ -97,7 +96,7 @@ def test_odd_figures(hostile: Proof, folder):
 def test_odd_cards_of_the_data(hostile: Proof, folder):
     import yaml
 
-    draw, text = random.Random(1), (folder / "recipe.yaml").read_text()
+    draw, text = seeded(1), (folder / "recipe.yaml").read_text()
     for _ in range(times(5)):
         recipe = yaml.safe_load(text)
         card = recipe["provenance"]["data"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Outcome, Proof, at_length, times
+from harness import Outcome, Proof, at_length, seeded, times
 from world import FAST, RECIPE, ROUGH, SHORT, add_special_files, sets
 
 LATER = (*SHORT, "training.steps=3")
@@ -80,7 +80,7 @@ DAMAGES: list[Callable[[Path, random.Random], None]] = [
 
 @pytest.mark.parametrize("verb", ASKED)
 def test_damaged_runs(inhabited: Proof, verb):
-    draw, first = random.Random(verb), verb == "sample" or at_length()
+    draw, first = seeded(verb), verb == "sample" or at_length()
     add_special_files(inhabited.folder)
     files = sorted(p for p in Path("run").rglob("*") if p.is_file())
     drawn: list[bytes] = []

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import at_length, snapshot, times
+from harness import at_length, seeded, snapshot, times
 from killing import HALF, Change, Children
 from world import VERBS
 
@@ -74,7 +74,7 @@ def test_a_kill_leaves_what_was_there_and_the_same_command_ends(world, tmp_path,
     code, changes, told = children.run(command, straight)
     assert code == 0, told
     truth, before = outcome(straight, writes), snapshot(world)
-    for number, at in enumerate(chosen(changes, random.Random(name))):
+    for number, at in enumerate(chosen(changes, seeded(name))):
         killed = fresh(f"killed{number}")
         ended = children.run(command, killed, at)
         assert ended.code == -signal.SIGKILL, f"{at}: {ended.told}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import Proof, part, times
+from harness import Proof, part, seeded, times
 from PIL import Image
 from test_hostile_arguments import Argument, altered, arguments
 from world import VERBS, add_special_files
@@ -31,7 +30,7 @@ NAMED = [
 def test_special_files_in_every_place(inhabited: Proof, name):
     add_special_files(inhabited.folder)
     places = [argument for argument in arguments(VERBS[name]) if argument.takes == "place"]
-    draw = random.Random(name)
+    draw = seeded(name)
     asked: list[Argument] = part(places, 2)
     for number in range(times(len(asked))):
         argument = asked[number % len(asked)]

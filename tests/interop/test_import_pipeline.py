@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from pipelines import SCHEDULES, diffusers, pipeline, unet
+from safetensors.torch import load_file, save_file
 
 from softtrunc import ScoreModel
 from softtrunc.cli import main
@@ -98,6 +100,26 @@ def another_size(folder, place):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"block_out_channels": [4, 16]}))
 
 
+def changed(file, **values):
+    """A pipeline with other values in a file."""
+
+    def make(folder, place):
+        shutil.copytree(folder / "epsilon", place)
+        config = place / file
+        config.write_text(json.dumps(json.loads(config.read_text()) | values))
+
+    return make
+
+
+def weights_of_another_type(folder, place):
+    shutil.copytree(folder / "epsilon", place)
+    file = place / "unet/diffusion_pytorch_model.safetensors"
+    save_file({name: value.cfloat() for name, value in load_file(file).items()}, file)
+
+
+NETWORK, SCHEDULE = "unet/config.json", "scheduler/scheduler_config.json"
+
+
 def no_index(folder, place):
     place.mkdir()
 
@@ -108,6 +130,13 @@ def no_index(folder, place):
         (a_pipeline_of_classes, [], "the network is told classes"),
         (another_size, [], "does not fit the network"),
         (no_index, [], "no pipeline of diffusers (no model_index.json)"),
+        (weights_of_another_type, [], "has type torch.complex64 instead of torch.float32"),
+        (changed(NETWORK, layers_per_block=10**9), [], "layers_per_block = 1000000000: need"),
+        (changed(NETWORK, dropout=math.nan), [], "dropout = nan: need a finite number"),
+        (changed(NETWORK, center_input_sample="yes"), [], "'yes': need true or false"),
+        (changed(SCHEDULE, num_train_timesteps=10**12), [], "steps: need 2 to 100,000"),
+        (changed(SCHEDULE, num_train_timesteps=-3), [], "-3 steps: need 2 to 100,000"),
+        (changed(SCHEDULE, prediction_type=["epsilon"]), [], "is unknown: only epsilon"),
         (None, ["--recipe", "x"], "--recipe: a pipeline says what model it is"),
         (None, ["--weights", "raw"], "--weights: a pipeline says what model it is"),
         (None, ["--set", "network.options.block_out_chanels=[8]"], "unknown argument"),

@@ -269,6 +269,44 @@ def test_it_goes_on_in_other_batches_and_to_other_counts(run, tmp_path, monkeypa
     assert np.abs(got - whole).max() <= 16
 
 
+def test_where_nothing_was_drawn_nothing_was_begun(tmp_path):
+    """A kill came before it was written what was begun, or the first image was not finite."""
+    place = Destination(tmp_path / "x.npz")
+    place.unfinished.mkdir()
+    (place.unfinished / "0x1-2-nfe3.npy").touch()  # no piece of ours
+    assert not place.is_finished({"seed": 0}, 2)
+    place.begin({"seed": 0})
+    assert not place.is_finished({"seed": 1}, 2)
+    place.add(0, torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 3)
+    assert not place.is_finished({"seed": 0}, 2)
+    with pytest.raises(UserError, match="other samples were begun there"):
+        place.is_finished({"seed": 1}, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.npz", b""), ("x.npz", b"garbage"), ("x.npz", None), ("x.zip", b""), ("x.zip", b"garbage")],
+)
+def test_a_damaged_piece_is_named(run, tmp_path, capsys, name, content):
+    """Also an empty one: typer takes the end of a file for a Ctrl-D."""
+    place = Destination(tmp_path / name)
+    sample = ["sample", str(run), "-n", "2", "--batch-size", "1", "--out", str(tmp_path / name)]
+    sample += ["--sampler", "dpm_solver", "--steps", "1"]
+    assert main(sample) == 0
+    protocol = json.loads(place.protocol_file.read_text())
+    place.out.unlink()
+    place.begin({k: v for k, v in protocol.items() if k not in ("count", "nfe", "versions")})
+    place.add(0, torch.zeros(1, 1, 8, 8, dtype=torch.uint8), 1)
+    (piece,) = place.pieces()
+    if content is None:
+        np.save(piece.path, np.zeros((1, 3, 3), np.uint8))
+    else:
+        piece.path.write_bytes(content)
+    capsys.readouterr()
+    assert main(sample) == 2
+    assert f"{piece.path.name}: damaged: delete it" in capsys.readouterr().err
+
+
 def test_other_settings_do_not_mix(run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as context:

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from softtrunc.cli import main
@@ -17,7 +18,7 @@ from softtrunc.recipes.build import build_drawn, class_numbers, with_classes
 from softtrunc.records import read_evaluation
 from softtrunc.report import write_report
 from softtrunc.runs.draw import draw
-from softtrunc.runs.open_run import open_run
+from softtrunc.runs.open_run import open_run, with_below
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -151,6 +152,24 @@ def test_figures_by_class_reach_file_terminal_and_page(run, tmp_path, capsys):
     assert "<summary>By class</summary>" in page
 
 
+def test_of_two_runs_each_is_told_what_it_knows(run, tmp_path_factory):
+    """A run with labels takes turns with one without, in either order."""
+    folder = tmp_path_factory.mktemp("runs") / "plain"
+    options = ["network.options={base_channels: 8}", "training.batch_size=16"]
+    options += ["training.steps=1", "training.samples=1"]
+    command = ["train", "digits-vp-nll-st", "--out", str(folder)]
+    assert main([*command, *(word for option in options for word in ("--set", option))]) == 0
+    labelled, plain = open_run(run), open_run(folder)
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
+    early, late = torch.tensor(0.2), torch.tensor(0.8)
+    for above, below, given in ((labelled, plain, late), (plain, labelled, early)):
+        both = with_below(above, below, 0.5).drawn_from(range(3, 5))
+        with torch.no_grad():
+            assert torch.equal(both.score(x, given), labelled.model.score(x, given, y=y))
+            other = early + late - given
+            assert torch.equal(both.score(x, other), plain.model.score(x, other))
+
+
 def test_the_bits_of_an_image_follow_its_class(run):
     """Another class gives another bound of the same image with the same noise."""
 
@@ -169,6 +188,8 @@ def test_the_bits_of_an_image_follow_its_class(run):
     [
         (["--class", "eleven"], "sampling.label=eleven"),
         (["--class", "10"], "sampling.label=10"),
+        (["--class", "9" * 5000], "sampling.label=99"),
+        (["--set", "sampling.guidance_interval=[3, 1]"], "0 <= low < high"),
         (["--guidance", "nan"], "guidance"),
     ],
 )
@@ -193,6 +214,28 @@ def test_labels_must_be_there_and_as_many_as_told(run):
     with pytest.raises(UserError, match=r"num_classes=3: digits has 10 classes"):
         with_classes(told, card)
 
-    bare = dataclasses.replace(card, classes=())
+    with pytest.raises(UserError, match="no numbers of classes"):  # labels are there
+        with_classes(recipe, dataclasses.replace(card, classes=()))
+    bare = dataclasses.replace(card, classes=(), label_fingerprint="")
     with pytest.raises(UserError, match=r"data.labels: true: digits has no labels"):
         with_classes(recipe, bare)
+
+
+@pytest.mark.parametrize("options", [["sampling.guidance=1"], ["sampling.label=none"]])
+def test_a_run_that_always_saw_labels_knows_no_others(run, options):
+    """Its null label was never trained: guidance would go away from noise."""
+    recipe = load_recipe(
+        "digits-vp-nll-st", ["data.labels=true", "training.label_dropout=0", *options]
+    )
+    with pytest.raises(UserError, match="label_dropout: 0"):
+        class_numbers(recipe, open_run(run).card, range(2))
+
+
+@pytest.mark.parametrize("classes", [[], ["a", "b"], [str(i) for i in range(30)]])
+def test_a_card_with_other_classes_than_the_network_is_told(run, tmp_path, classes):
+    edited = shutil.copytree(run, tmp_path / "edited")
+    recipe = yaml.safe_load((edited / "recipe.yaml").read_text())
+    recipe["provenance"]["data"]["classes"] = classes
+    (edited / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match=f"names {len(classes)} classes"):
+        open_run(edited)

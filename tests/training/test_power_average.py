@@ -33,10 +33,10 @@ def test_the_exponent_belongs_to_the_standard_deviation(length):
     assert np.sqrt(square - mean**2) == pytest.approx(length, rel=1e-6)
 
 
-@pytest.mark.parametrize("length", [0.0, -0.1, 0.29, float("nan")])
+@pytest.mark.parametrize("length", [0.0, -0.1, 0.29, 1e-300, float("nan")])
 @pytest.mark.usefixtures("unchecked")
 def test_impossible_lengths_are_refused(length):
-    with pytest.raises(ValueError, match="need more than 0"):
+    with pytest.raises(ValueError, match="an average of length"):
         exponent_of(length)
 
 
@@ -126,3 +126,11 @@ def test_lengths_that_were_not_followed_come_near(length, error):
     # The nearest of those that were followed is farther away.
     nearest = min(np.abs(stored[each, 400] - truth).max() for each in LENGTHS)
     assert np.abs(found - truth).max() < 0.5 * nearest
+
+
+@pytest.mark.parametrize("length", [0.001, 0.28])
+def test_an_average_that_would_be_another_one_is_refused(length):
+    """The nearest combination misses more than half of what the profile is."""
+    stored = [Profile(exponent_of(each), n) for each in LENGTHS for n in (50, 100)]
+    with pytest.raises(ValueError, match="cannot be made of the 4"):
+        coefficients(stored, Profile(exponent_of(length), 100))

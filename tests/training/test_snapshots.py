@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import shutil
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from training_small import SmallNetwork, small_data, small_objective, small_state
 
 from softtrunc import VPSDE, ScoreModel
@@ -112,6 +115,50 @@ def test_what_is_damaged_or_was_not_kept_is_told(run, tmp_path):
         made(folder, 0.5)
     with pytest.raises(CheckpointError, match="holds no averages"):
         load_checkpoint(tmp_path / "plain" / "checkpoints" / "step-00000040", small_state(CONFIG))
+
+
+def without_one(tensors, name):
+    del tensors[name]
+
+
+def with_a_stranger(tensors, name):
+    tensors["x:y:z"] = torch.zeros(2)
+
+
+def in_another_shape(tensors, name):
+    tensors[name] = torch.zeros(3, 7)
+
+
+def in_whole_numbers(tensors, name):
+    tensors[name] = tensors[name].long()
+
+
+def with_nan(tensors, name):
+    tensors[name] = torch.full_like(tensors[name], float("nan"))
+
+
+@pytest.mark.parametrize(
+    "change", [without_one, with_a_stranger, in_another_shape, in_whole_numbers, with_nan]
+)
+def test_averages_that_their_checkpoint_vouches_for_are_still_looked_at(run, tmp_path, change):
+    """As of a run that diverged, or of another version."""
+    folder, _ = run
+    shutil.copytree(folder, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / f"step-{STEPS:08d}"
+    file = checkpoint / "averages.safetensors"
+    tensors = load_file(file)
+    change(tensors, next(iter(tensors)))
+    file.unlink()
+    save_file(tensors, file)
+    info = json.loads((checkpoint / "state.json").read_text())
+    info["files"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    del info["sha256"]
+    info["sha256"] = hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "state.json").write_text(json.dumps(info))
+    with pytest.raises(CheckpointError, match=r"averages\.safetensors"):
+        made(tmp_path / "run", 0.07)
+    with pytest.raises(CheckpointError, match=r"averages\.safetensors"):
+        load_checkpoint(checkpoint, small_state(CONFIG))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 17, 100])

@@ -103,7 +103,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         else:
             _tell(message)
         return 2
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes the end of a file for Ctrl-D
+            return _tell_failure(error.__cause__)
         _tell("interrupted")
         return 130
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -114,7 +116,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _tell_failure(error: Exception) -> int:
     """One line for what ended a command; the exit code."""
-    from softtrunc.feedback.errors import RunFailedError, UserError
+    from softtrunc.feedback.errors import RunFailedError, UserError, is_full_memory
     from softtrunc.feedback.files import complaint, is_refusal
 
     if isinstance(error, UserError):
@@ -126,6 +128,12 @@ def _tell_failure(error: Exception) -> int:
     # A FloatingPointError is what solvers say of a model whose values are not finite.
     if isinstance(error, RunFailedError | FloatingPointError):
         _tell(str(error))
+        return 1
+    if is_full_memory(error):
+        _tell(
+            "memory is full: take smaller batches (training.micro_batch_size, --batch-size, "
+            "evaluation.batch_size) or a smaller network"
+        )
         return 1
     text = str(error).strip().partition("\n")[0] or "no more is known"
     _tell(f"unforeseen {type(error).__name__}: {text[:100]} (traceback: {_saved(error)})")

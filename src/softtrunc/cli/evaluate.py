@@ -205,7 +205,7 @@ def _checkpoints(run: Path, wanted: str | None) -> list[int | None]:
         return [None]
     if wanted == "all":
         return [*checkpoint_steps(run)] or [None]
-    if not wanted.isdecimal():
+    if not wanted.isdecimal() or len(wanted) > 18:
         raise UserError(f"--checkpoint {wanted}: write a step, or all")
     return [int(wanted)]
 

@@ -161,7 +161,8 @@ class ImageResults:
     def note(self) -> str:
         """Mean and standard error so far, for a progress bar."""
         mean = self.mean()
-        return f"{mean.mean:.3f} ± {mean.standard_error:.3f} {self._unit}"
+        error = "" if math.isnan(mean.standard_error) else f" ± {mean.standard_error:.3f}"
+        return f"{mean.mean:.3f}{error} {self._unit}"
 
 
 def parts_folder(folder: Path, key: str, identity: Mapping[str, object]) -> Path:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from softtrunc.feedback.text import shortened
+
+LOST = {errno.EDQUOT, errno.EIO, errno.ENOSPC}
+"""What the system says of content that is not on the disk."""
 
 
 class UserError(Exception):
@@ -25,6 +29,16 @@ class RunFailedError(Exception):
 
 class ToldElsewhereError(RunFailedError):
     """Another process of the job failed, and said why."""
+
+
+_SIGNS_OF_FULL_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Whether memory, of the machine or of a device, was too small for what was asked."""
+    told = isinstance(error, RuntimeError) and str(error).lower()
+    full = bool(told) and any(sign in told for sign in _SIGNS_OF_FULL_MEMORY)
+    return full or isinstance(error, MemoryError)
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
@@ -57,11 +71,14 @@ def user_errors(where: str = "") -> Iterator[None]:
     """Within the block, refusals of values and files become a `UserError` that says where.
 
     Only for building objects and opening files from what a user wrote: there a ValueError is a
-    judgement on the input. Around computations it would hide our own mistakes.
+    judgement on the input. Around computations it would hide our own mistakes. A full or broken
+    disk is nobody's mistake and stays an OSError.
     """
     try:
         yield
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in LOST:
+            raise
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 

@@ -10,13 +10,14 @@ import errno
 import hashlib
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from softtrunc.feedback.errors import UserError
+from softtrunc.feedback.errors import LOST, UserError
 
 # In the names of half-written files: several machines may write to one disk.
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -30,8 +31,7 @@ _REFUSALS = {
     errno.EROFS,
 }  # fmt: skip
 
-# What `fsync` says of content that is not on the disk.
-_LOST = {errno.EDQUOT, errno.EIO, errno.ENOSPC}
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
 
 
 def is_refusal(error: OSError) -> bool:
@@ -60,7 +60,7 @@ def sync(path: Path) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno in _LOST:
+            if error.errno in LOST:
                 raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
             os.close(descriptor)
@@ -83,13 +83,22 @@ def _clear_killed(path: Path) -> None:
 
 
 @contextmanager
-def _told_of_a_full_disk(path: Path) -> Iterator[None]:
-    """NumPy says how much it could not write, but neither where nor why."""
+def _told_of_a_lost_write(path: Path) -> Iterator[None]:
+    """The system's own words for a full or broken disk, which libraries hide, and the place.
+
+    NumPy says how much it could not write, but neither where nor why; safetensors, written in Rust,
+    has an error of its own; and what fails as a file is closed does not know its name.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno is None and str(error).endswith("written"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    except Exception as error:
+        number, told = getattr(error, "errno", None), _OF_RUST.search(str(error))
+        if number is None and isinstance(error, OSError) and str(error).endswith("written"):
+            number = errno.ENOSPC
+        elif number is None and told:
+            number = int(told[1])
+        if number in LOST and getattr(error, "filename", None) is None:
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
 
 
@@ -109,7 +118,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     _clear_killed(path)
     partial = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.partial")
     try:
-        with _told_of_a_full_disk(path):
+        with _told_of_a_lost_write(path):
             yield partial
         sync(partial)
         partial.replace(path)
@@ -153,7 +162,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with _told_of_a_full_disk(final):
+        with _told_of_a_lost_write(final):
             yield partial
         replace_folder(partial, final)
     finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import check_named
+from softtrunc.feedback.json import read_json
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def _me() -> dict[str, object]:
 
 def _taken(out: Path, doing: str, file: Path, owner: Path) -> str:
     try:
-        known = json.loads(owner.read_text(encoding="utf-8"))
+        known = read_json(owner)
         who = f" ({known['process']} on {known['machine']}, since {known['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         who = ""

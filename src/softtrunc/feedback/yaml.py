@@ -45,6 +45,7 @@ def _count(node: yaml.Node, known: dict[int, int], open_: set[int]) -> int:
     if id(node) not in known:
         parts: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
+            _refuse_twice(node)
             parts = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             parts = node.value
@@ -53,6 +54,14 @@ def _count(node: yaml.Node, known: dict[int, int], open_: set[int]) -> int:
             raise yaml.YAMLError(f"aliases make it more than {_MOST_NODES:,} values")
         known[id(node)] = count
     return known[id(node)]
+
+
+def _refuse_twice(node: yaml.MappingNode) -> None:
+    """PyYAML takes the last of two values for one key, and says nothing."""
+    names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    for number, (tag, name) in enumerate(names):
+        if (tag, name) in names[:number]:
+            raise yaml.YAMLError(f"the key {name[:40]!r} stands twice")
 
 
 # PyYAML makes values of words with no more care than this: 2001-99-99, 0b_, !!timestamp x.

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import torch
 
-Result = TypeVar("Result")
+from softtrunc.feedback.errors import is_full_memory
 
-_SIGNS_OF_FULL_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+Result = TypeVar("Result")
 
 
 def in_chunks(
@@ -33,8 +33,7 @@ def in_chunks(
         try:
             results.append(work(slice(begin, end)))
         except RuntimeError as error:
-            full = any(sign in str(error).lower() for sign in _SIGNS_OF_FULL_MEMORY)
-            if end - begin == 1 or not full:
+            if end - begin == 1 or not is_full_memory(error):
                 raise
             size = (end - begin) // 2
         else:

@@ -6,7 +6,6 @@ Their schedulers call a network at whole steps i = 0 ... N - 1 of the state
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack, get_args
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from softtrunc.feedback.json import read_json
 from softtrunc.hub import Download, fetch
 from softtrunc.interop.torch_file import read_torch_file
 from softtrunc.networks import UNet2DConfig
@@ -140,8 +140,8 @@ def read_pipeline(source: str | Path, **download: Unpack[Download]) -> Diffusers
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {str(error)[:120]}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not the JSON of a pipeline of diffusers")
@@ -200,7 +200,7 @@ def read_schedule(config: Mapping[str, Any], where: str) -> Schedule:
             f"{where}: rescale_betas_zero_snr = true leaves no signal at the last step, where the "
             "log-SNR has then no value: not supported"
         )
-    output = config.get("prediction_type") or "epsilon"
+    output = str(config.get("prediction_type") or "epsilon")
     if output not in _PREDICTIONS:
         raise ValueError(
             f"{where}: prediction_type = {output!r} is unknown: only {', '.join(_PREDICTIONS)}"

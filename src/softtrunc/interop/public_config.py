@@ -7,13 +7,13 @@ configuration files build it. Only what decides the model's output is read here.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from softtrunc.feedback.errors import all_of, nearest
+from softtrunc.feedback.json import read_json
 from softtrunc.networks import ScoreUNetConfig
 from softtrunc.score import Conditioning, Prediction
 from softtrunc.sde import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE, TabulatedVPSDE
@@ -96,8 +96,8 @@ def read_public_config(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"configuration {path}: no such file")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        config = read_json(path)
+    except ValueError as error:
         raise ValueError(f"configuration {path}: not valid JSON: {str(error)[:120]}") from error
     if not isinstance(config, dict):
         raise ValueError(

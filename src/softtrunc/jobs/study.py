@@ -37,6 +37,8 @@ _RECIPE = "recipe"
 # What is asked of a trained run: settings that differ in nothing else share it.
 _ASKED_AFTERWARDS = ("sampling", "evaluation")
 # What names or seeds a run is not for sweeping: seeds have an option of their own.
+# What is larger, or no number, is shown as it was written.
+_LARGEST_SHOWN = 1e300
 _NOT_VARIED = ("name", "description", "training.seed", "paper")
 
 
@@ -244,8 +246,8 @@ def _shown(value: Any) -> str:
         return ",".join(f"{key}={_shown(item)}" for key, item in value.items())
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, int | float):
-        return format_setting(float(value)).replace("infinity", "inf")
+    if isinstance(value, int | float) and abs(value) < _LARGEST_SHOWN:
+        return format_setting(float(value))
     return str(value)
 
 

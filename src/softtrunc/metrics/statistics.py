@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from softtrunc.feedback.files import write_bytes
+from softtrunc.feedback.json import parse_json
 from softtrunc.metrics.frechet import frechet_distance
 
 _FORMAT = "softtrunc feature statistics 1"
@@ -179,7 +180,7 @@ class FeatureStatistics:
                 metadata = stored.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(f"not {_FORMAT}")
-                record = json.loads(metadata["provenance"])
+                record = parse_json(metadata["provenance"])
                 count = int(record.pop("count"))
                 provenance = Provenance(**record)
                 mean, scatter = stored.get_tensor("mean"), stored.get_tensor("scatter")

@@ -176,8 +176,8 @@ def _are_counts(value: object) -> TypeGuard[tuple[int, ...]]:
     return isinstance(value, tuple) and all(map(_is_count, value))
 
 
-# No network has more; building one that a damaged file describes would not end.
-_MOST_BLOCKS = 1000
+MOST_BLOCKS = 1000
+"""No network has more; building one that a damaged file describes would not end."""
 
 # What a field's value must be, where its type does not say it.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -223,10 +223,10 @@ def _check_value(name: str, value: object, hint: object) -> None:
 def _check_sides(config: ScoreUNetConfig) -> None:
     """Refuse sizes that the levels cannot halve, and widths that the embedding cannot use."""
     blocks = config.levels * config.blocks_per_level
-    if blocks > _MOST_BLOCKS:
+    if blocks > MOST_BLOCKS:
         raise ValueError(
             f"network configuration: {config.levels} levels of {config.blocks_per_level} blocks "
-            f"are more than {_MOST_BLOCKS:,} blocks"
+            f"are more than {MOST_BLOCKS:,} blocks"
         )
     factor = config.patch_size * 2 ** (config.levels - 1)
     patches = f"cut into {config.patch_size}s and " if config.patch_size > 1 else ""

@@ -7,6 +7,7 @@ and diffusers is imported when one is built.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from softtrunc.feedback.errors import nearest
-from softtrunc.networks.config import ImageSize
+from softtrunc.networks.config import MOST_BLOCKS, ImageSize
 
 UNET2D = "UNet2DModel"
 """The name of the class."""
@@ -29,16 +30,19 @@ class UNet2DConfig:
 
     Raises:
         ModuleNotFoundError: if diffusers is not installed.
-        ValueError: if an argument is unknown (the nearest one is named), or the sizes are missing.
+        ValueError: if an argument is unknown (the nearest one is named) or no value for it, or the
+            sizes are missing.
     """
 
     values: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        known = [*inspect.signature(_unet2d().__init__).parameters][1:]
-        for name in self.values:
-            if name not in known:
-                raise ValueError(f"{UNET2D}: unknown argument '{name}'; {nearest(name, known)}")
+        arguments = dict(inspect.signature(_unet2d().__init__).parameters)
+        del arguments["self"]
+        for name, value in self.values.items():
+            if name not in arguments:
+                raise ValueError(f"{UNET2D}: unknown argument '{name}'; {nearest(name, arguments)}")
+            _check(name, value, arguments[name].default)
         if not self.values.get("sample_size"):
             raise ValueError(f"{UNET2D}: sample_size is missing: write the images' size in pixels")
         outputs = self.values.get("out_channels", self.channels)
@@ -92,6 +96,20 @@ class UNet2DConfig:
         own: Any = network.config
         values = {k: v for k, v in dict(own).items() if not k.startswith("_")}
         return cls(cls(values).to_dict())
+
+
+def _check(name: str, value: object, default: object) -> None:
+    """Refuse what their constructor takes and should not, or would not end with."""
+    numbers = value if isinstance(value, list | tuple) else (value,)
+    if isinstance(default, bool) and not isinstance(value, bool):
+        what = "true or false"
+    elif any(isinstance(each, float) and not math.isfinite(each) for each in numbers):
+        what = "a finite number"
+    elif name == "layers_per_block" and not (isinstance(value, int) and 0 < value <= MOST_BLOCKS):
+        what = f"a whole number of at most {MOST_BLOCKS:,}"
+    else:
+        return
+    raise ValueError(f"{UNET2D}: {name} = {value!r}: need {what}")
 
 
 def is_unet2d(network: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from softtrunc.data import DataCard, ImageDataset, find_preset, open_dataset
+from softtrunc.data.classes import counted
 from softtrunc.feedback.errors import UserError, missing_packages, nearest, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
 from softtrunc.guidance import guided
@@ -211,6 +212,11 @@ def with_classes(recipe: schema.Recipe, card: DataCard) -> schema.Recipe:
     if not recipe.data.labels:
         return recipe
     found, told = len(card.classes), recipe.network.options.get("num_classes")
+    if not found and card.label_fingerprint:
+        raise UserError(
+            f"data.labels: true: the labels of {card.name} are no numbers of classes: number "
+            "the classes 0, 1, ..., or write data.labels: false"
+        )
     if not found:
         raise UserError(
             f"data.labels: true: {card.name} has no labels: put the images of each class into a "
@@ -251,13 +257,19 @@ def class_numbers(
                 raise UserError(f"sampling.{key}={value}: the run was trained without labels")
         return None
     label = unless_told if spec.label is None else spec.label
+    if (label == "none" or spec.guidance) and not recipe.training.label_dropout:
+        asked = "label=none" if label == "none" else f"guidance={spec.guidance:g}"
+        raise UserError(
+            f"sampling.{asked}: the run was trained with training.label_dropout: 0 and does not "
+            "know what images of any class look like: name a class, or train with 0.1"
+        )
     if label is None:
         return torch.tensor(list(numbers)) % len(classes)
     if label == "none":
         number = len(classes)
     elif label in classes:
         number = classes.index(label)
-    elif label.isdecimal() and int(label) < len(classes):
+    elif label in counted(len(classes)):
         number = int(label)
     else:
         raise UserError(f"sampling.label={label}: {nearest(label, [*classes, 'none'])}")

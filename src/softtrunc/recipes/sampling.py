@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from softtrunc.recipes.values import Count, Held, Natural, NotNegative, Positive, Section, Time
 
@@ -32,6 +32,13 @@ class _Sampler(Section):
     guidance: Annotated[float, Field(ge=-1.0, le=1e6)] = 0.0
     guidance_interval: tuple[NotNegative, Positive] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _interval(self) -> _Sampler:
+        low, high = self.guidance_interval or (0.0, 1.0)
+        if not low < high:
+            raise ValueError(f"guidance_interval: [{low:g}, {high:g}]: need 0 <= low < high")
+        return self
 
 
 class _FixedSteps(_Sampler):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # float32 ends at 3.4e38, and what the arithmetic squares at the root of that.
 Positive = Annotated[float, Field(gt=0.0, le=1e19)]
 NotNegative = Annotated[float, Field(ge=0.0, le=1e19)]
-Rate = Annotated[float, Field(gt=0.0, le=3e38)]
+Rate = Annotated[float, Field(gt=0.0, le=1e30)]  # Adam divides it by what may be small
 # Of [0, 1]; networks are told the time as a float32, whose smallest normal number this is.
 Time = Annotated[float, Field(ge=1.2e-38, lt=1.0)]
 # Up to here a float64, which times and averages are computed in, counts without gaps.

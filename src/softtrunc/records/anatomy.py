@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import FiniteFloat, TypeAdapter
 
 from softtrunc.feedback.files import write_text
+from softtrunc.feedback.json import read_json
 
 Ends = tuple[FiniteFloat, FiniteFloat]
 """Low and high."""
@@ -133,8 +134,8 @@ def read_anatomy(path: Path) -> Anatomy | None:
     if not path.is_file():
         return None
     try:
-        found = _ANATOMY.validate_python(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
+        found = _ANATOMY.validate_python(read_json(path))
+    except ValueError as error:
         raise ValueError(f"{path}: damaged; run `softtrunc anatomy` again") from error
     if len(found.runs) not in (1, 2) or any(not run.bins for run in found.runs):
         raise ValueError(f"{path}: damaged; run `softtrunc anatomy` again")

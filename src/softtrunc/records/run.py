@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, FiniteFloat, TypeAdapter, ValidationError
 
 from softtrunc.feedback.files import write_bytes, write_text
+from softtrunc.feedback.json import parse_json, read_json
 from softtrunc.feedback.yaml import dump_yaml, parse_yaml
 
 
@@ -270,14 +271,14 @@ def read_evaluation(path: Path) -> Evaluation | None:
     Raises:
         ValueError: naming the file, if it is damaged.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         written = content.pop("figures", [])
         block = _old_block(content.pop("data", None), written)
         return _EVALUATION.validate_python({**content, "figures": _figures(written, block)})
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, FileNotFoundError) as error:
         raise ValueError(
             f"{path}: damaged: mend it, or move it away and run `softtrunc evaluate` again"
         ) from error
@@ -302,11 +303,11 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes, MetricsLine | None]]:
 
 def _metrics_line(raw: bytes) -> MetricsLine | None:
     try:
-        values = json.loads(raw)
+        values = parse_json(raw)
         taus = values.get("taus") or [values.get("tau")]
         values["taus"] = [tau for tau in taus if _finite(tau) and tau > 0.0]
         return _LINE.validate_python(values)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError):
         return None
 
 

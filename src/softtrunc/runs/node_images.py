@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from softtrunc.data import DataCard, ImageDataset, Skipped
+from softtrunc.feedback.json import read_json
 from softtrunc.feedback.processes import Company
 from softtrunc.feedback.progress import Progress
 from softtrunc.recipes.build import build_data
@@ -71,7 +72,7 @@ def _lend(data: ImageDataset) -> str:
 
 
 def _borrow(folder: Path) -> ImageDataset:
-    rest = json.loads((folder / "rest.json").read_text(encoding="utf-8"))
+    rest = read_json(folder / "rest.json")
     labels = folder / "labels.npy"
     return ImageDataset(
         np.load(folder / "images.npy", mmap_mode="r"),

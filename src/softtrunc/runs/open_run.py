@@ -63,11 +63,13 @@ class OpenRun:
 
     def drawn_from(self, numbers: Sequence[int], unless_told: str | None = None) -> ScoreFunction:
         """What samples with these numbers are drawn from, as the recipe's `sampling` takes it."""
-        y = self.classes_of(numbers, unless_told)
-        above = build_drawn(self.recipe.sampling, self.model, y)
+        spec = self.recipe.sampling
+        above = build_drawn(spec, self.model, self.classes_of(numbers, unless_told))
         if self.below is None:
             return above
-        return Chimera(above, build_drawn(self.recipe.sampling, self.below.model, y), self.t)
+        told = self.below.recipe.model_copy(update={"sampling": spec})
+        y = class_numbers(told, self.below.card, numbers, unless_told)  # if that run knows any
+        return Chimera(above, build_drawn(spec, self.below.model, y), self.t)
 
     @property
     def is_newest(self) -> bool:
@@ -114,6 +116,12 @@ def open_run(
                 "and data.source may change"
             )
     card = run.data_card()
+    known = recipe.network.options.get("num_classes")
+    if recipe.data.labels and len(card.classes) != known:
+        raise UserError(
+            f"{path}/recipe.yaml: provenance.data names {len(card.classes)} classes, the network "
+            f"was trained with {known}: put the card back as it was"
+        )
     size = card.height, card.width
     with user_errors():
         found = find_checkpoint(run.checkpoints, checkpoint)

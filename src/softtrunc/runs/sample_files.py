@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import shutil
 import struct
 import zipfile
@@ -26,11 +27,13 @@ from torch import Tensor
 from softtrunc.data.pictures import to_pillow
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import sync, whole_file, write_text
+from softtrunc.feedback.json import read_json
 from softtrunc.runs.folder import differing
 
 Protocol = Mapping[str, Any]
 """What decides the images: the checkpoint, the sampler, the seed."""
 
+_PIECE = re.compile(r"([0-9]{8,15})-([0-9]{8,15})-nfe([0-9]{1,15})")
 _OTHER_FILES = (".png", ".npy", ".safetensors", ".jpg", ".jpeg", ".gif", ".tar")
 _OF_FLOATS = (".npy", ".safetensors")
 # A fixed date, so that the same images make the same archive.
@@ -118,8 +121,9 @@ class Destination:
         where = f"--out {self.out}"
         with user_errors(where):
             if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+                # Where no image was drawn, by a kill or a failure, nothing was begun.
                 other = _difference(self.unfinished / "protocol.json", protocol)
-                if self.unfinished.exists() and other:
+                if self.pieces() and other:
                     raise UserError(
                         f"{where}: other samples were begun there ({other}): repeat that command "
                         f"to go on with them, choose another place, or delete {self.unfinished}"
@@ -143,9 +147,10 @@ class Destination:
     def pieces(self) -> list[_Piece]:
         """What has been drawn so far, in order."""
         found = []
-        for path in self.unfinished.glob("[0-9]*-[0-9]*-nfe*.*"):
-            start, stop, nfe = path.stem.split("-")
-            found.append(_Piece(range(int(start), int(stop)), int(nfe.removeprefix("nfe")), path))
+        for path in self.unfinished.glob("*-nfe*.*"):
+            if numbers := _PIECE.fullmatch(path.stem):
+                start, stop, nfe = map(int, numbers.groups())
+                found.append(_Piece(range(start, stop), nfe, path))
         return sorted(found, key=lambda piece: (piece.span.start, piece.span.stop))
 
     def add(self, first: int, images: Shaped[Tensor, "n c h w"], nfe: int) -> None:
@@ -214,15 +219,33 @@ def _shares(pieces: Sequence[_Piece], count: int) -> Iterator[tuple[_Piece, rang
 
 def _pngs(pieces: Sequence[_Piece], count: int) -> Iterator[tuple[int, bytes]]:
     for piece, share in _shares(pieces, count):
-        with zipfile.ZipFile(piece.path) as archive:
-            names = archive.namelist()
-            for i in share:
-                yield i, archive.read(names[i - piece.span.start])
+        try:
+            with zipfile.ZipFile(piece.path) as archive:
+                names = archive.namelist()
+                pictures = [archive.read(names[i - piece.span.start]) for i in share]
+        except (OSError, zipfile.BadZipFile, LookupError, EOFError) as error:
+            raise _damaged(piece) from error
+        yield from zip(share, pictures, strict=True)
+
+
+def _array(piece: _Piece, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """The images of a piece; `shape`: what each must be of."""
+    try:
+        array: np.ndarray = np.load(piece.path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(piece) from error
+    if array.ndim != 4 or array.shape != (len(piece.span), *(shape or array.shape[1:])):
+        raise _damaged(piece)
+    return array
+
+
+def _damaged(piece: _Piece) -> UserError:
+    return UserError(f"{piece.path}: damaged: delete it, and the same command draws it again")
 
 
 def _join_arrays(path: Path, pieces: Sequence[_Piece], count: int, kind: str) -> None:
     """One array, written part by part."""
-    first = np.load(pieces[0].path, mmap_mode="r")
+    first = _array(pieces[0])
     shape = (count, *first.shape[1:])
     with ExitStack() as stack:
         if kind == "npz":
@@ -241,7 +264,7 @@ def _join_arrays(path: Path, pieces: Sequence[_Piece], count: int, kind: str) ->
             said = {"descr": first.dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, said)
         for piece, share in _shares(pieces, count):
-            array, begin = np.load(piece.path, mmap_mode="r"), piece.span.start
+            array, begin = _array(piece, first.shape[1:]), piece.span.start
             file.write(array[share.start - begin : share.stop - begin].tobytes())
 
 
@@ -252,7 +275,7 @@ def _json(content: Mapping[str, Any]) -> str:
 def _difference(path: Path, expected: Mapping[str, Any], ignored: Sequence[str] = ()) -> str:
     """In what the protocol in a file differs from the expected one; "" for nothing."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         found = {key: value for key, value in content.items() if key not in ignored}
     except (OSError, ValueError, AttributeError):
         return "nothing says what"

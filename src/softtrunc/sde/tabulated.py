@@ -21,6 +21,7 @@ BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 
 _LARGEST_BETA = 0.999  # of the cosine schedule (Nichol & Dhariwal 2021, section 3.2)
 _COSINE_OFFSET = 0.008
+_LONGEST = 100_000  # a table is made of all steps
 
 # Where tables are made, also while a network is sketched on the meta device.
 _HOME = torch.device("cpu")
@@ -127,8 +128,11 @@ class TabulatedVPSDE(SDE):
             dtype: see `from_betas`.
 
         Raises:
-            ValueError: if the schedule is unknown or its betas do not lie in (0, 1).
+            ValueError: if the schedule is unknown, its betas do not lie in (0, 1), or the steps are
+                fewer than 2 or more than 100,000.
         """
+        if not 2 <= steps <= _LONGEST:
+            raise ValueError(f"TabulatedVPSDE: {steps} steps: need 2 to {_LONGEST:,}")
         if schedule == "linear":
             betas = torch.linspace(beta_start, beta_end, steps, dtype=dtype, device=_HOME)
         elif schedule == "scaled_linear":

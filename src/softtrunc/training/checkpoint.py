@@ -8,23 +8,23 @@ is written under another name and renamed when complete.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from softtrunc.feedback.files import whole_folder
+from softtrunc.feedback.json import read_json
 from softtrunc.pretrained import (
     check_finite,
     check_shapes,
@@ -37,6 +37,16 @@ from softtrunc.pretrained import (
 from softtrunc.training.sharding import is_sharded, joined, laid_out, local, spread, whole
 from softtrunc.training.state import TrainState
 
+# Whose files and errors these are.
+from softtrunc.training.tensor_files import AVERAGES_FILE as AVERAGES_FILE
+from softtrunc.training.tensor_files import CheckpointError as CheckpointError
+from softtrunc.training.tensor_files import (
+    as_checkpoint_error,
+    plainly,
+    read_averages,
+    read_tensors,
+)
+
 Weights = Literal["ema", "raw"]
 """Averaged weights, or the last ones."""
 WEIGHTS_FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
@@ -46,12 +56,6 @@ _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _FILES = (*WEIGHTS_FILES.values(), _OPTIMIZER_FILE)
-AVERAGES_FILE = "averages.safetensors"
-"""The averages of `training.posthoc_ema`, tensors named "LENGTH:PARAMETER"."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, cut short, edited, or does not fit."""
 
 
 class CheckpointInfo(NamedTuple):
@@ -184,14 +188,11 @@ def save_checkpoint(
         return final
     if final.exists():  # a step's state is a function of the run: it is already there
         return final
-    try:
-        with whole_folder(final) as partial:
-            for name, tensors in contents.items():
-                contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
-                save_file(contiguous, partial / name)
-            _write_info(partial, state, seconds, contents)
-    except SafetensorError as error:
-        raise OSError(errno.EIO, f"not written ({error})", str(final)) from error
+    with whole_folder(final) as partial:
+        for name, tensors in contents.items():
+            contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
+            save_file(contiguous, partial / name)
+        _write_info(partial, state, seconds, contents)
     if keep is not None:
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
@@ -244,7 +245,7 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
         CheckpointError: if `state.json` is missing or not what this version writes.
     """
     try:
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        content = read_json(path / "state.json")
         version = content["format"]
         digest = content.pop("sha256") if version == _FORMAT else None
         info = CheckpointInfo(
@@ -297,29 +298,6 @@ def verify(path: Path, names: tuple[str, ...] | None = None) -> CheckpointInfo:
     return info
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def plainly(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By plain names, which checkpoints of wrapped models did not always have."""
-    return {name: tensors[old] for old, name in plain_names(tensors).items()}
-
-
-@contextmanager
-def _as_checkpoint_error() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        told = CheckpointError(str(error))
-        told.__notes__ = getattr(error, "__notes__", [])
-        raise told from error
-
-
 def check_weights(path: Path, sketch: nn.Module, weights: Weights = "ema") -> None:
     """Compare the shapes in a checkpoint with a model, which may be on "meta": built of nothing.
 
@@ -329,7 +307,7 @@ def check_weights(path: Path, sketch: nn.Module, weights: Weights = "ema") -> No
         CheckpointError: if they do not fit.
     """
     file = path / WEIGHTS_FILES[weights]
-    with suppress(SafetensorError, OSError), _as_checkpoint_error():
+    with suppress(SafetensorError, OSError), as_checkpoint_error():
         check_shapes(sketch, read_shapes(file), str(file))
 
 
@@ -341,7 +319,7 @@ def load_weights(path: Path, model: nn.Module, weights: Weights = "ema") -> Chec
     """
     name = WEIGHTS_FILES[weights]
     info = verify(path, (name,))
-    with _as_checkpoint_error():
+    with as_checkpoint_error():
         load_exactly(model, read_tensors(path / name), str(path / name))
     return info
 
@@ -360,7 +338,7 @@ def load_checkpoint(path: Path, state: TrainState) -> CheckpointInfo:
             f"{path / _OPTIMIZER_FILE}: holds {len(moments)} tensors, not the {info.moments} that "
             "were saved: delete this checkpoint and use an earlier one"
         )
-    with _as_checkpoint_error():
+    with as_checkpoint_error():
         check_finite(averaged, str(path / WEIGHTS_FILES["ema"]))
         check_finite(moments, str(path / _OPTIMIZER_FILE))
         raw = path / WEIGHTS_FILES["raw"]
@@ -381,12 +359,9 @@ def _load_averages(state: TrainState, path: Path, info: CheckpointInfo) -> None:
     assert state.posthoc is not None  # nobody asks otherwise
     if AVERAGES_FILE not in info.files:
         raise CheckpointError(f"{path}: holds no averages for training.posthoc_ema")
-    saved = read_tensors(path / AVERAGES_FILE)
     into = state.model.state_dict()
     plain = plain_names(into)
+    saved = read_averages(path, state.model)
     for length, shadow in state.posthoc.shadows.items():
         for name, part in shadow.items():
-            value = saved.get(f"{length}:{plain[name]}")
-            if value is None or value.shape != into[name].shape:
-                raise CheckpointError(f"{path / AVERAGES_FILE}: lacks {plain[name]}, or its shape")
-            part.copy_(local(spread(value, into[name])))
+            part.copy_(local(spread(saved[length][plain[name]], into[name])))

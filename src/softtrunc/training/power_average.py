@@ -25,6 +25,12 @@ LENGTHS = (0.05, 0.10)
 LONGEST = 12.0**-0.5
 """The length of the plain mean over all steps, which no profile here exceeds."""
 
+_SHORTEST = 1e-4
+"""Beyond what steps tell apart in any training."""
+
+_WORST_FIT = 0.5
+"""Of a profile's square, what a combination may miss and still be called by its name."""
+
 
 class Profile(NamedTuple):
     """The weight of each past moment in an average: `tau^exponent` on (0, steps].
@@ -43,12 +49,11 @@ def exponent_of(length: float) -> float:
     `length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))`, solved for its largest root.
 
     Raises:
-        ValueError: if `length` is not in (0, 12^-1/2].
+        ValueError: if `length` is not in [1e-4, 12^-1/2].
     """
-    if not 0.0 < length <= LONGEST:
+    if not _SHORTEST <= length <= LONGEST:
         raise ValueError(
-            f"an average of length {length:g}: need more than 0 and at most {LONGEST:.4f}, e.g. "
-            "0.05"
+            f"an average of length {length:g}: need {_SHORTEST:g} to {LONGEST:.4f}, e.g. 0.05"
         )
     inverse = length**-2
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
@@ -70,6 +75,9 @@ def coefficients(stored: Sequence[Profile], wanted: Profile) -> Float[np.ndarray
 
     Other than in the paper it sums to 1, so that weights that stand still come out as they are;
     with few stored profiles a free fit falls short of that by some per cent.
+
+    Raises:
+        ValueError: if what is nearest is still another profile.
     """
     gram, right = inner_products(stored, stored), inner_products(stored, [wanted])
     # Short profiles are tall: brought to one norm, the equations are better conditioned.
@@ -78,6 +86,14 @@ def coefficients(stored: Sequence[Profile], wanted: Profile) -> Float[np.ndarray
     solved = np.linalg.lstsq(gram / (norm * norm.T), sides / norm, rcond=1e-14)[0] / norm
     free, along = solved.T
     found: np.ndarray = free + along * (1.0 - free.sum()) / along.sum()
+    square = inner_products([wanted], [wanted]).item()
+    missed = square - 2.0 * found @ right[:, 0] + found @ gram @ found
+    if missed > _WORST_FIT * square:
+        raise ValueError(
+            f"an average with the profile tau^{wanted.exponent:.3g} cannot be made of the "
+            f"{len(stored)} that are stored: choose a length nearer to "
+            f"{' or '.join(f'{length:g}' for length in LENGTHS)}"
+        )
     return found
 
 

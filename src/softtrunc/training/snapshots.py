@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from softtrunc.feedback.files import whole_folder
-from softtrunc.pretrained import load_exactly, read_shapes
+from softtrunc.pretrained import load_exactly
 from softtrunc.training.checkpoint import (
     AVERAGES_FILE,
     WEIGHTS_FILES,
@@ -23,14 +23,13 @@ from softtrunc.training.checkpoint import (
     Weights,
     find_checkpoint,
     list_checkpoints,
-    plainly,
-    read_tensors,
     remove_unfinished,
     step_of,
     verify,
 )
-from softtrunc.training.power_average import Profile, coefficients, exponent_of
+from softtrunc.training.power_average import LENGTHS, Profile, coefficients, exponent_of
 from softtrunc.training.state import TrainState
+from softtrunc.training.tensor_files import plainly, read_averages, read_tensors
 
 MOST_SNAPSHOTS = 16
 """So many are kept of a run: averages of length 0.07 to 0.15 are then exact to 1 % of a profile."""
@@ -116,22 +115,17 @@ def load_average(checkpoint: Path, folder: Path, model: nn.Module, length: float
             "training.posthoc_ema=true"
         )
     earlier = [path for path in list_checkpoints(folder) if step_of(path) < info.step]
-    stored = [(path, each) for path in (*earlier, checkpoint) for each in _lengths(path)]
+    stored = [(path, each) for path in (*earlier, checkpoint) for each in LENGTHS]
     profiles = [Profile(exponent_of(each), step_of(path)) for path, each in stored]
     weights = dict(zip(stored, coefficients(profiles, wanted).tolist(), strict=True))
     average: dict[str, Tensor] = {}
     for path in (*earlier, checkpoint):
-        for entry, value in read_tensors(path / AVERAGES_FILE).items():
-            each, _, name = entry.partition(":")
-            part = weights[path, float(each)] * value.double()
-            average[name] = average[name] + part if name in average else part
+        verify(path, (AVERAGES_FILE,))
+        for each, part in read_averages(path, model).items():
+            for name, value in part.items():
+                share = weights[path, each] * value.double()
+                average[name] = average[name] + share if name in average else share
     last = plainly(read_tensors(checkpoint / raw))
     found = {name: average.get(name, value).to(value.dtype) for name, value in last.items()}
     load_exactly(model, found, str(checkpoint))
     return info
-
-
-def _lengths(path: Path) -> list[float]:
-    """The lengths of the averages in a checkpoint or snapshot, after a look at its bytes."""
-    verify(path, (AVERAGES_FILE,))
-    return sorted({float(name.partition(":")[0]) for name in read_shapes(path / AVERAGES_FILE)})

@@ -13,7 +13,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from softtrunc.data.formats.bounds import refuse_bomb
+from softtrunc.data.formats.bounds import BROKEN_ZIP, refuse_bomb
 from softtrunc.data.formats.folder import files_source
 from softtrunc.data.formats.safetensors import Safetensors
 from softtrunc.data.source import ArrayImages, Part, Source, plain_name
@@ -120,7 +120,7 @@ class Npz:
                     refuse_bomb(where, min(info.compress_size, size), info.file_size)
                     try:
                         member = archive.open(info)
-                    except (RuntimeError, zipfile.BadZipFile, OSError) as error:
+                    except BROKEN_ZIP as error:
                         raise ValueError(f"{where}: cannot be unpacked: {error}") from error
                     with member:
                         header = _read_header(member, info.file_size, where)
@@ -136,7 +136,7 @@ class Npz:
             return zipfile.ZipFile(
                 self.path if self._content is None else io.BytesIO(self._content)
             )
-        except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+        except BROKEN_ZIP as error:
             raise ValueError(f"{self.path}: not a readable .npz: {error}") from error
 
     def read(self, key: str) -> np.ndarray:
@@ -207,7 +207,7 @@ def is_array(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except BROKEN_ZIP:
         return False
     return bool(names) and all(name.endswith(".npy") for name in names)
 

@@ -17,13 +17,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-try:
-    from lzma import LZMAError
-except ImportError:  # Python may be built without it
-    LZMAError = EOFError  # type: ignore[misc,assignment]
-
 from softtrunc.data.dataset import Skipped
-from softtrunc.data.formats.bounds import refuse_bomb
+from softtrunc.data.formats.bounds import BROKEN_ZIP, LZMAError, refuse_bomb
 from softtrunc.data.images.decode import (
     MAX_FILE_BYTES,
     NEEDS_HEIF,
@@ -39,8 +34,6 @@ from softtrunc.data.splits import name_order, split_of_folder
 # it is never in memory at once.
 _MAX_RATIO = 1000
 
-# RuntimeError: encrypted; also NotImplementedError: unknown compression.
-_BROKEN_MEMBER = (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, OSError, LZMAError)
 _BROKEN_TAR = (tarfile.TarError, EOFError, OSError, zlib.error, LZMAError)
 
 # Bytes of a file by which an image is known.
@@ -155,7 +148,7 @@ class _ZipFiles(ArchiveFiles):
         try:
             with zipfile.ZipFile(location) as archive:
                 infos = archive.infolist()
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except BROKEN_ZIP as error:
             raise ValueError(f"{location}: not a readable zip: {error}") from error
         packed = location.stat().st_size
         refuse_bomb(location, packed, sum(info.file_size for info in infos), _MAX_RATIO)
@@ -175,14 +168,19 @@ class _ZipFiles(ArchiveFiles):
     @contextmanager
     def stream(self, member: str) -> Iterator[IO[bytes]]:
         """One of `members`, open for reading."""
-        try:
-            with (
-                zipfile.ZipFile(self.location) as archive,
-                archive.open(self._old_name[member]) as stream,
-            ):
-                yield stream
-        except _BROKEN_MEMBER as error:
-            raise ValueError(f"{self.location}: {member}: cannot be unpacked: {error}") from error
+        told = f"{self.location}: {member}: cannot be unpacked"
+        with zipfile.ZipFile(self.location) as archive:
+            try:
+                opened = archive.open(self._old_name[member])
+            except BROKEN_ZIP as error:
+                raise ValueError(f"{told}: {error}") from error
+            with opened as stream:
+                try:
+                    yield stream
+                except ValueError:  # of whoever reads: it says itself what is wrong
+                    raise
+                except BROKEN_ZIP as error:
+                    raise ValueError(f"{told}: {error}") from error
 
     def read(self, names: Collection[str]) -> Iterator[Encoded]:
         """Contents, in the order of the names."""
@@ -193,7 +191,7 @@ class _ZipFiles(ArchiveFiles):
                     continue
                 try:
                     content = archive.read(self._old_name[name])
-                except _BROKEN_MEMBER as error:
+                except BROKEN_ZIP as error:
                     yield Encoded(name, None, f"cannot be unpacked: {error}")
                 else:
                     yield Encoded(name, content)
@@ -284,7 +282,7 @@ def _zip_starts(location: Path, names: Iterable[str]) -> dict[str, bytes]:
     starts: dict[str, bytes] = {}
     with zipfile.ZipFile(location) as archive:
         for name in names:
-            with suppress(*_BROKEN_MEMBER), archive.open(name) as stream:
+            with suppress(*BROKEN_ZIP), archive.open(name) as stream:
                 starts[name] = stream.read(_START)
     return starts
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from softtrunc.data.preparing.fill import Filled
+from softtrunc.feedback.json import parse_json
 
 
 class Journal:
@@ -66,8 +67,8 @@ def _lines(path: Path) -> Iterator[Any]:
             stream.truncate(whole)
     for line in content[:whole].decode("utf-8").splitlines():
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            yield parse_json(line)
+        except ValueError:
             return
 
 

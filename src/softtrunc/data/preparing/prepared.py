@@ -17,6 +17,7 @@ from softtrunc.data.dataset import DataCard, ImageDataset, Skipped, label_finger
 from softtrunc.data.source import ArrayImages, Source
 from softtrunc.data.splits import check_split
 from softtrunc.feedback.files import whole_file, write_bytes
+from softtrunc.feedback.json import read_json
 from softtrunc.feedback.text import one_line
 
 _FORMAT = 1
@@ -75,11 +76,11 @@ def _sample(images: np.ndarray, card: DataCard) -> str:
 
 def _read_card(path: Path) -> tuple[DataCard, Mapping[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"not a card of format {_FORMAT}")
         return DataCard.from_dict(content["card"]), content
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         reason = one_line(error, 100)
         raise ValueError(f"{path}: broken: {reason}: prepare the data again") from error
 
