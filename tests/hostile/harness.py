@@ -17,6 +17,7 @@ import hashlib
 import io
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -30,6 +31,8 @@ LONGEST_LINE = 300
 MOST_MEMORY = 512 << 20
 MOST_SECONDS = 30.0
 _SHOWN = 8
+# What moves the cursor, colours, or turns the direction of writing.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 T = TypeVar("T")
 
 
@@ -271,6 +274,8 @@ def _complaints(outcome: Outcome, codes: Collection[int], memory: int, seconds: 
             found.append(f"{len(told)} lines of refusal, the last line {line[:100]!r}")
         elif len(line) >= LONGEST_LINE:
             found.append(f"a line of {len(line)} characters: {line[:100]} ...")
+    if outcome.code is not None and (control := _CONTROL.search(outcome.out + outcome.err)):
+        found.append(f"prints the control character {control[0]!r}")
     if outcome.memory > memory:
         found.append(f"took {outcome.memory >> 20} MiB")
     if outcome.seconds > seconds:

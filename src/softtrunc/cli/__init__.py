@@ -110,6 +110,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 130
     except BrokenPipeError:  # whoever read the output has seen enough
         return _BROKEN_PIPE
+    except SystemExit as stop:  # which typer makes of that, with exit code 1
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _BROKEN_PIPE
+        raise
     except Exception as error:
         return _tell_failure(error)
 
