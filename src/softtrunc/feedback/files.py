@@ -83,7 +83,7 @@ def _clear_killed(path: Path) -> None:
 
 
 @contextmanager
-def _told_of_a_lost_write(path: Path) -> Iterator[None]:
+def naming_lost_writes(path: Path) -> Iterator[None]:
     """The system's own words for a full or broken disk, which libraries hide, and the place.
 
     NumPy says how much it could not write, but neither where nor why; safetensors, written in Rust,
@@ -118,7 +118,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     _clear_killed(path)
     partial = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.partial")
     try:
-        with _told_of_a_lost_write(path):
+        with naming_lost_writes(path):
             yield partial
         sync(partial)
         partial.replace(path)
@@ -162,7 +162,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with _told_of_a_lost_write(final):
+        with naming_lost_writes(final):
             yield partial
         replace_folder(partial, final)
     finally:

@@ -17,7 +17,7 @@ from torch import Tensor
 from softtrunc.data import from_model, in_pictures
 from softtrunc.data.pictures import grid, save_png
 from softtrunc.feedback.errors import RunFailedError, UserError, user_errors
-from softtrunc.feedback.files import complaint
+from softtrunc.feedback.files import complaint, naming_lost_writes
 from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.processes import company, is_lost
 from softtrunc.feedback.progress import Progress, Silent
@@ -126,7 +126,7 @@ def train(
             training.check.wait()
         together.meet()  # every process has looked before the first one writes
         try:
-            with fast_kernels(devices.accelerator.device, tf32=spec.tf32):
+            with fast_kernels(devices.accelerator.device, tf32=spec.tf32), naming_lost_writes(out):
                 training.begin()
                 training.go(progress)
         except FloatingPointError as error:  # of the samples

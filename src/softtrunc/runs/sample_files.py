@@ -26,7 +26,7 @@ from torch import Tensor
 
 from softtrunc.data.pictures import to_pillow
 from softtrunc.feedback.errors import UserError, user_errors
-from softtrunc.feedback.files import sync, whole_file, write_text
+from softtrunc.feedback.files import naming_lost_writes, sync, whole_file, write_text
 from softtrunc.feedback.json import read_json
 from softtrunc.runs.folder import differing
 
@@ -182,6 +182,16 @@ class Destination:
         whole = self.unfinished / "whole"
         if whole.is_dir():
             shutil.rmtree(whole)
+        with naming_lost_writes(self.out):
+            self._join(whole, pieces, count)
+        nfe = max((piece.nfe for piece in pieces), default=0)
+        done = {**protocol, "count": count, "nfe": nfe, "versions": dict(versions)}
+        write_text(self.protocol_file, _json(done))
+        sync(whole)
+        whole.replace(self.out)
+        shutil.rmtree(self.unfinished)
+
+    def _join(self, whole: Path, pieces: Sequence[_Piece], count: int) -> None:
         if self.kind not in ("folder", "zip"):
             _join_arrays(whole, pieces, count, self.kind)
         elif self.kind == "zip":
@@ -192,12 +202,6 @@ class Destination:
             whole.mkdir()
             for i, content in _pngs(pieces, count):
                 (whole / self._png_name(i)).write_bytes(content)
-        nfe = max((piece.nfe for piece in pieces), default=0)
-        done = {**protocol, "count": count, "nfe": nfe, "versions": dict(versions)}
-        write_text(self.protocol_file, _json(done))
-        sync(whole)
-        whole.replace(self.out)
-        shutil.rmtree(self.unfinished)
 
 
 def _store(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -32,7 +32,7 @@ from softtrunc.data.preparing.prepared import open_prepared, write_split
 from softtrunc.data.protocol import CountError, How, open_part
 from softtrunc.data.source import ArrayImages, NoSplitError, Part, Source
 from softtrunc.data.splits import check_split
-from softtrunc.feedback.files import replace_folder
+from softtrunc.feedback.files import naming_lost_writes, replace_folder
 
 _SECONDS_BETWEEN_COMMITS = 2.0
 _COPY_ROWS = 1024
@@ -118,7 +118,8 @@ def _workplace(out: Path) -> Iterator[Path]:
     with (place / "lock").open("w") as lock:
         _lock(lock.fileno(), out)
         try:
-            yield place
+            with naming_lost_writes(place):
+                yield place
         except (ValueError, FileNotFoundError) as error:
             counted = isinstance(error, CountError) and any(place.glob("*.raw.npy"))
             if not counted and not any(place.glob("done/*.json")):
