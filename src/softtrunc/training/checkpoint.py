@@ -55,6 +55,8 @@ WEIGHTS_FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.saf
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT = 1
 _OPTIMIZER_FILE = "optimizer.safetensors"
+# Of Adam: means of squares, of which it takes the root, and the number of updates.
+_NOT_NEGATIVE = ("exp_avg_sq", "step")
 _FILES = (*WEIGHTS_FILES.values(), _OPTIMIZER_FILE)
 
 
@@ -132,17 +134,24 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
     """Give each parameter its moments: all of them, or none in a run that was imported.
 
     Raises:
-        CheckpointError: if some are missing, unknown or of another shape; nothing has changed then.
+        CheckpointError: if some are missing, unknown, of another shape, not finite, or negative
+            where none of Adam's is; nothing has changed then.
     """
     parameters = _plain_parameters(state.model)
     found: dict[str, dict[str, Tensor]] = {}
     for entry, value in tensors.items():
         name, _, key = entry.rpartition(":")
-        fits = name in parameters and value.shape in (parameters[name].shape, torch.Size())
+        shape = None if name not in parameters else parameters[name].shape
+        fits = shape is not None and value.shape == (torch.Size() if key == "step" else shape)
         if not fits or not bool(torch.isfinite(value).all()):
             raise CheckpointError(
                 f"{where}: {entry} belongs to no parameter, has another shape or is not finite: "
                 "delete this checkpoint and use an earlier one"
+            )
+        if key in _NOT_NEGATIVE and bool((value < 0).any()):
+            raise CheckpointError(
+                f"{where}: {entry} holds negative values: delete this checkpoint and use an "
+                "earlier one"
             )
         # Step counters stay where they were saved from; moments follow their parameter.
         found.setdefault(name, {})[key] = (
