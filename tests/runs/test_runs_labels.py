@@ -221,6 +221,18 @@ def test_labels_must_be_there_and_as_many_as_told(run):
         with_classes(recipe, bare)
 
 
+@pytest.mark.parametrize("label", ["all", "none", "3"])
+def test_no_class_is_drawn_of_a_run_without_labels(tmp_path, capsys, label):
+    folder, out = tmp_path / "run", tmp_path / "out"
+    options = ["network.options={base_channels: 8}", "training.batch_size=16"]
+    sets = [word for option in options for word in ("--set", option)]
+    assert main(["train", "digits-vp-nll-st", "--steps", "1", "--out", str(folder), *sets]) == 0
+    capsys.readouterr()
+    assert main(["sample", str(folder), "-n", "2", "--class", label, "--out", str(out)]) == 2
+    assert "the run was trained without labels" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("options", [["sampling.guidance=1"], ["sampling.label=none"]])
 def test_a_run_that_always_saw_labels_knows_no_others(run, options):
     """Its null label was never trained: guidance would go away from noise."""

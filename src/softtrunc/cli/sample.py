@@ -76,6 +76,7 @@ def sample(
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.feedback.errors import UserError
     from softtrunc.feedback.signals import stopped_code
+    from softtrunc.jobs.class_grid import check_turns
     from softtrunc.jobs.trajectory import draw_trajectory
     from softtrunc.runs.draw import draw_to
 
@@ -90,6 +91,8 @@ def sample(
     changes = as_overrides(named, overrides, label)
     progress = ConsoleProgress()
     first, second = _runs(run, above, below, at)
+    if label == "all":
+        check_turns([first] if second is None else [first, second[0]])
     drawn: dict[str, Any] = {
         "overrides": changes,
         "weights": weights if ema is None else ema,
