@@ -45,7 +45,10 @@ def run(tmp_path_factory):
         (["train", "digits-vp-nll", "--set", "sde.kind=vpp"], "did you mean 'vp'?"),
         (["train", "digits-vp-nll", "--set", "network.preset=tyny"], "'tiny'"),
         (["train", "digits-vp-nll", "--set", "network.options={dropuot: 0.1}"], "'dropout'"),
-        (["train", "digits-vp-nll", "--set", "truncation.k=-1"], "k=-1.0: need a finite k >= 0"),
+        (
+            ["train", "digits-vp-nll", "--set", "truncation.k=-1"],
+            ".k=-1: input should be",
+        ),
         (
             [
                 "train",
@@ -57,6 +60,16 @@ def run(tmp_path_factory):
             ],
             "eps=0.5, tau_max=0.1: need eps < tau_max <= 1",
         ),
+        (
+            ["recipes", "show", "digits-vp-nll", "--set", "truncation.k=-.inf"],
+            "truncation.k=-inf: ",
+        ),
+        (["recipes", "show", "digits-vp-nll", "--set", "truncation.k=1e400"], "infinity is .inf"),
+        (
+            ["recipes", "show", "digits-vp-nll", "--set", f"training.seed={2**64}"],
+            "training.seed=18",
+        ),
+        (["sample", "runs/one", "--seed", str(2**64)], "--seed"),
         (["train", "digits-vp-nll", "--set", "truncation.k"], "write key=value"),
         (["train", "digits-vp-nll", "--set", "training.steps=many"], "training.steps='many'"),
         (

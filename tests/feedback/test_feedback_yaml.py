@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from softtrunc.feedback.errors import UserError, all_of, several
@@ -35,6 +37,28 @@ def test_an_alias_within_what_it_names_is_refused():
 def test_a_key_that_stands_twice_is_refused(text):
     with pytest.raises(ValueError, match="stands twice"):
         parse_yaml(text)
+
+
+@pytest.mark.parametrize("word", ["2001-99-99", "0b_", "!!timestamp x", "{[a]: 1}", "9" * 5000])
+def test_words_that_are_no_value_are_refused(word):
+    with pytest.raises(ValueError, match=r"^not valid YAML: .") as refused:
+        parse_yaml(f"name: {word}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("depth", [51, 5000])
+@pytest.mark.parametrize("ends", ["[]", ("{a: ", "}")])
+def test_values_nested_too_deep_are_refused(depth, ends):
+    assert parse_yaml(ends[0] * 49 + ends[1] * 49) is not None
+    with pytest.raises(ValueError, match="nested more than 50 deep"):
+        parse_yaml(ends[0] * depth + ends[1] * depth)
+
+
+@pytest.mark.parametrize("word", ["1e400", "-1e400", "1.5e+999", "[{a: 2e309}]"])
+def test_a_number_that_no_float_holds_is_not_infinity(word):
+    with pytest.raises(ValueError, match=r"is larger than any float: infinity is \.inf"):
+        parse_yaml(f"k: {word}")
+    assert parse_yaml("[.inf, -.INF, 1e308]") == [math.inf, -math.inf, 1e308]
 
 
 def test_plain_aliases_and_merges_are_read():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -36,6 +37,17 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    """A number; one that is too large is not silently infinity."""
+    value: float = loader.construct_yaml_float(node)
+    if math.isinf(value) and "inf" not in node.value.lower():
+        raise ValueError(f"{node.value[:40]} is larger than any float: infinity is .inf")
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
 def _count(node: yaml.Node, known: dict[int, int], open_: set[int]) -> int:

@@ -116,7 +116,7 @@ class Truncation(Section):
     - `tau_max`: the largest tau, at most T = 1.
     """
 
-    k: float = 1.0
+    k: Annotated[float, Field(ge=0.0)] = 1.0
     eps: float = 1e-5
     tau_max: float = 1.0
 
