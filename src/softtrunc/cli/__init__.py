@@ -108,9 +108,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             return _tell_failure(error.__cause__)
         _tell("interrupted")
         return 130
-    except BrokenPipeError:  # whoever read the output has seen enough
-        return _BROKEN_PIPE
-    except SystemExit as stop:  # which typer makes of that, with exit code 1
+    except SystemExit as stop:
+        # Whoever read the output has seen enough, of which typer makes an exit with code 1.
         if isinstance(stop.__context__, BrokenPipeError):
             return _BROKEN_PIPE
         raise
