@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -231,6 +232,33 @@ def test_the_error_of_the_solver_is_measured(opened, digits):
     results = ImageResults(1, 4)
     nelbo = BitsMeasurement("nelbo", opened.model, digits, protocol)
     assert nelbo.solver_error(results) is None
+
+
+def test_a_loose_figure_is_corrected_by_the_error_of_few_images(opened, digits):
+    """Corrected on all images it is the tight figure; on half of them it is nearer than before."""
+    loose = replace(PROTOCOL, rtol=0.3, atol=0.3, passes=1, limit=4)
+    found = {
+        count: measured(
+            "nll", opened.model, digits, replace(loose, solver_check=count, solver_correction=on)
+        )
+        for count, on in ((0, False), (2, True), (4, True))
+    }
+    tight = measured("nll", opened.model, digits, replace(loose, rtol=0.01, atol=0.01))
+    assert found[4].value == pytest.approx(tight.value, abs=1e-9)
+    assert found[4].protocol["solver_correction"] == 4
+    off = abs(found[0].value - tight.value)
+    assert off > 1e-4
+    assert abs(found[2].value - tight.value) < 0.5 * off
+    error = found[2].solver_error
+    scatter = error["rms"] ** 2 - error["mean"] ** 2
+    expected = math.sqrt(found[0].standard_error ** 2 + scatter)
+    assert found[2].standard_error == pytest.approx(expected)
+    with pytest.raises(ValueError, match="2 images at least"):
+        measured(
+            "nll", opened.model, digits, replace(loose, solver_check=1, solver_correction=True)
+        )
+    with pytest.raises(UserError, match="write solver_check: 64"):
+        load_recipe("digits-vp-nll", ["evaluation={solver_correction: true, solver_check: 1}"])
 
 
 def test_lossless_figures_are_probabilities_of_levels(copy, tmp_path):

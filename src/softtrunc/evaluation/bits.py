@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from softtrunc.data import ImageDataset, to_model
 from softtrunc.density import (
     Density,
     Dequantizer,
+    Mean,
     Reconstruction,
     bin_centers,
     density_bits_per_dim,
@@ -286,6 +288,8 @@ class BitsMeasurement:
         if not results.complete:
             raise ValueError(f"{self.key}: {int((~results.seen).sum())} images were not measured")
         mean, nfe, card = results.mean(), results.columns["nfe"], self.data.card
+        error = self.solver_error(results)
+        value, spread = _corrected(mean, error if self.protocol.solver_correction else None)
         protocol = {
             "split": card.split,
             "n": self.protocol.images(self.data),
@@ -298,8 +302,8 @@ class BitsMeasurement:
         return Figure(
             key=self.key,
             name=self._form.title + (f", K = {self._draws}" if self._draws > 1 else ""),
-            value=mean.mean,
-            standard_error=mean.standard_error if mean.n > 1 else None,
+            value=value,
+            standard_error=spread if mean.n > 1 else None,
             unit=self._form.unit,
             better="lower",
             seconds=results.seconds,
@@ -314,7 +318,7 @@ class BitsMeasurement:
             ),
             nfe={"mean": float(nfe.mean()), "max": float(nfe.max())},
             by_class=self._by_class(results),
-            solver_error=self.solver_error(results),
+            solver_error=error,
         )
 
     def _by_class(self, results: ImageResults) -> dict[str, float] | None:
@@ -324,3 +328,18 @@ class BitsMeasurement:
         each = results.columns["bits_per_dim"].mean(0)
         labels, names = self.data.labels[: len(each)], self.data.card.classes
         return {names[k]: float(each[labels == k].mean()) for k in np.unique(labels).tolist()}
+
+
+def _corrected(mean: Mean, error: Mapping[str, float] | None) -> tuple[float, float]:
+    """The mean without the solver's mean error, and its standard error.
+
+    Raises:
+        ValueError: if the error was measured on one image.
+    """
+    if error is None:
+        return mean.mean, mean.standard_error
+    count = error["images"]
+    if count < 2:
+        raise ValueError("solver_correction: the error is to be measured on 2 images at least")
+    variance = max(error["rms"] ** 2 - error["mean"] ** 2, 0.0) / (count - 1.0)
+    return mean.mean - error["mean"], math.hypot(mean.standard_error, math.sqrt(variance))

@@ -36,8 +36,8 @@ _SIGNS_OF_FULL_MEMORY = ("out of memory", "can't allocate memory", "not enough m
 
 def is_full_memory(error: BaseException) -> bool:
     """Whether memory, of the machine or of a device, was too small for what was asked."""
-    told = isinstance(error, RuntimeError) and str(error).lower()
-    full = bool(told) and any(sign in told for sign in _SIGNS_OF_FULL_MEMORY)
+    told = str(error).lower() if isinstance(error, RuntimeError) else ""
+    full = any(sign in told for sign in _SIGNS_OF_FULL_MEMORY)
     return full or isinstance(error, MemoryError)
 
 

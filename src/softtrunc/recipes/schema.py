@@ -251,7 +251,7 @@ class Evaluation(Section):
       (`data.value_range`) those of density.
     - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
       "rk45" and "rk23". `solver_check`: the number of images on which the solver's error is
-      measured.
+      measured, and with `solver_correction` taken off the figure (docs/density.md).
     - `divergence`: "hutchinson" (estimated) or "exact" (one backward pass per dimension).
     - `probes`: random vectors per example for "hutchinson".
     - `dequantizer`: settings of the learned dequantiser.
@@ -278,6 +278,7 @@ class Evaluation(Section):
     rtol: Positive = 1e-3
     atol: Positive = 1e-3
     solver_check: Natural = 8
+    solver_correction: bool = False
     divergence: Literal["hutchinson", "exact"] = "hutchinson"
     probes: Held = 1
     passes: Held = 1
@@ -289,6 +290,15 @@ class Evaluation(Section):
     resize: Literal["legacy", "clean"] = "legacy"
     seed: Seed = 0
     dequantizer: Dequantizer = Dequantizer()
+
+    @model_validator(mode="after")
+    def _correctable(self) -> Evaluation:
+        if self.solver_correction and self.solver_check < 2:
+            raise ValueError(
+                f"solver_correction: true with solver_check={self.solver_check}: the error is to "
+                "be measured on 2 images at least: write solver_check: 64"
+            )
+        return self
 
 
 class Paper(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 import zlib
 
@@ -20,6 +21,7 @@ BROKEN_ZIP = (
     *(zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError),
     *(RuntimeError, ValueError),
 )
+BROKEN_TAR = (tarfile.TarError, zlib.error, LZMAError, EOFError, OSError)
 
 
 def refuse_bomb(where: object, packed: int, unpacked: int, ratio: int = _RATIO) -> None:

@@ -10,7 +10,6 @@ import posixpath
 import stat
 import tarfile
 import zipfile
-import zlib
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from softtrunc.data.dataset import Skipped
-from softtrunc.data.formats.bounds import BROKEN_ZIP, LZMAError, refuse_bomb
+from softtrunc.data.formats.bounds import BROKEN_TAR, BROKEN_ZIP, refuse_bomb
 from softtrunc.data.images.decode import (
     MAX_FILE_BYTES,
     NEEDS_HEIF,
@@ -33,8 +32,6 @@ from softtrunc.data.splits import name_order, split_of_folder
 # An archive of images that unpacks to more than this many times its size is no such thing. All of
 # it is never in memory at once.
 _MAX_RATIO = 1000
-
-_BROKEN_TAR = (tarfile.TarError, EOFError, OSError, zlib.error, LZMAError)
 
 # Bytes of a file by which an image is known.
 _START = 16
@@ -259,12 +256,12 @@ def _opened_tar(location: Path | str) -> Iterator[tarfile.TarFile]:
     """A tar open for reading; any way in which it can be broken becomes a ValueError."""
     try:
         archive = tarfile.open(location)  # noqa: SIM115  (closed below)
-    except _BROKEN_TAR as error:
+    except BROKEN_TAR as error:
         raise ValueError(f"{location}: not a readable tar: {error}") from error
     with archive:
         try:
             yield archive
-        except _BROKEN_TAR as error:
+        except BROKEN_TAR as error:
             raise ValueError(f"{location}: broken or cut short: {error}: fetch it again") from error
 
 
