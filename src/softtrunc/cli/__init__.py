@@ -109,7 +109,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         _tell("interrupted")
         return 130
     except SystemExit as stop:
-        # Whoever read the output has seen enough, of which typer makes an exit with code 1.
+        # Whoever read the output has seen enough: typer and rich exit with code 1 then.
         if isinstance(stop.__context__, BrokenPipeError):
             return _BROKEN_PIPE
         raise
