@@ -251,7 +251,7 @@ class Evaluation(Section):
       (`data.value_range`) those of density.
     - `solver`, `rtol`, `atol`: of the probability-flow ODE: "adams", or the Runge-Kutta pairs
       "rk45" and "rk23". `solver_check`: the number of images on which the solver's error is
-      measured, and with `solver_correction` taken off the figure (docs/density.md).
+      measured. `solver_correction`: take its mean off the figure (docs/density.md).
     - `divergence`: "hutchinson" (estimated) or "exact" (one backward pass per dimension).
     - `probes`: random vectors per example for "hutchinson".
     - `dequantizer`: settings of the learned dequantiser.
