@@ -127,7 +127,7 @@ def test_one_recipe_alone_is_a_study_of_seeds():
         (["truncation.k=1", "truncation.k=2"], None, "given twice"),
         (["truncation.kk=1"], None, "did you mean 'k'?"),
         (["truncation.k=-1"], None, "truncation.k=-1: input should be greater than or equal to 0"),
-        (["truncation.k=.nan"], None, "k is not a number"),
+        (["truncation.k=.nan"], None, "truncation.k=nan: input should be greater"),
         ([f"training.steps=1{'0' * 400}"], None, "training.steps=1000"),
         (["training.seed=1,2"], None, "give --seeds"),
         (["truncation.k=[1"], None, "not valid YAML"),
