@@ -70,10 +70,13 @@ def _count(node: yaml.Node, known: dict[int, int], open_: set[int]) -> int:
 
 def _refuse_twice(node: yaml.MappingNode) -> None:
     """PyYAML takes the last of two values for one key, and says nothing."""
-    names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-    for number, (tag, name) in enumerate(names):
-        if (tag, name) in names[:number]:
-            raise yaml.YAMLError(f"the key {name[:40]!r} stands twice")
+    seen: set[tuple[str, str]] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if (key.tag, key.value) in seen:
+            raise yaml.YAMLError(f"the key {key.value[:40]!r} stands twice")
+        seen.add((key.tag, key.value))
 
 
 # PyYAML makes values of words with no more care than this: 2001-99-99, 0b_, !!timestamp x.
