@@ -64,9 +64,31 @@ def cache(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("SOFTTRUNC_CACHE", str(tmp_path / "cache"))
 
 
-def judged(extractor, ours: ImageDataset, theirs: ImageDataset, figures=frozenset({"intra"})):
+class Bars(Silent):
+    """Progress that keeps which bars there were."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def task(self, label, total, done=0):
+        self.seen.append(label)
+        return super().task(label, total, done)
+
+
+def judged(
+    extractor,
+    ours: ImageDataset,
+    theirs: ImageDataset,
+    figures=frozenset({"intra"}),
+    progress: Silent | None = None,
+):
     judge = Judge(
-        extractor, Accelerator(cpu=True), company(), batch_size=11, seed=3, progress=Silent()
+        extractor,
+        Accelerator(cpu=True),
+        company(),
+        batch_size=11,
+        seed=3,
+        progress=progress or Silent(),
     )
     return list(judge.measure(samples_of(ours), {"train": theirs}, figures))
 
@@ -102,6 +124,12 @@ def test_classes_are_measured_beside_the_others_without_changing_them(extractor)
     assert beside["intra_frechet_distance"] == pytest.approx(
         sum(directly(extractor, ours, theirs).values()) / 3, rel=1e-6
     )
+
+
+def test_the_references_are_read_once_for_all_figures(extractor):
+    bars = Bars()
+    judged(extractor, pictures(40, 1), pictures(60, 2), frozenset({"fid", "kid", "intra"}), bars)
+    assert bars.seen == ["samples", "features of data2 train"]
 
 
 def test_a_class_that_is_drawn_as_another_shows(extractor):

@@ -155,10 +155,8 @@ class Judge(FeatureReader):
             with user_errors():
                 known.check(self._extractor.dim)
         main = self._accelerator.is_main_process
-        keep = bool(figures & {"kid", "prdc"})
-        ours = self._judged(
-            samples, features=keep or "intra" in figures, probabilities="is" in figures
-        )
+        some, every = bool(figures & {"kid", "prdc"}), "intra" in figures
+        ours = self._judged(samples, features=some or every, probabilities="is" in figures)
         if main and ours.probabilities is not None:
             yield self._score(ours, ours.probabilities)
         if known is not None:
@@ -166,16 +164,18 @@ class Judge(FeatureReader):
                 yield self._against(ours, known)
             figures -= {"fid"}
         for split, data in references.items():
-            theirs = self.reference(
-                data, samples.count if keep else None, statistics="fid" in figures
-            )
-            if main:
-                yield from self._compare(ours, theirs, split, data.card, figures)
-                figures -= {"prdc"}
-            if "intra" in figures:
-                every = self.reference(data, len(data), statistics=False)
-                if main and samples.labels is not None:
-                    yield self._within(ours, samples.labels, every, split, data)
+            kept = len(data) if every else samples.count if some else None
+            theirs = self.reference(data, kept, statistics="fid" in figures)
+            if not main:
+                continue
+            few = theirs
+            if every and theirs.features is not None:  # the others compare as many as samples
+                chosen = self.chosen(len(data), samples.count)
+                few = theirs._replace(features=theirs.features[chosen])
+            yield from self._compare(ours, few, split, data.card, figures)
+            figures -= {"prdc"}
+            if samples.labels is not None and every:
+                yield self._within(ours, samples.labels, theirs, split, data)
 
     def _check_counts(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from jaxtyping import Bool
 from torch import Tensor
 
 from softtrunc.data import ImageDataset, stretch_levels
@@ -171,6 +172,13 @@ class FeatureReader:
         found: Gathered = gatherer.compute()
         return found
 
+    def chosen(self, count: int, kept: int) -> Bool[Tensor, " n"]:
+        """Which of `count` reference images are among `kept` drawn at random; all if they are."""
+        generator = torch.Generator().manual_seed(self._seed)
+        mask = torch.zeros(count, dtype=torch.bool)
+        mask[torch.randperm(count, generator=generator)[:kept]] = True
+        return mask
+
     def reference(self, data: ImageDataset, kept: int | None, *, statistics: bool) -> Reference:
         """Statistics of all reference images, and features of `kept` of them, drawn at random.
 
@@ -186,11 +194,7 @@ class FeatureReader:
     ) -> Reference:
         known = self._cached(data) if statistics else None
         numbers = torch.arange(len(data))
-        mask = None
-        if kept is not None:
-            generator = torch.Generator().manual_seed(self._seed)
-            mask = torch.zeros(len(data), dtype=torch.bool)
-            mask[torch.randperm(len(data), generator=generator)[:kept]] = True
+        mask = None if kept is None else self.chosen(len(data), kept)
         if known is not None or not statistics:
             if mask is None:
                 return Reference(known, None)
