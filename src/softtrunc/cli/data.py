@@ -49,7 +49,7 @@ def inspect(
 
     progress = ConsoleProgress()
     found = inspect_data(source, size=size, grid=grid, verify=verify, progress=progress)
-    stdout().print((float_table if hasattr(found, "broken") else inspection_table)(found))
+    stdout().print(inspection_table(found) if found.on_grid else float_table(found))
     # Every one, for this is the command that finds them.
     for name, reason in found.unreadable:
         echo(f"unreadable: {name}: {reason}")

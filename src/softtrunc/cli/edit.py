@@ -51,18 +51,28 @@ Seed = Annotated[int, typer.Option(metavar="N", min=0, max=2**62, help="Seed of 
 def _open(
     run: Path,
     weights: Literal["ema", "raw"],
-    label: str | None,
     overrides: list[str] | None,
-    **named: object,
+    label: str | None,
+    *,
+    data: str | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    precision: str | None = None,
 ) -> Editor:
-    """The run with options by the names of recipe keys, "__" for the dot."""
     from softtrunc.cli.console import ConsoleProgress
     from softtrunc.feedback.errors import UserError
     from softtrunc.jobs.edit import Editor
 
     if label == "all":
         raise UserError("--class all: an edit is of one class, or of any: name it, or write none")
-    keys = {key.replace("__", "."): value for key, value in named.items()}
+    keys = {
+        "data.source": data,
+        "sampling.sampler": sampler,
+        "sampling.steps": steps,
+        "sampling.guidance": guidance,
+        "sampling.precision": precision,
+    }
     changes = as_overrides(keys, overrides, label)
     return Editor.open(run, weights=weights, overrides=changes, progress=ConsoleProgress())
 
@@ -92,7 +102,7 @@ def encode(
     from softtrunc.cli.table import round_trip_table
 
     _refuse_held_out(context, images)
-    editor = _open(run, weights, label, overrides, data__source=data, sampling__precision=precision)
+    editor = _open(run, weights, overrides, label, data=data, precision=precision)
     trips, nfe = editor.encode(images or [], count, out)
     stdout().print(round_trip_table(trips))
     editor.progress.say(f"{nfe} network evaluations there and back; {out}")
@@ -131,12 +141,12 @@ def interpolate(
     editor = _open(
         run,
         weights,
-        label,
         overrides,
-        sampling__sampler=sampler,
-        sampling__steps=steps,
-        sampling__guidance=guidance,
-        sampling__precision=precision,
+        label,
+        sampler=sampler,
+        steps=steps,
+        guidance=guidance,
+        precision=precision,
     )
     drawn = editor.interpolate(images or [], seed or [], frames, out)
     editor.progress.say(f"{len(drawn.x)} pictures in {drawn.nfe} network evaluations: {out}")
@@ -173,13 +183,13 @@ def inpaint(
     editor = _open(
         run,
         weights,
-        label,
         overrides,
-        data__source=data,
-        sampling__sampler=sampler,
-        sampling__steps=steps,
-        sampling__guidance=guidance,
-        sampling__precision=precision,
+        label,
+        data=data,
+        sampler=sampler,
+        steps=steps,
+        guidance=guidance,
+        precision=precision,
     )
     drawn = editor.inpaint(images or [], count, mask, out, variants=variants, seed=seed)
     editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")
@@ -210,13 +220,13 @@ def colorize(
     editor = _open(
         run,
         weights,
-        label,
         overrides,
-        data__source=data,
-        sampling__sampler=sampler,
-        sampling__steps=steps,
-        sampling__guidance=guidance,
-        sampling__precision=precision,
+        label,
+        data=data,
+        sampler=sampler,
+        steps=steps,
+        guidance=guidance,
+        precision=precision,
     )
     drawn = editor.colorize(images or [], count, out, variants=variants, seed=seed)
     editor.progress.say(f"{len(drawn.x)} results in {drawn.nfe} network evaluations: {out}")

@@ -15,6 +15,7 @@ from softtrunc.cli.options import (
     Overrides,
     Weights,
     as_overrides,
+    chosen_weights,
     figures_of,
     offering,
     refuse_unused,
@@ -173,8 +174,7 @@ def evaluate(
         "evaluation.importance": importance,
         "evaluation.figures": figures_of(dequantization),
     }
-    if ema is not None:
-        refuse_unused(context, "--ema says which weights", "weights")
+    which = chosen_weights(context, weights, ema)
     steps = _checkpoints(run, checkpoint)
     if len(steps) > 1 and per_image is not None:
         raise UserError(f"--per-image {per_image}: holds figures of one checkpoint: name one")
@@ -186,7 +186,7 @@ def evaluate(
             split=split,
             limit=limit,
             eps=_times(eps),
-            weights=weights if ema is None else ema,
+            weights=which,
             checkpoint=step,
             overrides=as_overrides(keys, overrides),
             per_image=per_image,

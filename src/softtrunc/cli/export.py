@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from softtrunc.cli.options import Ema, RunFolder, Weights, refuse_unused
+from softtrunc.cli.options import Ema, RunFolder, Weights, chosen_weights, refuse_unused
 
 
 def export(
@@ -36,9 +36,7 @@ def export(
 
     if push is None:
         refuse_unused(context, "nothing is pushed", "private")
-    if ema is not None:
-        refuse_unused(context, "--ema says which weights", "weights")
-    chosen = weights if ema is None else ema
+    chosen = chosen_weights(context, weights, ema)
     folder = export_run(run, out or run / "export", weights=chosen)
     echo(str(folder))
     if push is not None:

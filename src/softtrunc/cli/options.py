@@ -163,6 +163,20 @@ def refuse_unused(context: typer.Context, why: str, *names: str) -> None:
         raise UserError(f"{', '.join(told)}: {why}: leave {'it' if len(told) == 1 else 'them'} out")
 
 
+def chosen_weights(
+    context: typer.Context, weights: Literal["ema", "raw"], ema: float | None
+) -> Literal["ema", "raw"] | float:
+    """What --weights and --ema say together.
+
+    Raises:
+        UserError: if both are given.
+    """
+    if ema is None:
+        return weights
+    refuse_unused(context, "--ema says which weights", "weights")
+    return ema
+
+
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

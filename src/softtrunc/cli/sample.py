@@ -18,6 +18,7 @@ from softtrunc.cli.options import (
     Steps,
     Weights,
     as_overrides,
+    chosen_weights,
     refuse_unused,
 )
 
@@ -86,8 +87,7 @@ def sample(
         "sampling.precision": precision,
         "sampling.guidance": guidance,
     }
-    if ema is not None:
-        refuse_unused(context, "--ema says which weights", "weights")
+    which = chosen_weights(context, weights, ema)
     changes = as_overrides(named, overrides, label)
     progress = ConsoleProgress()
     first, second = _runs(run, above, below, at)
@@ -95,7 +95,7 @@ def sample(
         check_turns([first] if second is None else [first, second[0]])
     drawn: dict[str, Any] = {
         "overrides": changes,
-        "weights": weights if ema is None else ema,
+        "weights": which,
         "seed": seed,
         "progress": progress,
     }

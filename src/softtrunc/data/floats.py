@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -132,7 +132,10 @@ class FloatInspection:
     - `classes`: how many the labels have.
     - `unreadable`: none.
     - `samples`: some examples as pictures, see `softtrunc.data.in_pictures`.
+    - `on_grid`: as of a card; never.
     """
+
+    on_grid: ClassVar[bool] = False
 
     source: str
     kind: Kind

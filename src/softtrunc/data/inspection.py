@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -77,7 +77,10 @@ class Inspection:
     - `sigma_max`: None with fewer than two images.
     - `unreadable`: files that will be left out, by name.
     - `samples`: some images uint8 (N, C, H, W), evenly spaced, values 0 ... 255.
+    - `on_grid`: as of a card; always.
     """
+
+    on_grid: ClassVar[bool] = True
 
     source: str
     kind: Kind
