@@ -111,7 +111,7 @@ class Problem:
 def digits(path: Path) -> Problem:
     """A run of the digits; distances are measured on grey levels, as images are stored."""
     from softtrunc.recipes.build import build_data
-    from softtrunc.runs.draw import to_levels
+    from softtrunc.runs.draw import to_data
     from softtrunc.runs.open_run import open_run
 
     opened = open_run(path)
@@ -123,7 +123,7 @@ def digits(path: Path) -> Problem:
         train.images.shape[1:],
         torch.from_numpy(train.images),
         extractor,
-        lambda x: to_levels(opened, x),
+        lambda x: to_data(opened, x),
     )
 
 

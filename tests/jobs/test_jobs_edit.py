@@ -12,7 +12,7 @@ from softtrunc.feedback.progress import Silent
 from softtrunc.jobs.edit import Editor, _arc, _deterministic
 from softtrunc.jobs.edit_inputs import build_mask, read_images, to_model
 from softtrunc.recipes import UserError
-from softtrunc.runs.draw import draw, to_levels
+from softtrunc.runs.draw import draw, to_data
 from softtrunc.runs.open_run import open_run
 from softtrunc.samplers import Ancestral, DPMSolver, Heun, ProbabilityFlow
 
@@ -84,7 +84,7 @@ def test_encoding_tells_the_error_of_the_way_there_and_back(gray, tmp_path, caps
     # The figures are those of the arrays.
     images = read_images(editor.opened, [], 3).images
     x = to_model(editor.opened, images)
-    assert torch.equal(to_levels(editor.opened, x), images)
+    assert torch.equal(to_data(editor.opened, x), images)
     assert np.array_equal(saved["images"][..., 0], stretched(images)[:, 0].numpy())
     norms = np.linalg.norm(saved["latents"].reshape(3, -1), axis=1) / 8
     assert [trip.radius for trip in trips] == pytest.approx(norms.tolist(), rel=1e-5)

@@ -20,6 +20,7 @@ from softtrunc.density import (
     lossless_eps,
     spread_range,
 )
+from softtrunc.evaluation.figure import FORMS
 from softtrunc.evaluation.law_of_times import law_of_times
 from softtrunc.evaluation.time_bins import ByTime, by_time
 from softtrunc.feedback.errors import UserError, user_errors
@@ -147,7 +148,7 @@ def anatomy(
         versions=package_versions(),
         protocol=asdict(asked)
         | {"data": data[split].card.name, "sampler": recipe.sampling.model_dump(mode="json")},
-        unit="bits/dim" if opened[0].card.on_grid else "bits/dim of density",
+        unit=FORMS["nelbo" if opened[0].card.on_grid else "nelbo_continuous"].unit,
         runs=tuple(
             _run_record(o, name, bound, weights, distance)
             for o, name, bound, distance in zip(opened, names, found, alone, strict=True)

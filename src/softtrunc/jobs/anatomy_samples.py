@@ -20,7 +20,7 @@ from softtrunc.jobs.parts import Parts
 from softtrunc.noise import Noise
 from softtrunc.recipes.build import build_sampler
 from softtrunc.records import ChimeraPoint, RegenerationPoint
-from softtrunc.runs.draw import draw_batches, to_levels
+from softtrunc.runs.draw import draw_batches, to_data
 from softtrunc.runs.open_run import OpenRun, with_below
 from softtrunc.sde import SDE
 
@@ -189,7 +189,7 @@ def regeneration(
         generator = torch.Generator().manual_seed(spec.seed)
         found = regenerate(opened.model, x, [t], sampler=sampler, noise=noise, generator=generator)
         return {
-            "first": to_levels(opened, found.x[0, :_IN_A_ROW]),
+            "first": to_data(opened, found.x[0, :_IN_A_ROW]),
             "squared_error": found.squared_error,
             "correlation": found.correlation,
         }

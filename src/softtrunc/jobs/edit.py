@@ -21,7 +21,7 @@ from softtrunc.jobs.edit_inputs import build_mask, read_images, to_model
 from softtrunc.jobs.trajectory import check_suffix, save_frames, watching
 from softtrunc.noise import Noise
 from softtrunc.recipes.build import build_sampler
-from softtrunc.runs.draw import to_levels
+from softtrunc.runs.draw import to_data
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.samplers import (
     DPMSolver,
@@ -108,7 +108,7 @@ class Editor:
             back = decode(self._model(len(x)), latent.x, flow=self._flow(), callback=watch)
         low, high = model.value_range
         error = (255.0 / (high - low)) * (back.x - x).flatten(1)
-        exact = (to_levels(opened, back.x) == inputs.images).flatten(1).all(1)
+        exact = (to_data(opened, back.x) == inputs.images).flatten(1).all(1)
         scale = model.sde.prior_std * x[0].numel() ** 0.5
         columns = (
             error.square().mean(1).sqrt().tolist(),
@@ -269,7 +269,7 @@ class Editor:
         return sampler
 
     def _shown(self, x: Tensor) -> UInt8[Tensor, "n c h w"]:
-        return stretch_levels(to_levels(self.opened, x), self.opened.card.levels)
+        return stretch_levels(to_data(self.opened, x), self.opened.card.levels)
 
     def _save_rows(self, out: Path, first: Tensor, second: Tensor, drawn: Tensor) -> None:
         each = self._shown(drawn).reshape(len(first), -1, *first.shape[1:])

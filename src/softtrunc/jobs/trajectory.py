@@ -15,7 +15,7 @@ from softtrunc.data.pictures import save_gif, save_grid
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.progress import Progress, Silent, counting
 from softtrunc.recipes.build import build_sampler
-from softtrunc.runs.draw import to_levels
+from softtrunc.runs.draw import to_data
 from softtrunc.runs.open_run import OpenRun, open_run
 from softtrunc.samplers import Step, Trajectory
 from softtrunc.training import AnyWeights
@@ -73,7 +73,7 @@ def _visible(opened: OpenRun, x: Float[Tensor, "n c h w"], t: float) -> UInt8[Te
         middle, half = (low + high) / 2, (high - low) / 2
         spread = torch.hypot(torch.ones_like(sigma), sigma / (alpha * half))
         x = middle + (x / float(alpha) - middle) / float(spread)
-    return in_pictures(to_levels(opened, x), opened.card)
+    return in_pictures(to_data(opened, x), opened.card)
 
 
 def draw_trajectory(

@@ -55,7 +55,7 @@ def cut(count: int, batch_size: int) -> list[range]:
     return [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
 
 
-def to_levels(opened: OpenRun, x: Float[Tensor, "n c h w"]) -> Shaped[Tensor, "n c h w"]:
+def to_data(opened: OpenRun, x: Float[Tensor, "n c h w"]) -> Shaped[Tensor, "n c h w"]:
     """Samples of a run's model on the CPU as its data are: grey levels, or floats."""
     dequantized = opened.recipe.data.dequantize
     return from_model(x, opened.card, opened.model.value_range, dequantized=dequantized).cpu()
@@ -81,7 +81,7 @@ def draw_batches(opened: OpenRun, parts: Iterable[range], *, seed: int = 0) -> I
             seeds=[seed + i for i in part],
             device=opened.device,
         )
-        yield DrawnBatch(part.start, to_levels(opened, samples.x), samples.nfe)
+        yield DrawnBatch(part.start, to_data(opened, samples.x), samples.nfe)
 
 
 def draw(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from softtrunc.feedback.json import parse_json
 
 # The types that arrays of images, floats or labels have, by their name in the format.
 _TYPES = {
@@ -32,7 +33,7 @@ class Safetensors:
                 pass
             with path.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(length))
+                header = parse_json(stream.read(length))
         except (SafetensorError, OSError, ValueError, struct.error) as error:
             raise ValueError(f"{path}: not a .safetensors that can be read: {error}") from error
         header.pop("__metadata__", None)
