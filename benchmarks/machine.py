@@ -16,17 +16,18 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of one run; on a CPU those that this process worked, over its threads.
+    """Of one run: by the clock, or on one thread of a CPU those that this process worked.
 
-    What else a shared machine does is then left out, but for what it takes of the caches. Threads
-    that wait for others count as working: `OMP_NUM_THREADS=1` is the fairest.
+    What else a shared machine does is then left out, but for what it takes of the caches. Several
+    threads sleep where work is too small for all of them, which time of work would not count.
     """
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     synchronize(device)
     start = clock()
     run()
     synchronize(device)
-    return (clock() - start) / (torch.get_num_threads() if device.type == "cpu" else 1)
+    return clock() - start
 
 
 def best_seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
