@@ -24,7 +24,7 @@ def anatomy_tables(content: Anatomy) -> Iterator[Table]:
         return
     yield _two_runs(content.runs, content.difference, content.unit)
     if content.runs[0].distance is not None:
-        yield _chimeras(content.runs, content.chimera)
+        yield _chimeras(content.runs, content.chimera, content.distance)
 
 
 _TERMS = ("prior", "residual", "offset")
@@ -103,11 +103,11 @@ def _two_runs(runs: Sequence[AnatomyRun], difference: AnatomyChange, unit: str) 
     return table
 
 
-def _chimeras(runs: Sequence[AnatomyRun], curves: Sequence[ChimeraPoint]) -> Table:
+def _chimeras(runs: Sequence[AnatomyRun], curves: Sequence[ChimeraPoint], distance: str) -> Table:
     """Distances by the time at which one run takes over from the other."""
     first, second = runs
     a, b = first.name, second.name
-    table = _table("distance of samples to the training images", ("t", "log-SNR", a, b))
+    table = _table(f"{distance} of samples to the training images", ("t", "log-SNR", a, b))
     table.columns[2].header, table.columns[3].header = f"{a} above t", f"{b} above t"
     table.add_row("none below", "", f"{first.distance:.3f}", f"{second.distance:.3f}")
     half = len(curves) // 2

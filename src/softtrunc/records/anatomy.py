@@ -98,6 +98,9 @@ class Anatomy:
     """The content of `anatomy.json`: one run with `regeneration`, or two with the rest.
 
     `unit` is that of all bits: of data that are floats on no grid, "bits/dim of density".
+    `distance_name` is what the runs' and chimeras' distances are called, e.g. "FD(fashion16-cnn)";
+    None where none was measured, and in files of older versions. `protocol` says over which
+    extractor they are, and to which images.
     """
 
     created: str
@@ -108,6 +111,12 @@ class Anatomy:
     chimera: tuple[ChimeraPoint, ...] = ()
     regeneration: tuple[RegenerationPoint, ...] = ()
     unit: str = "bits/dim"
+    distance_name: str | None = None
+
+    @property
+    def distance(self) -> str:
+        """What to call the distances in a plot or table."""
+        return self.distance_name or "distance"
 
 
 _ANATOMY = TypeAdapter(Anatomy)

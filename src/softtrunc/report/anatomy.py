@@ -95,7 +95,9 @@ def view_anatomy(folder: Path, looks: Mapping[str, RunStyle] | None = None) -> A
         plots.error_by_log_snr(runs, styles),
         None if change is None else plots.change_by_time(change, styles[1], record.unit),
         None if change is None else plots.error_change(runs[0], change, styles[1]),
-        plots.chimera_curves(runs, record.chimera, styles) if record.chimera else None,
+        plots.chimera_curves(runs, record.chimera, styles, record.distance)
+        if record.chimera
+        else None,
         tuple((key, picture) for key, picture in laws if picture is not None),
         plots.regeneration_curve(record.regeneration, styles[0]) if record.regeneration else None,
         tuple(_grids(folder, record)),

@@ -94,9 +94,12 @@ def _changes(
 
 
 def chimera_curves(
-    runs: Sequence[AnatomyRun], points: Sequence[ChimeraPoint], styles: Sequence[RunStyle]
+    runs: Sequence[AnatomyRun],
+    points: Sequence[ChimeraPoint],
+    styles: Sequence[RunStyle],
+    distance: str,
 ) -> Picture | None:
-    """Distance to the data by the time at which one run takes over; dashed: each run alone."""
+    """The named distance by the time at which one run takes over; dashed: each run alone."""
     known = [(p.above, p.log_snr, p.distance) for p in points if p.distance is not None]
     if len(known) < len(points):
         return None
@@ -108,7 +111,7 @@ def chimera_curves(
                 axes.axhline(run.distance, color=style.colour, linewidth=1.0, linestyle="--")
         axes.set_ylim(bottom=0.0)
         _log_snr_axis(axes, runs[0].bins)
-        axes.set(ylabel="distance of the samples")
+        axes.set(ylabel=f"{distance} of the samples")
         axes.set_xlabel("log-SNR at which one model takes over from the other")
         return encoded(figure)
 
