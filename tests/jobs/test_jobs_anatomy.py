@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -54,8 +55,64 @@ def test_one_run(runs, tmp_path, capsys):
     assert len(content["regeneration"]) == 2
     assert (tmp_path / "regeneration.png").is_file()
     page = (tmp_path / "anatomy.html").read_text()
+    for name in ("prior", "residual", "offset"):
+        assert f'<td>{name}</td><td></td><td class="number">{run[name]:.4f}</td>' in page
+    assert "soft: filled" in page
     assert page.count("<img") == 6  # three of the bound, regeneration and its grid, the law
     assert not (tmp_path / "anatomy.partial").exists()
+
+
+class Bars:
+    """Progress that keeps how far each bar came."""
+
+    def __init__(self):
+        self.bars = []
+
+    @contextmanager
+    def task(self, label, total, done=0):
+        self.bars.append([label, done, total])
+        yield self
+
+    def advance(self, n=1, note=""):
+        self.bars[-1][1] += n
+
+    def say(self, line):
+        raise AssertionError(line)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["bound by time, soft", "regenerate, soft"],
+        ["bound by time, soft", "bound by time, hard", "sample soft", "features of digits train",
+         "sample hard", *2 * ["soft above t"], *2 * ["hard above t"]],
+    ],
+    ids=["one run", "two runs"],
+)  # fmt: skip
+def test_every_bar_reaches_its_total(runs, tmp_path, labels):
+    progress = Bars()
+    anatomy(runs if "sample hard" in labels else runs[:1], tmp_path, **SMALL, progress=progress)
+    assert [label.partition(" = ")[0] for label, _, _ in progress.bars] == labels
+    for label, done, total in progress.bars:
+        assert done == total > 0, label
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_law_of_a_mixed_loss(tmp_path, capsys, balanced):
+    run = train(
+        tmp_path / "run",
+        f"objective={{weighting: mixed, mixed: {{coefficient: 2.0, balanced: {balanced}}}}}",
+    )
+    options = ["-n", "2", "--bins", "3", "--draws", "1", "--times", "1"]
+    assert main(["anatomy", str(run), *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    page = (run / "anatomy" / "anatomy.html").read_text()
+    bins = read_anatomy(run / "anatomy" / "anatomy.json").runs[0].bins
+    for told, text in (("weights are not known", printed), ("run: not known.", page)):
+        assert (told in text) == balanced
+    assert all((part.weight is None) == balanced for part in bins)
+    if not balanced:
+        assert sum(part.share_of_draws for part in bins) == pytest.approx(1.0)
 
 
 def test_two_runs(runs, tmp_path, capsys):

@@ -30,7 +30,7 @@ from softtrunc.jobs.anatomy_samples import Chimeras, regeneration
 from softtrunc.jobs.measure import check_images
 from softtrunc.jobs.measured import check_extractor
 from softtrunc.jobs.parts import Parts
-from softtrunc.objective import SoftTruncationLoss
+from softtrunc.objective import MixedLoss
 from softtrunc.recipes.build import build_data, build_objective
 from softtrunc.records import Anatomy, AnatomyBin, AnatomyChange, AnatomyRun, write_anatomy
 from softtrunc.report.anatomy import write_anatomy_page
@@ -308,9 +308,9 @@ class _Law(NamedTuple):
 
 
 def _law(opened: OpenRun, log_snr: Tensor) -> list[_Law]:
-    """What training made of each bin; nothing for a loss of two halves."""
+    """What training made of each bin; nothing for a balanced loss: errors weigh its halves."""
     objective = build_objective(opened.recipe)
-    if not isinstance(objective, SoftTruncationLoss):
+    if isinstance(objective, MixedLoss) and objective.balanced:
         return [_Law() for _ in log_snr[1:]]
     # Norms settle in the first half of the training.
     rows = opened.run.metrics()

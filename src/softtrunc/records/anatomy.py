@@ -60,6 +60,16 @@ class AnatomyRun:
     standard_error: FiniteFloat
     distance: FiniteFloat | None = None
 
+    @property
+    def law_is_known(self) -> bool:
+        """Whether it is known what training made of the times."""
+        return self.bins[0].weight is not None
+
+    @property
+    def law_is_recorded(self) -> bool:
+        """Whether recorded steps say so, not the recipe alone, which an import guesses."""
+        return self.bins[0].clipped_weight is not None
+
 
 @dataclass(frozen=True)
 class AnatomyChange:

@@ -118,7 +118,7 @@ def chimera_curves(
 
 def law_of_times(run: AnatomyRun, style: RunStyle) -> Picture | None:
     """The share of training's draws in each bin, and what each bin's loss counts in a step."""
-    if any(part.share_of_draws is None or part.weight is None for part in run.bins):
+    if not run.law_is_known:
         return None
     edges = _edges(run.bins)
     clipped = [part.clipped_weight for part in run.bins]
@@ -127,7 +127,7 @@ def law_of_times(run: AnatomyRun, style: RunStyle) -> Picture | None:
         axes.stairs(shares, edges, fill=True, color=style.colour, alpha=0.25)
         weights = _over_largest([part.weight or 0.0 for part in run.bins])
         axes.stairs(weights, edges, color=style.colour, linewidth=1.7)
-        if None not in clipped:
+        if run.law_is_recorded:
             left = _over_largest([weight or 0.0 for weight in clipped])
             axes.stairs(left, edges, color=base.INK, linestyle="--", linewidth=1.4)
         axes.set_ylim(bottom=0.0)
