@@ -61,7 +61,7 @@ def anatomy(
     out: Path | None = None,
     *,
     images: int = 256,
-    samples: int = 1000,
+    samples: int = 500,
     bins: int = 24,
     draws: int = 2,
     times: int = 6,
