@@ -51,6 +51,24 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
+class Spoiled:
+    """A model whose score is a tenth too large where log-SNR lies between two values."""
+
+    model: Gaussian
+    low: float
+    high: float
+
+    @property
+    def sde(self) -> SDE:
+        return self.model.sde
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        log_snr = self.sde.log_snr(t)
+        factor = torch.where((log_snr > self.low) & (log_snr < self.high), 1.1, 1.0)
+        return expand_to(factor.to(x), x) * self.model.score(x, t)
+
+
+@dataclass(frozen=True)
 class Mixture:
     """Data from sum_j weights_j N(means_j, stds_j^2 I): means (K, *event), the others (K,)."""
 

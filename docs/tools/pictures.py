@@ -1,4 +1,4 @@
-"""The pictures of docs/method.md and docs/times.md, from the records in docs/studies.
+"""The pictures of method, times and results, from the records in docs/studies.
 
 Run: python docs/tools/pictures.py                # draw docs/images again
      python docs/tools/pictures.py --record RUN   # first, gradient norms of a run of fashion16-soft
@@ -11,6 +11,7 @@ import csv
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 import matplotlib.style
@@ -20,6 +21,8 @@ from matplotlib.figure import Figure
 
 from softtrunc import PowerPrior
 from softtrunc.records import Anatomy, read_anatomy, read_metrics
+from softtrunc.report.plots_base import run_style
+from softtrunc.report.plots_scatter import Point, trade_off
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +32,26 @@ STUDIES, IMAGES = DOCS / "studies", DOCS / "images"
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 # Ends of the bins of tau in the record of gradient norms.
 TAUS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.5, 1.0)
+
+# The studies whose density is drawn against distance, and what the distance is called.
+FRONTS = {
+    "fashion16": "FD(fashion16-cnn)",
+    "fashion16-unclipped": "FD(fashion16-cnn)",
+    "fashion16-6000": "FD(fashion16-cnn)",
+    "cifar16": "FD(EfficientNet-Lite0)",
+}
+# Recipes without the name of their data, and what they are called; each has one look everywhere.
+ARMS = {
+    "hard": "hard truncation",
+    "soft": "drawn 1",
+    "soft-k0.8": "drawn 0.8",
+    "expected": "expected 1",
+    "expected-k0.8": "expected 0.8",
+    "expected-k0.6": "expected 0.6",
+    "expected-k0.4": "expected 0.4",
+    "variance": "variance",
+    "cond": "expected 0.8, by class",
+}
 
 
 def record_gradients(run: Path) -> None:
@@ -122,6 +145,21 @@ def which_times() -> Figure:
     return figure
 
 
+def front(study: str) -> list[Point]:
+    """Density and distance of each arm of a study: the means over seeds and their errors."""
+    with (STUDIES / "fashion16.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["study"] == study]
+    points = []
+    for i, (arm, label) in enumerate(ARMS.items()):
+        runs = [row for row in rows if row["recipe"].partition("-")[2] == arm]
+        if not runs:
+            continue
+        x, y = ([float(run[key]) for run in runs] for key in ("nelbo", "frechet_distance"))
+        errors = [stdev(v) / len(v) ** 0.5 if len(v) > 1 else None for v in (x, y)]
+        points.append(Point(run_style(i), label, mean(x), mean(y), *errors))
+    return sorted(points, key=lambda point: point.y)  # in this order labels find room
+
+
 def _panels() -> tuple[Figure, tuple[Axes, Axes]]:
     figure = Figure(figsize=(8.4, 2.9), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -150,6 +188,10 @@ def draw(folder: Path) -> None:
     with matplotlib.style.context([style, {"text.parse_math": True}]):
         for name, picture in PICTURES.items():
             picture().savefig(folder / name, facecolor="white", metadata={"Software": None})
+    for study, distance in FRONTS.items():
+        if points := front(study):  # a study that is still to come has none
+            drawn = trade_off(points, "NELBO, bits/dim", distance, encoding="png")
+            (folder / f"{study}.png").write_bytes(drawn.data)
 
 
 if __name__ == "__main__":

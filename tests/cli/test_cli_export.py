@@ -14,6 +14,7 @@ from command_line import TINY
 from softtrunc import ScoreModel
 from softtrunc.cli import main
 from softtrunc.interop import noise_levels
+from softtrunc.jobs import export as export_command
 from softtrunc.recipes import load_recipe
 from softtrunc.runs.open_run import open_run
 
@@ -34,7 +35,7 @@ def run(tmp_path_factory):
         "figures": [
             {
                 "key": "nll",
-                "name": "bits/dim without",
+                "name": "bits/dim without residual",
                 "value": 5.25,
                 "standard_error": 0.125,
                 "unit": "bits/dim",
@@ -93,14 +94,17 @@ def test_the_card_tells_recipe_data_and_figures(run, tmp_path):
     text = (out / "README.md").read_text()
     opened = open_run(run)
     assert f"`{opened.card.fingerprint}`" in text
-    assert "| bits/dim without | 5.250 ± 0.125 bits/dim | split: test; n: 360" in text
+    assert "| bits/dim without residual | 5.250 ± 0.125 bits/dim | split: test; n: 360" in text
     assert "solver: name rk45" in text
+    assert "None is chosen for these weights" in text
+    assert 'from_pretrained("PATH OR OWNER/NAME")' in text
+    assert "| source | scikit-learn" in text
     head = yaml.safe_load(text.split("---")[1])
     assert head["library_name"] == "softtrunc"
     (result,) = head["model-index"][0]["results"]
     assert result["metrics"][0] == {
         "type": "nll",
-        "name": "bits/dim without",
+        "name": "bits/dim without residual",
         "value": 5.25,
     }
     recipe = load_recipe(str(out / "recipe.yaml"))
@@ -114,6 +118,17 @@ def test_the_card_tells_recipe_data_and_figures(run, tmp_path):
     from huggingface_hub import ModelCard
 
     assert ModelCard(text).data.eval_results[0].metric_value == 5.25
+
+
+def test_the_card_names_licence_and_place(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_command, "push_export", lambda *_, **__: "there")
+    out = tmp_path / "out"
+    options = ["--license", "cc-by-4.0", "--push", "someone/model"]
+    assert main(["export", str(run), "--out", str(out), *options]) == 0
+    text = (out / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["license"] == "cc-by-4.0"
+    assert "The weights: cc-by-4.0." in text
+    assert 'from_pretrained("someone/model")' in text
 
 
 def test_figures_of_other_weights_stay_out(run, tmp_path):

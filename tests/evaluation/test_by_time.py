@@ -1,9 +1,8 @@
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
-from exact import Gaussian
+from exact import Gaussian, Spoiled
 
 from softtrunc import SDE, VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 from softtrunc.density import nelbo
@@ -18,24 +17,6 @@ DIM, STD, BINS = 6, 0.5, 10
 def gaussian(sde: SDE) -> Gaussian:
     mean, std = torch.zeros(DIM, dtype=torch.float64), torch.full((DIM,), STD, dtype=torch.float64)
     return Gaussian(sde, mean, std)
-
-
-@dataclass(frozen=True)
-class Spoiled:
-    """A model whose score is a tenth too large where log-SNR lies between two values."""
-
-    model: Gaussian
-    low: float
-    high: float
-
-    @property
-    def sde(self) -> SDE:
-        return self.model.sde
-
-    def score(self, x, t):
-        log_snr = self.sde.log_snr(t)
-        factor = torch.where((log_snr > self.low) & (log_snr < self.high), 1.1, 1.0)
-        return factor.to(x)[:, None] * self.model.score(x, t)
 
 
 def data(sde: SDE, n: int = 400, seed: int = 0) -> torch.Tensor:

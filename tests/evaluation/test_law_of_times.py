@@ -8,6 +8,7 @@ from softtrunc import (
     VPSDE,
     HardTruncation,
     ImportanceTimes,
+    MixedLoss,
     PowerPrior,
     PriorWeight,
     SoftTruncationLoss,
@@ -84,6 +85,45 @@ def _step(tau, draw):
     return StepDraw(tau[0], draw.t, draw.weight)
 
 
+class Blind:
+    """A model whose score is zero, so that its error is the noise's square."""
+
+    def __init__(self, sde):
+        self.sde = sde
+
+    def score(self, x, t):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_a_mixed_loss_has_the_law_of_its_halves(average):
+    sde, prior = VPSDE(), PowerPrior(1.0)
+    likelihood = objective(sde, prior)
+    variance = objective(sde, prior, UniformTimes(sde, average=average), variance_weight(sde))
+    loss = MixedLoss(likelihood, variance, coefficient=3.0)
+    generator = torch.Generator().manual_seed(0)
+    taus = prior.sample(500, generator=generator)
+    norms = torch.where(taus < 0.01, 4.0, 0.5)
+    found = law_of_times(loss, edges(sde), taus=taus, grad_norms=norms, clip=1.0)
+    assert float(found.share.sum()) == pytest.approx(1.0, abs=1e-12)
+    # What batches of unit error add up to in each bin; the plain likelihood loss is half its error.
+    count, sums, clipped = (torch.zeros(12, dtype=torch.float64) for _ in range(3))
+    ones, n = torch.ones(400, 1, dtype=torch.float64), 400 * len(taus)
+    for tau, norm in zip(taus, norms, strict=True):
+        terms = loss(Blind(sde), ones, tau=tau, noise=ones, generator=generator)
+        place = torch.bucketize(-sde.log_snr(terms.t), -edges(sde)[1:-1])
+        count += torch.bincount(place, minlength=12)
+        added = torch.zeros(12, dtype=torch.float64).index_add(0, place, 2.0 * terms.loss)
+        sums += added
+        clipped += added * min(1.0, 1.0 / float(norm))
+    width = float(edges(sde)[0] - edges(sde)[1])
+    assert (count / n - found.share).abs().max() < 0.02
+    known = law_of_times(loss, edges(sde), taus=taus, grad_norms=norms)  # these taus, unclipped
+    for drawn, law in ((sums, known.clipped), (clipped, found.clipped)):
+        torch.testing.assert_close(drawn / (n * width), law, rtol=0.1, atol=0.01)
+    torch.testing.assert_close(known.clipped, found.weight, rtol=0.15, atol=0.02)
+
+
 @pytest.mark.parametrize("weighting", [likelihood_weight, variance_weight])
 @pytest.mark.parametrize("k", [0.0, 0.8, 1.0, 2.0])
 def test_soft_truncation_and_its_expected_weight_weigh_alike(k, weighting):
@@ -117,6 +157,8 @@ def test_clipping_takes_from_the_small_times():
 
 def test_refusals():
     loss = objective(VPSDE())
+    with pytest.raises(ValueError, match="balanced"):
+        law_of_times(MixedLoss(loss, loss, 1.0, balanced=True), edges(VPSDE()))
     with pytest.raises(ValueError, match="edges"):
         law_of_times(loss, torch.tensor([1.0, 0.0, 0.5]))
     with pytest.raises(ValueError, match="or neither"):

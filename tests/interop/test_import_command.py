@@ -110,6 +110,14 @@ def test_evaluating_needs_the_data_by_name(files, capsys):
     assert main([*arguments, "--data", "images.npy", *settings, *few]) == 0
     content = json.loads((files / "run" / "evaluation.json").read_text())
     assert {figure["data"]["name"] for figure in content["figures"]} == {"images"}
+    # Its recipe is a guess, and no step of its training is recorded.
+    small = ["-n", "2", "--bins", "2", "--draws", "1", "--times", "1", "--split", "train"]
+    capsys.readouterr()
+    assert main(["anatomy", "run", "--data", "images.npy", *small,
+                 "--set", "sampling={sampler: heun, steps: 2}"]) == 0  # fmt: skip
+    assert "draws and weight by its recipe" in " ".join(capsys.readouterr().out.split())
+    page = (files / "run" / "anatomy" / "anatomy.html").read_text()
+    assert "run, by its recipe, since no steps of its training are recorded" in page
 
 
 @pytest.mark.parametrize(

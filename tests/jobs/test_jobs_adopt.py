@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from softtrunc import ScoreModel
 from softtrunc.cli import main
+from softtrunc.data import DataCard
 from softtrunc.feedback.progress import Silent
-from softtrunc.hub import shipped_names
+from softtrunc.hub import shipped_folder, shipped_names
 from softtrunc.jobs.adopt import adopt
+from softtrunc.jobs.card import model_card
 from softtrunc.recipes import UserError
+from softtrunc.recipes.load import parse_recipe
+from softtrunc.records import read_evaluation, read_recipe
 from softtrunc.runs.draw import draw
 from softtrunc.runs.open_run import open_run
 
@@ -65,8 +71,42 @@ def test_what_ships_is_small_and_works_by_its_name(name, tmp_path, monkeypatch, 
     again = ScoreModel.from_pretrained(tmp_path / "copy")
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
+    loose = ["--set", "evaluation.rtol=0.1", "--set", "evaluation.atol=0.1"]
+    assert main(["edit", "encode", name, "-n", "1", "--out", "latents.npz", *loose]) == 0
+    filled = ["edit", "inpaint", name, "-n", "1", "--variants", "1", "--steps", "2"]
+    assert main([*filled, "--out", "filled.png"]) == 0
+    with np.load("latents.npz") as latents, Image.open("filled.png") as picture:
+        assert latents["latents"].shape == (1, 1, 16, 16)
+        assert min(picture.size) >= 16
+    small = ["-n", "2", "--bins", "2", "--draws", "1", "--times", "1", "--set", "sampling.steps=2"]
+    assert main(["anatomy", name, *small]) == 0
+    (taken_apart,) = json.loads((made / "anatomy" / "anatomy.json").read_text())["runs"]
+    assert len(taken_apart["bins"]) == 2
     assert main(["sample", "no-such-model"]) == 2
     assert "no run here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_the_card_of_what_ships_is_what_export_writes(name):
+    folder = shipped_folder(name)
+    record = read_recipe(folder / "recipe.yaml")
+    card = model_card(
+        parse_recipe(record.settings, name),
+        DataCard.from_dict(record.provenance["data"]),
+        ScoreModel.from_pretrained(name),
+        read_evaluation(folder / "evaluation.json"),
+        title=name,
+        step=record.provenance["step"],
+        weights="ema",
+        picture="samples.png",
+        licence="apache-2.0",
+        source=name,
+    )
+    shown = (folder / "README.md").read_text()
+    # Keys that recipes have since been given are not in its own.
+    assert shown.partition("## Recipe")[0] == card.partition("## Recipe")[0]
+    for told in (f'from_pretrained("{name}")', "license: apache-2.0", "MIT licence"):
+        assert told in shown
 
 
 def test_a_folder_comes_before_a_name(run, tmp_path, monkeypatch):

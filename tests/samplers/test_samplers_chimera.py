@@ -1,5 +1,8 @@
+import math
+
 import pytest
 import torch
+from exact import Spoiled
 from sampler_cases import SAMPLERS, SDES, gaussian, generator
 from torch import nn
 
@@ -89,6 +92,40 @@ def test_every_sampler_takes_one_of_exact_models(sde, name):
     model = gaussian(sde, 8)
     samples = SAMPLERS[name].sample(Chimera(model, model, 0.5), (3, 8), seeds=range(3))
     assert torch.equal(samples.x, SAMPLERS[name].sample(model, (3, 8), seeds=range(3)).x)
+
+
+@pytest.mark.parametrize("spoiled_above", [True, False])
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_a_spoiled_score_shows_on_its_side_of_the_curve(sde, spoiled_above):
+    """Where one model takes over says which of its times are the bad ones."""
+    exact, sampler, middle = gaussian(sde, 8), DPMSolver(steps=50), 1.0
+    ends = (-math.inf, middle) if spoiled_above else (middle, math.inf)
+    spoiled = Spoiled(exact, *ends)
+    log_snr = torch.tensor([6.0, 4.5, 3.0, 1.5, 0.5, -1.0, -2.5, -4.0], dtype=torch.float64)
+    times = sde.time_of_log_snr(log_snr).tolist()  # rising; four below t*, four above it
+
+    def draw(model):
+        return sampler.sample(model, (64, 8), seeds=range(64)).x
+
+    def distances(samples):
+        return torch.stack([(x - truth).square().mean().sqrt() for x in samples])
+
+    truth, bad = draw(exact), draw(spoiled)
+    worst = float(distances([bad]))
+    assert worst > 0.01
+    for above in (exact, spoiled):
+        below = spoiled if above is exact else exact
+        drawn = [draw(Chimera(above, below, t)) for t in times]
+        found = distances(drawn)
+        # No spoiled time is asked of the other model, or all are: which depends on the side of t*.
+        same, moving = (slice(0, 4), slice(4, 8)) if spoiled_above else (slice(4, 8), slice(0, 4))
+        end = bad if (above is spoiled) == spoiled_above else truth
+        for x in drawn[same]:
+            assert torch.equal(x, end)
+        # The larger t, the more times are the lower model's.
+        steps = found[moving].diff() * (1.0 if below is spoiled else -1.0)
+        assert (steps > 0.02 * worst).all()
+        assert ((found[moving] > 0.0) & (found[moving] < worst)).all()
 
 
 def test_refusals():

@@ -32,7 +32,7 @@ def anatomy(
         typer.Option(
             metavar="N", min=2, max=10**6, help="With two runs: samples for each distance."
         ),
-    ] = 1000,
+    ] = 500,
     bins: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Bins of log-SNR.")] = 24,
     draws: Annotated[
         int,

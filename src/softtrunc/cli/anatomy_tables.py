@@ -24,14 +24,21 @@ def anatomy_tables(content: Anatomy) -> Iterator[Table]:
         return
     yield _two_runs(content.runs, content.difference, content.unit)
     if content.runs[0].distance is not None:
-        yield _chimeras(content.runs, content.chimera)
+        yield _chimeras(content.runs, content.chimera, content.distance)
 
 
 _TERMS = ("prior", "residual", "offset")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+    )
     for column in columns:
         table.add_column(column, justify="right", overflow="fold", no_wrap=column == "log-SNR")
     return table
@@ -44,19 +51,25 @@ def _ends(part: AnatomyBin) -> tuple[str, str]:
 
 def _one_run(run: AnatomyRun, unit: str) -> Table:
     """The bound and the law of times."""
-    law = run.bins[0].weight is not None
+    law, recorded = run.law_is_known, run.law_is_recorded
     table = _table(
         f"{run.name}: the bound by time, {unit}",
         (
             *("log-SNR", "t up to", "bits/dim", "± SE", "share", "error"),
-            *(("draws", "weight", "clipped") if law else ()),
+            *(("draws", "weight") if law else ()),
+            *(("clipped",) if recorded else ()),
         ),
     )
+    if not law:
+        table.caption = (
+            "draws and weights are not known: the loss has two halves, weighed by their errors"
+        )
+    elif not recorded:
+        table.caption = "draws and weight by its recipe: no steps of its training are recorded"
     for part in run.bins:
         cells = [f"{part.share_of_draws:.1%}", f"{part.weight:.3f}"] if law else []
-        if law:
-            clipped = part.clipped_weight
-            cells.append("" if clipped is None else f"{clipped:.3f}")
+        if recorded:
+            cells.append(f"{part.clipped_weight:.3f}")
         table.add_row(
             *_ends(part),
             f"{part.bits_per_dim:.4f}",
@@ -103,11 +116,11 @@ def _two_runs(runs: Sequence[AnatomyRun], difference: AnatomyChange, unit: str) 
     return table
 
 
-def _chimeras(runs: Sequence[AnatomyRun], curves: Sequence[ChimeraPoint]) -> Table:
+def _chimeras(runs: Sequence[AnatomyRun], curves: Sequence[ChimeraPoint], distance: str) -> Table:
     """Distances by the time at which one run takes over from the other."""
     first, second = runs
     a, b = first.name, second.name
-    table = _table("distance of samples to the training images", ("t", "log-SNR", a, b))
+    table = _table(f"{distance} of samples to the training images", ("t", "log-SNR", a, b))
     table.columns[2].header, table.columns[3].header = f"{a} above t", f"{b} above t"
     table.add_row("none below", "", f"{first.distance:.3f}", f"{second.distance:.3f}")
     half = len(curves) // 2

@@ -18,6 +18,12 @@ def export(
     ] = None,
     weights: Weights = "ema",
     ema: Ema = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license", metavar="ID", help="Of the weights, for the card; e.g. apache-2.0."
+        ),
+    ] = None,
     push: Annotated[
         str | None,
         typer.Option(metavar="OWNER/NAME", help="Also upload it to the Hugging Face Hub."),
@@ -37,7 +43,8 @@ def export(
     if push is None:
         refuse_unused(context, "nothing is pushed", "private")
     chosen = chosen_weights(context, weights, ema)
-    folder = export_run(run, out or run / "export", weights=chosen)
+    out = out or run / "export"
+    folder = export_run(run, out, weights=chosen, licence=licence, source=push)
     echo(str(folder))
     if push is not None:
         echo(push_export(folder, push, private=private or None))

@@ -127,6 +127,20 @@ class Judge(FeatureReader):
         progress: where bars and lines go.
     """
 
+    def frechet_name(self, samples: int, split: str, card: DataCard) -> str:
+        """What the Frechet distance of so many samples to these images is called."""
+        return figure_name("FID", self._extractor, samples) + _of_references(
+            card.count, split, card
+        )
+
+    def extractor_protocol(self, channels: int) -> dict[str, object]:
+        """What a protocol says of the extractor; images have so many channels."""
+        return {
+            "extractor": self._extractor.name,
+            "extractor_hash": self._extractor.hash,
+            "resize": self._extractor.describe(channels),
+        }
+
     def measure(
         self,
         samples: Samples,
@@ -224,9 +238,7 @@ class Judge(FeatureReader):
         nfe = samples.nfe()
         protocol = {
             "samples": samples.count,
-            "extractor": self._extractor.name,
-            "extractor_hash": self._extractor.hash,
-            "resize": self._extractor.describe(samples.channels),
+            **self.extractor_protocol(samples.channels),
             **samples.protocol,
         }
         return _Judged(
@@ -257,7 +269,7 @@ class Judge(FeatureReader):
             raise ValueError("distances within classes need features")
         to = Labels.of(data)
         found = intra_distances(ours.features, labels, theirs.features, to)
-        reference, source = _reference(split, data.card)
+        reference, source = reference_protocol(split, data.card)
         name = figure_name("intra-FID", self._extractor, min(labels.counts()))
         return ours.figure(
             against("intra_frechet_distance", split),
@@ -281,7 +293,7 @@ class Judge(FeatureReader):
         def to(used: int) -> str:
             return _of_references(used, split, card)
 
-        reference, data = _reference(split, card)
+        reference, data = reference_protocol(split, card)
         if theirs.statistics is not None:
             value = frechet_distance(
                 ours.statistics.mean,
@@ -289,7 +301,7 @@ class Judge(FeatureReader):
                 theirs.statistics.mean,
                 theirs.statistics.covariance,
             )
-            name = figure_name("FID", self._extractor, ours.count) + to(card.count)
+            name = self.frechet_name(ours.count, split, card)
             yield ours.figure(against("frechet_distance", split), name, value, reference, data)
         if ours.features is None or theirs.features is None:
             return
@@ -337,7 +349,7 @@ def _of_references(used: int, split: str, card: DataCard) -> str:
     return f"{words} to {used:,} references" if few else words
 
 
-def _reference(split: str, card: DataCard) -> tuple[dict[str, object], FigureData]:
+def reference_protocol(split: str, card: DataCard) -> tuple[dict[str, object], FigureData]:
     """What a protocol says of the references, and the figure's data."""
     said: dict[str, object] = {
         "reference": f"{card.name} {split}",

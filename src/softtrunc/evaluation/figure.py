@@ -72,7 +72,7 @@ class DensityForm:
 
 FORMS: dict[DensityFigure, DensityForm] = {
     "nll_residual": DensityForm("bits/dim with residual", "uniform", _ODE, "Gaussian"),
-    "nll": DensityForm("bits/dim without", "uniform", _ODE, "none"),
+    "nll": DensityForm("bits/dim without residual", "uniform", _ODE, "none"),
     "nelbo": DensityForm("NELBO", "uniform", _BOUND, "Gaussian"),
     "nll_lossless": DensityForm("bits/dim lossless", "none", _ODE, _DISCRETE),
     "nelbo_lossless": DensityForm("NELBO lossless", "none", _BOUND, _DISCRETE),

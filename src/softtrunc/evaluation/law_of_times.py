@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softtrunc.objective import SoftTruncationLoss
+from softtrunc.objective import MixedLoss, SoftTruncationLoss
 from softtrunc.times import LogSNRTimes, TimeLaw, UniformTimes
 
 _QUANTILES = 1 << 16
@@ -39,7 +39,7 @@ class LawOfTimes(NamedTuple):
 
 
 def law_of_times(
-    objective: SoftTruncationLoss,
+    objective: SoftTruncationLoss | MixedLoss,
     edges: Float[Tensor, " edges"],
     *,
     taus: Sequence[float] | Float[Tensor, " steps"] | None = None,
@@ -52,16 +52,29 @@ def law_of_times(
     `n` by `min(1, clip / n)`. Norms fall with tau, so that steps of small tau lose the most; which
     norms a run had only the run can tell.
 
+    A mixed loss draws half of its times by each law, and its weight is the sum of its halves', the
+    second times its coefficient.
+
     Args:
-        objective: prior, law of the times and weighting.
+        objective: prior, law of the times and weighting; two of these in a mixed loss.
         edges: log-SNRs at the ends of the bins, rising or falling.
         taus: truncation times of recorded steps.
         grad_norms: gradient norms of the same steps, before clipping.
         clip: the largest norm that was let through; None: no clipping.
 
     Raises:
-        ValueError: if the edges do not rise or fall, or taus and norms are not as many.
+        ValueError: if the edges do not rise or fall, taus and norms are not as many, or a mixed
+            loss is balanced: its halves are then weighed by their errors, which are not known here.
     """
+    if isinstance(objective, MixedLoss):
+        if objective.balanced:
+            raise ValueError("law_of_times: a balanced loss has no weight without its errors")
+        halves = (objective.likelihood, objective.variance)
+        first, second = (
+            law_of_times(half, edges, taus=taus, grad_norms=grad_norms, clip=clip)
+            for half in halves
+        )
+        return _mixed(first, second, objective.coefficient)
     edges = edges.double()
     steps = edges.diff()
     if len(edges) < 2 or not (bool((steps > 0).all()) or bool((steps < 0).all())):
@@ -76,6 +89,15 @@ def law_of_times(
         clipped = _mean_weight(objective, edges, _recorded(objective, taus, grad_norms, clip))
     weight = _mean_weight(objective, edges, _expected(objective, tau))
     return LawOfTimes(edges, below.diff().abs(), weight, clipped)
+
+
+def _mixed(first: LawOfTimes, second: LawOfTimes, coefficient: float) -> LawOfTimes:
+    """The law of two halves of a batch, whose mean losses are added, the second's scaled."""
+    clipped = None
+    if first.clipped is not None and second.clipped is not None:
+        clipped = first.clipped + coefficient * second.clipped
+    share = (first.share + second.share) / 2
+    return LawOfTimes(first.log_snr, share, first.weight + coefficient * second.weight, clipped)
 
 
 _SoFar = Callable[[Tensor], Tensor]

@@ -30,7 +30,7 @@ from softtrunc.jobs.anatomy_samples import Chimeras, regeneration
 from softtrunc.jobs.measure import check_images
 from softtrunc.jobs.measured import check_extractor
 from softtrunc.jobs.parts import Parts
-from softtrunc.objective import SoftTruncationLoss
+from softtrunc.objective import MixedLoss
 from softtrunc.recipes.build import build_data, build_objective
 from softtrunc.records import Anatomy, AnatomyBin, AnatomyChange, AnatomyRun, write_anatomy
 from softtrunc.report.anatomy import write_anatomy_page
@@ -61,7 +61,7 @@ def anatomy(
     out: Path | None = None,
     *,
     images: int = 256,
-    samples: int = 1000,
+    samples: int = 500,
     bins: int = 24,
     draws: int = 2,
     times: int = 6,
@@ -109,13 +109,7 @@ def anatomy(
         raise UserError(f"--out {out}: is no folder: write the name of one")
     if images < 2:
         raise UserError(f"anatomy: {images} images: a standard error needs 2 at least")
-    opened = [open_run(path, weights=weights, overrides=overrides) for path in runs]
-    if opened[0].accelerator.num_processes > 1:
-        raise UserError("anatomy works in one process: call it without `accelerate launch`")
-    for other in opened[1:]:
-        check_pair(opened[0], other)
-    if len(runs) == 2:  # whose samples are judged
-        check_extractor(opened[0].run.recipe(), overrides, str(runs[0]))
+    opened = _open(runs, weights, overrides)
     recipe = opened[0].recipe
     data = {name: build_data(recipe, name, progress) for name in ("train", split)}
     _check_data(opened, data, split)
@@ -123,31 +117,34 @@ def anatomy(
     asked = _Question(
         min(images, len(data[split])), samples, bins, draws, split, spec.seed, _eps(opened[0])
     )
+    names = _names(opened)
+    # Whatever can be refused is refused before anything is measured.
+    curves = (
+        Chimeras(opened, names, data["train"], samples, times, progress)
+        if len(opened) == 2
+        else None
+    )
+    judged = curves.protocol if curves else {}
     identity = {
         "weights": [_sha256(o, weights) for o in opened],
         "recipes": [o.recipe.model_dump(mode="json") for o in opened],
         "data": [d.card.fingerprint for d in data.values()],
         "asked": asdict(asked) | {"times": times},
+        "judged": judged,
         "versions": package_versions(),
     }
     parts = Parts(out / "anatomy.partial", identity)
-    names = _names(opened)
-    # Whatever can be refused is refused before anything is measured.
-    curves = (
-        Chimeras(opened, names, data["train"], samples, times, parts, progress)
-        if len(opened) == 2
-        else None
-    )
     found = [
         _bound(o, f"{i}-bound", name, data[split], asked, parts, progress)
         for i, (o, name) in enumerate(zip(opened, names, strict=True))
     ]
-    alone, chimera = curves.measure(out) if curves else ([None], ())
+    alone, chimera = curves.measure(out, parts) if curves else ([None], ())
     content = Anatomy(
         created=now(),
         versions=package_versions(),
         protocol=asdict(asked)
-        | {"data": data[split].card.name, "sampler": recipe.sampling.model_dump(mode="json")},
+        | {"data": data[split].card.name, "sampler": recipe.sampling.model_dump(mode="json")}
+        | judged,
         unit=FORMS["nelbo" if opened[0].card.on_grid else "nelbo_continuous"].unit,
         runs=tuple(
             _run_record(o, name, bound, weights, distance)
@@ -155,6 +152,7 @@ def anatomy(
         ),
         difference=_difference(names, found) if curves else None,
         chimera=chimera,
+        distance_name=curves.distance_name if curves else None,
         regeneration=()
         if curves
         else regeneration(opened[0], data[split], times, parts, progress, out / "regeneration.png"),
@@ -163,6 +161,18 @@ def anatomy(
     write_anatomy_page(out)
     parts.remove()
     return content
+
+
+def _open(runs: Sequence[Path], weights: Weights, overrides: Sequence[str]) -> list[OpenRun]:
+    """Runs that can be compared."""
+    opened = [open_run(path, weights=weights, overrides=overrides) for path in runs]
+    if opened[0].accelerator.num_processes > 1:
+        raise UserError("anatomy works in one process: call it without `accelerate launch`")
+    for other in opened[1:]:
+        check_pair(opened[0], other)
+    if len(runs) == 2:  # whose samples are judged
+        check_extractor(opened[0].run.recipe(), overrides, str(runs[0]))
+    return opened
 
 
 def _names(opened: Sequence[OpenRun]) -> list[str]:
@@ -298,9 +308,9 @@ class _Law(NamedTuple):
 
 
 def _law(opened: OpenRun, log_snr: Tensor) -> list[_Law]:
-    """What training made of each bin; nothing for a loss of two halves."""
+    """What training made of each bin; nothing for a balanced loss: errors weigh its halves."""
     objective = build_objective(opened.recipe)
-    if not isinstance(objective, SoftTruncationLoss):
+    if isinstance(objective, MixedLoss) and objective.balanced:
         return [_Law() for _ in log_snr[1:]]
     # Norms settle in the first half of the training.
     rows = opened.run.metrics()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softtrunc.data import ImageDataset, in_pictures, to_model
 from softtrunc.data.pictures import save_grid
-from softtrunc.evaluation.distances import Judge, Samples
+from softtrunc.evaluation.distances import Judge, Samples, reference_protocol
 from softtrunc.evaluation.features import open_extractor
 from softtrunc.evaluation.regenerate import regenerate
 from softtrunc.feedback.progress import Progress
@@ -53,7 +53,6 @@ class Chimeras:
         train: images that samples are compared with.
         samples: how many are drawn of each chimera.
         times: at how many times one takes over from the other.
-        parts: where results are kept.
         progress: where bars go.
 
     Raises:
@@ -67,7 +66,6 @@ class Chimeras:
         train: ImageDataset,
         samples: int,
         times: int,
-        parts: Parts,
         progress: Progress,
     ) -> None:
         self._opened = [replace(run, recipe=opened[0].recipe) for run in opened]
@@ -75,7 +73,6 @@ class Chimeras:
         self._train = train
         self._samples = samples
         self._times = _times(opened[0].model.sde, times)
-        self._parts = parts
         self._progress = progress
         self._spec = opened[0].recipe.evaluation
         self._judge: Judge | None = None
@@ -91,14 +88,38 @@ class Chimeras:
                 progress=progress,
             )
 
-    def measure(self, out: Path) -> tuple[list[float | None], tuple[ChimeraPoint, ...]]:
+    @property
+    def distance_name(self) -> str | None:
+        """What the distance is called; None: none is measured."""
+        if self._judge is None:
+            return None
+        return self._judge.frechet_name(self._samples, "train", self._train.card)
+
+    @property
+    def protocol(self) -> dict[str, object]:
+        """What another must know of the distance: the extractor, and what samples are held to."""
+        if self._judge is None:
+            return {}
+        card = self._train.card
+        extractor = self._judge.extractor_protocol(self._opened[0].card.channels)
+        return extractor | reference_protocol("train", card)[0]
+
+    def measure(
+        self, out: Path, parts: Parts
+    ) -> tuple[list[float | None], tuple[ChimeraPoint, ...]]:
         """Each run's own distance, and those of the chimeras; a grid of each way round in `out`.
+
+        What was measured is kept in `parts`.
 
         A grid's rows are of the same seeds: the run above alone, its chimeras from the smallest
         time to the largest, and the run below alone. Without an extractor distances are None.
         """
+
+        def measured(opened: OpenRun, label: str, key: str) -> dict[str, Tensor]:
+            return parts.get(key, partial(self._measure, opened, label))
+
         alone = [
-            self._measured(run, f"sample {name}", f"{i}-alone")
+            measured(run, f"sample {name}", f"{i}-alone")
             for i, (run, name) in enumerate(zip(self._opened, self._names, strict=True))
         ]
         curves: list[ChimeraPoint] = []
@@ -108,7 +129,7 @@ class Chimeras:
             for i, t in enumerate(self._times):
                 pair = with_below(self._opened[a], self._opened[b], t)
                 label = f"{above} above t = {t:.2g}, {below}"
-                found = self._measured(pair, label, f"{a}-above-{i}")
+                found = measured(pair, label, f"{a}-above-{i}")
                 rows.append(found["first"])
                 log_snr = _log_snr(pair.model.sde, t)
                 curves.append(ChimeraPoint(above, below, t, log_snr, _distance(found)))
@@ -116,9 +137,6 @@ class Chimeras:
             pixels = in_pictures(torch.cat(rows), self._opened[0].card)
             save_grid(pixels, out / f"chimera-{a + 1}-above-{b + 1}.png", len(rows[0]))
         return [_distance(found) for found in alone], tuple(curves)
-
-    def _measured(self, opened: OpenRun, label: str, key: str) -> dict[str, Tensor]:
-        return self._parts.get(key, partial(self._measure, opened, label))
 
     def _measure(self, opened: OpenRun, label: str) -> dict[str, Tensor]:
         """The first samples, and the distance of all."""

@@ -28,6 +28,8 @@ def model_card(
     weights: str,
     picture: str | None = None,
     init_from: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    source: str | None = None,
 ) -> str:
     """A Hugging Face model card in Markdown.
 
@@ -41,12 +43,15 @@ def model_card(
         weights: "ema", "raw", or "ema-0.05" of an average of length 0.05.
         picture: file of a grid of samples beside the card.
         init_from: what the run's provenance says of the weights that it started from.
+        licence: of the weights, as the Hub names licences, e.g. "apache-2.0"; None: not chosen yet.
+        source: what `ScoreModel.from_pretrained` is to be given; None: not known yet.
     """
     from jinja2 import Environment, StrictUndefined
 
     figures = evaluation.figures if evaluation else ()
     head = ModelCardData(
         library_name="softtrunc",
+        license=licence,
         pipeline_tag=_TASK if data.on_grid else None,
         tags=["score-based-diffusion", "soft-truncation", recipe.sde.kind],
         model_name=title if figures else None,
@@ -62,6 +67,9 @@ def model_card(
         recipe=recipe,
         recipe_text=dump_recipe(recipe).rstrip(),
         data=data,
+        data_source=_bare(data.source),
+        licence=licence,
+        source=source or "PATH OR OWNER/NAME",
         sde=type(model.sde).__name__,
         value_range=model.value_range,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -81,12 +89,16 @@ def model_card(
 
 
 def _origin(init_from: Mapping[str, Any] | None) -> str:
-    """The weights that a run started from, without the folders of a machine."""
+    """The weights that a run started from."""
     if init_from is None:
         return ""
-    source, data = Path(str(init_from["source"])), init_from.get("data")
-    name = source.name if source.is_absolute() else str(source)
+    name, data = _bare(str(init_from["source"])), init_from.get("data")
     return f"`{name}`, trained on {data}" if data else f"`{name}`"
+
+
+def _bare(source: str) -> str:
+    """Where something came from, without the folders of a machine."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def _result(figure: Figure, data: DataCard) -> EvalResult:

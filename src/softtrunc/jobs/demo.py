@@ -20,7 +20,7 @@ from softtrunc.runs.folder import Run
 from softtrunc.training import list_checkpoints, step_of
 
 # Enough to see the curves.
-_take_apart = partial(anatomy, images=128, samples=500, bins=20, times=5)
+_take_apart = partial(anatomy, images=128, bins=20, times=5)
 # Of demos that earlier versions wrote; they may be replaced.
 _EARLIER = ("digits-vp-nll", "digits-vp-nll-st", "digits-vp-fid")
 

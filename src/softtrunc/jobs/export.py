@@ -35,7 +35,14 @@ _INDEX = {
 }
 
 
-def export_run(path: Path, out: Path, *, weights: AnyWeights = "ema") -> Path:
+def export_run(
+    path: Path,
+    out: Path,
+    *,
+    weights: AnyWeights = "ema",
+    licence: str | None = None,
+    source: str | None = None,
+) -> Path:
     """Write the newest checkpoint of a run into a new folder.
 
     The folder holds `config.json` and `model.safetensors` (see `ScoreModel.from_pretrained`), a
@@ -48,6 +55,8 @@ def export_run(path: Path, out: Path, *, weights: AnyWeights = "ema") -> Path:
         path: the run folder.
         out: the folder to write; new or empty.
         weights: averaged or raw, or the length of an average to make.
+        licence: of the weights, as the Hub names licences; None: not chosen yet.
+        source: the name under which others will find the model; None: not known.
 
     Returns:
         The folder.
@@ -59,11 +68,18 @@ def export_run(path: Path, out: Path, *, weights: AnyWeights = "ema") -> Path:
         check_place(out)
         opened = open_run(path, weights=weights)
         with user_errors(f"--out {out}"), whole_folder(out) as partial:
-            _write(opened, partial, weights, title=path.resolve().name)
+            _write(opened, partial, weights, path.resolve().name, licence, source)
     return out
 
 
-def _write(opened: OpenRun, folder: Path, weights: AnyWeights, *, title: str) -> None:
+def _write(
+    opened: OpenRun,
+    folder: Path,
+    weights: AnyWeights,
+    title: str,
+    licence: str | None,
+    source: str | None,
+) -> None:
     picture = _newest_grid(opened)
     if picture is not None:  # drawn anew: what lies under its name may hold more than an image
         _read_grid(picture).save(folder / _PICTURE)
@@ -83,6 +99,8 @@ def _write(opened: OpenRun, folder: Path, weights: AnyWeights, *, title: str) ->
         weights=weights_name(weights),
         picture=None if picture is None else _PICTURE,
         init_from=provenance.get("init_from"),
+        licence=licence,
+        source=source,
     )
     opened.model.cpu().save_pretrained(folder, card=card)
     if not opened.card.on_grid:  # a pipeline of diffusers makes pictures

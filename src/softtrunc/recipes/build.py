@@ -17,7 +17,7 @@ from softtrunc.feedback.errors import UserError, missing_packages, nearest, user
 from softtrunc.feedback.progress import Progress, Silent, counting
 from softtrunc.guidance import guided
 from softtrunc.networks import NetworkConfig, UNet2DConfig, build_network, preset
-from softtrunc.objective import MixedLoss, Objective, SoftTruncationLoss
+from softtrunc.objective import MixedLoss, SoftTruncationLoss
 from softtrunc.recipes import schema
 from softtrunc.samplers import (
     Ancestral,
@@ -83,7 +83,7 @@ def build_prior(recipe: schema.Recipe) -> TruncationPrior:
         return PowerPrior(spec.k, spec.eps, spec.tau_max)
 
 
-def build_objective(recipe: schema.Recipe) -> Objective:
+def build_objective(recipe: schema.Recipe) -> SoftTruncationLoss | MixedLoss:
     """The loss."""
     spec, sde, prior = recipe.objective, build_sde(recipe), build_prior(recipe)
     # EDM's numbers are those of data in [-1, 1].

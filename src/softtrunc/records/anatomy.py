@@ -60,6 +60,16 @@ class AnatomyRun:
     standard_error: FiniteFloat
     distance: FiniteFloat | None = None
 
+    @property
+    def law_is_known(self) -> bool:
+        """Whether it is known what training made of the times."""
+        return self.bins[0].weight is not None
+
+    @property
+    def law_is_recorded(self) -> bool:
+        """Whether recorded steps say so, not the recipe alone, which an import guesses."""
+        return self.bins[0].clipped_weight is not None
+
 
 @dataclass(frozen=True)
 class AnatomyChange:
@@ -98,6 +108,9 @@ class Anatomy:
     """The content of `anatomy.json`: one run with `regeneration`, or two with the rest.
 
     `unit` is that of all bits: of data that are floats on no grid, "bits/dim of density".
+    `distance_name` is what the runs' and chimeras' distances are called, e.g. "FD(fashion16-cnn)";
+    None where none was measured, and in files of older versions. `protocol` says over which
+    extractor they are, and to which images.
     """
 
     created: str
@@ -108,6 +121,12 @@ class Anatomy:
     chimera: tuple[ChimeraPoint, ...] = ()
     regeneration: tuple[RegenerationPoint, ...] = ()
     unit: str = "bits/dim"
+    distance_name: str | None = None
+
+    @property
+    def distance(self) -> str:
+        """What to call the distances in a plot or table."""
+        return self.distance_name or "distance"
 
 
 _ANATOMY = TypeAdapter(Anatomy)

@@ -60,7 +60,8 @@ class MetricsLine:
 
     - `loss`: the mean over the steps since the line before.
     - `taus`, `grad_norms`: of each of those steps, the truncation time and the global norm of the
-      gradient before clipping; empty where an older version did not record them.
+      gradient before clipping; empty where an older version did not record them. A step was
+      clipped, to that length, if its norm is above the recipe's `training.grad_clip`.
     - `learning_rate`: of the last step. `seconds`: training time so far, over all resumes.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from softtrunc.feedback.files import write_text
-from softtrunc.records import Anatomy, read_anatomy
+from softtrunc.records import Anatomy, AnatomyRun, read_anatomy
 from softtrunc.report import plots_anatomy as plots
 from softtrunc.report.plots_base import Picture, RunStyle, image, run_style
 from softtrunc.report.templates import render
@@ -22,6 +22,14 @@ class Key(NamedTuple):
 
     label: str
     style: RunStyle
+
+
+class Law(NamedTuple):
+    """What training made of the times in one run; the picture is None where that is not known."""
+
+    run: AnatomyRun
+    style: RunStyle
+    picture: Picture | None
 
 
 class Grid(NamedTuple):
@@ -43,7 +51,7 @@ class AnatomyView:
     change: Picture | None
     error_change: Picture | None
     chimera: Picture | None
-    laws: tuple[tuple[Key, Picture], ...]
+    laws: tuple[Law, ...]
     regeneration: Picture | None
     grids: tuple[Grid, ...]
 
@@ -86,7 +94,10 @@ def view_anatomy(folder: Path, looks: Mapping[str, RunStyle] | None = None) -> A
         looks = {run.name: run_style(i) for i, run in enumerate(runs)}
     styles = [looks[run.name] for run in runs]
     keys = tuple(Key(run.name, style) for run, style in zip(runs, styles, strict=True))
-    laws = ((key, plots.law_of_times(run, key.style)) for key, run in zip(keys, runs, strict=True))
+    laws = (
+        Law(run, key.style, plots.law_of_times(run, key.style))
+        for run, key in zip(runs, keys, strict=True)
+    )
     return AnatomyView(
         record,
         keys,
@@ -95,8 +106,10 @@ def view_anatomy(folder: Path, looks: Mapping[str, RunStyle] | None = None) -> A
         plots.error_by_log_snr(runs, styles),
         None if change is None else plots.change_by_time(change, styles[1], record.unit),
         None if change is None else plots.error_change(runs[0], change, styles[1]),
-        plots.chimera_curves(runs, record.chimera, styles) if record.chimera else None,
-        tuple((key, picture) for key, picture in laws if picture is not None),
+        plots.chimera_curves(runs, record.chimera, styles, record.distance)
+        if record.chimera
+        else None,
+        tuple(laws),
         plots.regeneration_curve(record.regeneration, styles[0]) if record.regeneration else None,
         tuple(_grids(folder, record)),
     )

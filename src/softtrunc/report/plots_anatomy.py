@@ -94,9 +94,12 @@ def _changes(
 
 
 def chimera_curves(
-    runs: Sequence[AnatomyRun], points: Sequence[ChimeraPoint], styles: Sequence[RunStyle]
+    runs: Sequence[AnatomyRun],
+    points: Sequence[ChimeraPoint],
+    styles: Sequence[RunStyle],
+    distance: str,
 ) -> Picture | None:
-    """Distance to the data by the time at which one run takes over; dashed: each run alone."""
+    """The named distance by the time at which one run takes over; dashed: each run alone."""
     known = [(p.above, p.log_snr, p.distance) for p in points if p.distance is not None]
     if len(known) < len(points):
         return None
@@ -108,14 +111,14 @@ def chimera_curves(
                 axes.axhline(run.distance, color=style.colour, linewidth=1.0, linestyle="--")
         axes.set_ylim(bottom=0.0)
         _log_snr_axis(axes, runs[0].bins)
-        axes.set(ylabel="distance of the samples")
+        axes.set(ylabel=f"{distance} of the samples")
         axes.set_xlabel("log-SNR at which one model takes over from the other")
         return encoded(figure)
 
 
 def law_of_times(run: AnatomyRun, style: RunStyle) -> Picture | None:
     """The share of training's draws in each bin, and what each bin's loss counts in a step."""
-    if any(part.share_of_draws is None or part.weight is None for part in run.bins):
+    if not run.law_is_known:
         return None
     edges = _edges(run.bins)
     clipped = [part.clipped_weight for part in run.bins]
@@ -124,7 +127,7 @@ def law_of_times(run: AnatomyRun, style: RunStyle) -> Picture | None:
         axes.stairs(shares, edges, fill=True, color=style.colour, alpha=0.25)
         weights = _over_largest([part.weight or 0.0 for part in run.bins])
         axes.stairs(weights, edges, color=style.colour, linewidth=1.7)
-        if None not in clipped:
+        if run.law_is_recorded:
             left = _over_largest([weight or 0.0 for weight in clipped])
             axes.stairs(left, edges, color=base.INK, linestyle="--", linewidth=1.4)
         axes.set_ylim(bottom=0.0)

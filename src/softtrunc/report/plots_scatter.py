@@ -57,7 +57,7 @@ def trade_off(
             xycoords="axes fraction",
             arrowprops={"arrowstyle": "-|>", "color": FAINT, "linewidth": 1.2},
         )
-        axes.text(0.115, 0.125, "better", transform=axes.transAxes, color=FAINT, style="italic")
+        axes.text(0.085, 0.03, "better", transform=axes.transAxes, color=FAINT, style="italic")
         _place_labels(figure, axes, points)
         return encoded(figure, encoding)
 
