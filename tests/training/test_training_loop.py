@@ -230,7 +230,7 @@ def test_large_data_are_read_ahead_with_the_same_result(monkeypatch):
     options = {"batch_size": 8, "share": slice(2, 7), "device": torch.device("cpu")}
     with BatchSource(data.images, order, **options) as source:
         expected = [source.batch(step) for step in (0, 1, 2, 5)]
-    monkeypatch.setattr("softtrunc.training.batches._RESIDENT_BYTES", 0)
+    monkeypatch.setattr("softtrunc.training.batches.RESIDENT_BYTES", 0)
     with BatchSource(data.images, order, **options) as source:
         got = [source.batch(step) for step in (0, 1, 2, 5)]
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))

@@ -61,7 +61,7 @@ from softtrunc.training import (
     save_checkpoint,
 )
 from softtrunc.training.sharding import local, shard
-from softtrunc.training.speed import fast_kernels, lay_channels_last, prefers_channels_last
+from softtrunc.training.speed import fast_kernels, lay_out
 
 
 @dataclass(frozen=True)
@@ -208,16 +208,14 @@ class _Training:
             self.filled = self.start.fill(model)
             if self.run.exists:
                 check_unchanged(self.run, self.filled)
-        network, channels_last = model.network, spec.channels_last
+        network = model.network
         if self.sharded:
             blocks = (ResidualBlock, AttentionBlock)
             units = [part for part in network.modules() if isinstance(part, blocks)]
             shard(network, units, device)
         model.to(device)
-        if channels_last is None:
-            channels_last = prefers_channels_last(network, device)
-        if channels_last and not self.sharded:  # shards cannot have it
-            lay_channels_last(network)
+        if not self.sharded:  # shards cannot have channels last
+            lay_out(network, device, spec.channels_last)
         return model
 
     def _load(self) -> float:
