@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import StopRequest, stop_on_signal
 from softtrunc.jobs.class_grid import grid_columns, real_images
 from softtrunc.jobs.data_check import DataCheck
-from softtrunc.jobs.questions import Questions
+from softtrunc.jobs.questions import Deadline, Questions
 from softtrunc.jobs.remarks import remarks
 from softtrunc.jobs.shared_grid import draw_together
 from softtrunc.jobs.start import Start, check_unchanged, start_of_resumed
@@ -276,11 +277,13 @@ class _Training:
                 self.stopped = True
                 return
             questions = Questions(self.accelerator, self.clock, state.step)
+            deadline = Deadline(self.company.size > 1, progress.say)
             self.clock.resume()
             for record in records:
                 self.monitor.add(record)
                 step = state.step
                 wanted = questions.any_stop(step, stop.signal is not None)
+                deadline.look(questions.seconds_a_step)
                 saving = step % spec.checkpoint_every == 0 or step == spec.steps or wanted
                 if saving or step % spec.log_every == 0:
                     self.check.look()
@@ -290,7 +293,9 @@ class _Training:
                 if saving:
                     # A signal is answered at once: who goes on looks at the data again.
                     self.check.look() if wanted else self.check.wait()
+                    begun = monotonic()
                     self._save()
+                    deadline.look(questions.seconds_a_step, monotonic() - begun)
                     wanted |= self.company.meet(vote=stop.signal is not None, stop=stop)
                 if not wanted and self._owes_grid() and not self._sample(stop):
                     self._save()  # before anything that others take part in
