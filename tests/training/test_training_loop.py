@@ -45,6 +45,11 @@ def test_training_lowers_the_loss(accelerator):
     assert np.mean(error[-20:]) < 0.7 * np.mean(error[:5])
 
 
+def test_adam_runs_in_one_kernel(accelerator):
+    state, _ = run(accelerator, CONFIG, 1)
+    assert [group["fused"] for group in state.optimizer.param_groups] == [True]
+
+
 def test_resume_repeats_an_uninterrupted_run_bit_for_bit(accelerator, tmp_path):
     straight, _ = run(accelerator, CONFIG, 30)
     first, _ = run(accelerator, CONFIG, 12)
