@@ -69,12 +69,12 @@ def loaded(folder: Path, batch: int, workers: int) -> Iterator[torch.Tensor]:
 def ours(data: Path, batch: int, *, resident: bool) -> Iterator[torch.Tensor]:
     """The batches that training draws."""
     images = open_dataset(data, "train").images
-    limit = batches._RESIDENT_BYTES
-    batches._RESIDENT_BYTES = limit if resident else 0
+    limit = batches.RESIDENT_BYTES
+    batches.RESIDENT_BYTES = limit if resident else 0
     order = DataOrder(len(images), seed=0)
     share, device = slice(0, batch), torch.device("cpu")
     with batches.BatchSource(images, order, batch_size=batch, share=share, device=device) as source:
-        batches._RESIDENT_BYTES = limit
+        batches.RESIDENT_BYTES = limit
         step = 0
         while True:
             yield source.batch(step)

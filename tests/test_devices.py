@@ -16,8 +16,13 @@ from torch import nn
 
 from softtrunc import density, metrics, samplers
 from softtrunc.data import ImageDataset, to_uint8
+from softtrunc.feedback.processes import company
+from softtrunc.jobs import rate
 from softtrunc.networks import ScoreUNet, preset
 from softtrunc.objective import MixedLoss, SoftTruncationLoss
+from softtrunc.recipes import load_recipe
+from softtrunc.recipes.build import build_data
+from softtrunc.runs.devices import Devices
 from softtrunc.score import ScoreModel
 from softtrunc.sde import VESDE, VPSDE, ReciprocalVESDE, SubVPSDE
 from softtrunc.times import ImportanceTimes, LogSNRTimes, UniformTimes
@@ -277,7 +282,7 @@ class AtOnce:
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_training(machine, waits, monkeypatch, resident):
-    monkeypatch.setattr(training_batches, "_RESIDENT_BYTES", 2**30 if resident else 0)
+    monkeypatch.setattr(training_batches, "RESIDENT_BYTES", 2**30 if resident else 0)
     monkeypatch.setattr(training_batches, "ThreadPoolExecutor", AtOnce)
     images = np.random.default_rng(0).integers(0, 17, (64, 1, 4, 4)).astype(np.uint8)
     images = ImageDataset.create(images, name="x", split="train", source="x", levels=17)
@@ -302,6 +307,26 @@ def test_training(machine, waits, monkeypatch, resident):
     with state.ema.applied(network):
         found = samplers.DPMSolver(steps=3).sample(network, SHAPE, seeds=range(4))
     assert to_uint8(found.x, levels=17, value_range=(-1, 1)).cpu().dtype is torch.uint8
+
+
+def test_the_rate_of_a_mac_is_measured_and_has_its_name(monkeypatch):
+    monkeypatch.setattr(rate.platform, "machine", lambda: "arm64")
+    recipe = load_recipe("digits-vp-nll", ["network.options={base_channels: 8}"])
+    images = build_data(recipe, "train")
+    with pretending("mps") as machine:
+
+        def build(*given, real=rate.build_model, **told):
+            model = real(*given, **told)
+            model.to = lambda device: move_module(model)
+            return model
+
+        monkeypatch.setattr(rate, "build_model", build)
+        alone = Devices(Alone(machine.device), company())
+        monkeypatch.setattr(rate, "find_devices", lambda *_, **__: alone)
+        found = rate.training_rate(recipe, images, seconds=0.01)
+    assert found.device == "this arm64 MPS"
+    assert found.images > 0
+    assert machine.waits  # it was there that the work was done
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp"])

@@ -159,7 +159,7 @@ def write_pretrained(parts: PretrainedParts, folder: Path, card: str | None) -> 
     except TypeError as error:
         raise ValueError(f"{type(parts.sde).__name__} cannot be saved: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
-    state = plain_state(itself)
+    state = {name: value.contiguous() for name, value in plain_state(itself).items()}
     write_text(folder / CARD_FILE, card or _default_card(parts))
     write_text(folder / CONFIG_FILE, text)
     with whole_file(folder / WEIGHTS_FILE) as partial:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from command_line import TINY, environment
+from safetensors.torch import load_file
 
 from softtrunc.cli import main
 from softtrunc.runs.folder import Run
@@ -344,6 +346,41 @@ def another_precision():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What torch.compile was given; it makes code without a compiler of C++."""
+    asked = []
+
+    def compile(function, real=torch.compile, **_):
+        asked.append(function)
+        return real(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    yield asked
+    torch._dynamo.reset()
+
+
+def test_a_compiled_training_goes_on_without_and_with(run, tmp_path, compiled):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    command = ["train", "digits-vp-nll-st", "--out", str(copy), "--resume", *TINY]
+    step = max(int(path.name.removeprefix("step-")) for path in (copy / "checkpoints").iterdir())
+    for more, word in enumerate(("true", "false", "true"), start=1):
+        sets = ["--set", f"training.compile={word}", "--steps", str(step + more)]
+        assert main([*command, *sets]) == 0
+    assert len(compiled) == 2
+    changed = [each["changed"] for each in Run(copy).provenance()["resumed"]]
+    found = [change["training.compile"]["to"] for change in changed]
+    assert found == [True, False, True]
+    weights = [
+        load_file(copy / "checkpoints" / f"step-{step + more:08d}" / f"{name}.safetensors")
+        for more in (1, 2, 3)
+        for name in ("model", "ema", "optimizer")
+    ]
+    assert not any("_orig_mod" in key for file in weights for key in file)
+    assert weights[0].keys() == weights[3].keys() == weights[6].keys()
 
 
 @pytest.mark.usefixtures("another_precision")

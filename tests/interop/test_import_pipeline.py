@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from softtrunc import ScoreModel
 from softtrunc.cli import main
+from softtrunc.feedback.locks import only_one
 from softtrunc.interop import from_diffusers
 from softtrunc.jobs.import_pipeline import is_pipeline
 from softtrunc.recipes.build import build_sde
@@ -83,6 +84,18 @@ def test_a_dry_run_knows_its_cost(folder, tmp_path, capsys):
     said = capsys.readouterr().out
     count = sum(p.numel() for p in unet().parameters())
     assert f"{count:,}" in said
+
+
+def test_a_run_is_imported_by_one(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    for source, options in (("sample", []), ("x.pth", ["--recipe", "cifar10-ddpmpp-vp-nll-st"])):
+        with only_one(run, "busy there"):
+            assert main(["import", source, "--out", str(run), *options]) == 2
+            (line,) = capsys.readouterr().err.strip().splitlines()
+            assert f"{run}: another process is importing to it" in line
+            assert not run.exists()
+    assert main(["import", "sample", "--out", str(run)]) == 0
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_the_words_of_the_hub():

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from softtrunc.cli import main
 from softtrunc.jobs import anatomy_samples
@@ -244,3 +245,11 @@ def test_mistakes_are_one_line(runs, tmp_path, capsys):
         told = capsys.readouterr().err.strip()
         assert words in told
         assert "\n" not in told
+
+
+def test_several_processes_are_refused_in_one_line(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    assert main(["anatomy", str(runs[0]), "--out", str(tmp_path / "a")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "anatomy works in one process: call it without `accelerate launch`" in line
+    assert not (tmp_path / "a").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from softtrunc.cli import main
@@ -257,3 +258,11 @@ def test_mistakes_are_told_in_one_line(gray, capsys, tmp_path, monkeypatch, argu
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_are_refused_in_one_line(gray, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    assert main(["edit", "encode", str(gray), "--out", str(tmp_path / "a.png")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "edits run in one process: leave out `accelerate launch`" in line
+    assert not (tmp_path / "a.png").exists()

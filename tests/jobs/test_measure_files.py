@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from stand_in import save_stand_in
 
 from softtrunc.cli import main
+from softtrunc.feedback.locks import only_one
 from softtrunc.metrics import TorchScriptFeatures, frechet_distance
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -59,6 +61,18 @@ def test_folders_archives_and_arrays_give_the_distance_of_all_their_images(
         assert figure["name"] == "FD(projections)"
     printed = capsys.readouterr().out
     assert "made.npz: 24 images" in printed
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "x/y.json"]])
+def test_a_file_of_figures_has_one_writer(places, tmp_path, capsys, out):
+    place = Path(out[-1] if out else "made-evaluation.json")
+    with only_one(place, "busy there"):
+        assert evaluate("--samples", "made", "--fid", *out) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{place}: another process is measuring into it" in line
+        assert not place.exists()
+    assert evaluate("--samples", "made", "--fid", *out) == 0
+    assert place.exists()
 
 
 def test_any_figures_over_the_first_so_many_in_a_file_of_ones_own(places, tmp_path):

@@ -45,6 +45,11 @@ def test_training_lowers_the_loss(accelerator):
     assert np.mean(error[-20:]) < 0.7 * np.mean(error[:5])
 
 
+def test_adam_runs_in_one_kernel(accelerator):
+    state, _ = run(accelerator, CONFIG, 1)
+    assert [group["fused"] for group in state.optimizer.param_groups] == [True]
+
+
 def test_resume_repeats_an_uninterrupted_run_bit_for_bit(accelerator, tmp_path):
     straight, _ = run(accelerator, CONFIG, 30)
     first, _ = run(accelerator, CONFIG, 12)
@@ -230,7 +235,7 @@ def test_large_data_are_read_ahead_with_the_same_result(monkeypatch):
     options = {"batch_size": 8, "share": slice(2, 7), "device": torch.device("cpu")}
     with BatchSource(data.images, order, **options) as source:
         expected = [source.batch(step) for step in (0, 1, 2, 5)]
-    monkeypatch.setattr("softtrunc.training.batches._RESIDENT_BYTES", 0)
+    monkeypatch.setattr("softtrunc.training.batches.RESIDENT_BYTES", 0)
     with BatchSource(data.images, order, **options) as source:
         got = [source.batch(step) for step in (0, 1, 2, 5)]
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))

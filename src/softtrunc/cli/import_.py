@@ -58,6 +58,7 @@ def import_(
     measured like any run. Give its images as --data here, or to evaluate later.
     """
     from softtrunc.cli.console import ConsoleProgress
+    from softtrunc.feedback.locks import only_one
     from softtrunc.jobs.import_checkpoint import import_checkpoint
     from softtrunc.jobs.import_pipeline import import_pipeline, is_pipeline
 
@@ -65,21 +66,23 @@ def import_(
         told = ("recipe", "config", "weights", "conditioning")
         refuse_unused(context, "a pipeline says what model it is", *told)
         changes = as_overrides({"data.source": data}, overrides)
-        done = import_pipeline(source, out, overrides=changes)
+        with only_one(out, "importing to it"):
+            done = import_pipeline(source, out, overrides=changes)
         ConsoleProgress().say(
             f"{out}: conditioning {done.conditioning}; densities end at the first step unless "
             "evaluation.eps says otherwise"
         )
         return
-    done = import_checkpoint(
-        Path(source),
-        out,
-        recipe=recipe,
-        config=config,
-        weights=weights,
-        conditioning=conditioning,
-        overrides=as_overrides({"data.source": data}, overrides),
-    )
+    with only_one(out, "importing to it"):
+        done = import_checkpoint(
+            Path(source),
+            out,
+            recipe=recipe,
+            config=config,
+            weights=weights,
+            conditioning=conditioning,
+            overrides=as_overrides({"data.source": data}, overrides),
+        )
     progress = ConsoleProgress()
     for name, error in done.errors.items():
         progress.say(f"conditioning {name}: denoising error {error:.4f}")

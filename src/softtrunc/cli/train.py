@@ -70,9 +70,12 @@ def train(
     if dry_run:
         refuse_unused(context, "not looked at by --dry-run", "init_from", "keep_optimizer")
         from softtrunc.cli.console import echo
+        from softtrunc.feedback.launched import is_first, world_size
         from softtrunc.jobs.plan import describe
 
-        echo(describe(resolved, tflops=tflops, seconds=_MEASURED if tflops is None else 0.0))
+        if is_first():  # all would say the same
+            seconds = _MEASURED if tflops is None else 0.0
+            echo(describe(resolved, tflops=tflops, seconds=seconds, processes=world_size()))
         return
     refuse_unused(context, "belongs to --dry-run", "tflops")
     if init_from is None:

@@ -9,6 +9,11 @@ from datetime import timedelta
 _PATIENCE = timedelta(seconds=5)
 
 
+def world_size() -> int:
+    """How many processes a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first() -> bool:
     """Whether this is the first of the processes, or the only one."""
     return os.environ.get("RANK", "0") == "0"
@@ -22,7 +27,7 @@ def is_first_to_tell() -> bool:
     and files, which are the same for all: the first process speaks. Where the store is gone, so is
     the first process, whose error this one's is a consequence of.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         return True
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and not _has_group():
         return is_first()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from softtrunc.evaluation.known import (
 )
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import write_text
+from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.records import Figure
 from softtrunc.runs.devices import find_devices
@@ -71,7 +73,8 @@ def measure_files(
         progress: where bars and lines go.
 
     Raises:
-        UserError: if images or extractor are not usable, or do not fit together.
+        UserError: if images or extractor are not usable, or do not fit together, or another process
+            measures into the same file.
     """
     progress = progress or Silent()
     wanted, mode = check_sample_figures(figures), _resize(resize)
@@ -88,7 +91,8 @@ def measure_files(
     accelerator, together = find_devices(_TIMEOUT)
     if not together.main:
         progress = Silent()
-    extractor = together.main_first(lambda: open_extractor(features, mode, theirs or ours))
+    source = Path(samples)
+    place = out or source.with_name(f"{source.name}-evaluation.json")
 
     def read(numbers: range) -> Iterator[Tensor]:
         for part in torch.arange(numbers.start, numbers.stop).split(batch_size):
@@ -104,27 +108,29 @@ def measure_files(
         nfe=lambda: None,
         labels=None if ours.labels is None else Labels.of(ours, limit),
     )
-    source = Path(samples)
-    out = out or source.with_name(f"{source.name}-evaluation.json")
     found: list[Figure] = []
-    judge = Judge(
-        extractor, accelerator, together, batch_size=batch_size, seed=seed, progress=progress
-    )
-    references = {} if theirs is None else {split: theirs}
-    for figure in judge.measure(judged, references, wanted, known):
-        found.append(figure)
-        content = {
-            "samples": samples,
-            "n": judged.count,
-            "created": now(),
-            "versions": package_versions(),
-            "skipped": [list(skipped) for skipped in ours.skipped],
-            "figures": [asdict(figure) for figure in found],
-        }
-        with user_errors(f"--out {out}"):
-            write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    progress.say(f"figures in {out}")
-    together.meet()
+    option = "" if out is None else "--out "
+    alone = only_one(place, "measuring into it", option=option)
+    with alone if together.main else nullcontext():
+        extractor = together.main_first(lambda: open_extractor(features, mode, theirs or ours))
+        judge = Judge(
+            extractor, accelerator, together, batch_size=batch_size, seed=seed, progress=progress
+        )
+        references = {} if theirs is None else {split: theirs}
+        for figure in judge.measure(judged, references, wanted, known):
+            found.append(figure)
+            content = {
+                "samples": samples,
+                "n": judged.count,
+                "created": now(),
+                "versions": package_versions(),
+                "skipped": [list(skipped) for skipped in ours.skipped],
+                "figures": [asdict(figure) for figure in found],
+            }
+            with user_errors(f"--out {place}"):
+                write_text(place, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        progress.say(f"figures in {place}")
+        together.meet()
     return JudgedFiles(judged.count, tuple(found))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 
@@ -11,6 +14,10 @@ from softtrunc.training import Stopwatch
 # next steps may be slower than those before.
 _SECONDS_BETWEEN_QUESTIONS = 2.0
 _STEPS_BETWEEN_QUESTIONS = 50
+# A checkpoint is to be written in so many seconds; the rest of a launcher's time is a step's.
+_SECONDS_TO_WRITE = 20.0
+# torch's launcher kills so many seconds after a signal, unless this variable says otherwise.
+_SECONDS_TO_KILL, _KILL_VARIABLE = 30.0, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 
 class Questions:
@@ -28,9 +35,13 @@ class Questions:
         self._clock = clock
         self._next = step + 1
         self._last = step, clock.seconds
+        self.seconds_a_step = 0.0
 
     def any_stop(self, step: int, wanted: bool) -> bool:
-        """Whether any process is to stop; all must call it after every step."""
+        """Whether any process is to stop; all must call it after every step.
+
+        `seconds_a_step` is what the slowest process's steps took when they last asked.
+        """
         if self._accelerator.num_processes == 1:
             return wanted
         if step < self._next:
@@ -39,7 +50,40 @@ class Questions:
         each = (self._clock.seconds - since) / (step - last)
         mine = torch.tensor([float(wanted), each], device=self._accelerator.device)
         votes, seconds = self._accelerator.gather(mine).reshape(-1, 2).unbind(1)
-        most = _SECONDS_BETWEEN_QUESTIONS / max(float(seconds.max()), 1e-9)
+        self.seconds_a_step = float(seconds.max())
+        most = _SECONDS_BETWEEN_QUESTIONS / max(self.seconds_a_step, 1e-9)
         self._next = step + max(1, min(_STEPS_BETWEEN_QUESTIONS, int(most)))
         self._last = step, self._clock.seconds  # the device has been waited for
         return bool(votes.any())
+
+
+class Deadline:
+    """What is left after a signal, before a launcher kills: says once if a stop may not fit.
+
+    Args:
+        launched: whether a launcher started several processes; nothing is said otherwise.
+        say: where the line goes.
+    """
+
+    def __init__(self, launched: bool, say: Callable[[str], None]) -> None:
+        self._silent = not launched
+        self._say = say
+        self._writing = 0.0
+
+    def look(self, step: float, writing: float = 0.0) -> None:
+        """Take note of the seconds of a step, and of those that a checkpoint was written in."""
+        self._writing = max(self._writing, writing)
+        try:
+            left = float(os.environ.get(_KILL_VARIABLE, ""))
+        except ValueError:
+            left = _SECONDS_TO_KILL
+        to_write = _SECONDS_TO_WRITE * left / _SECONDS_TO_KILL
+        if self._silent or (self._writing <= to_write and step + self._writing <= left):
+            return
+        self._silent = True
+        self._say(
+            f"a stop may be too late: a step takes {step:.1f} s, a checkpoint {self._writing:.1f} "
+            f"s, and a launcher kills {left:.0f} s after a signal: before you start, set "
+            f"{_KILL_VARIABLE}={3 * (step + self._writing):.0f} (newer PyTorch), or take more "
+            "devices or a faster disk; training.checkpoint_every bounds what is lost"
+        )

@@ -1,71 +1,137 @@
-"""How fast this machine trains a network, found by training it for some seconds."""
+"""How fast this machine trains a recipe, found by training it for some seconds."""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from softtrunc.networks import NetworkConfig, build_network, flops_per_image, output_of
+from softtrunc.data import ImageDataset
+from softtrunc.networks import flops_per_image
+from softtrunc.recipes.build import (
+    build_model,
+    build_network_config,
+    build_objective,
+    build_training,
+)
+from softtrunc.recipes.schema import Recipe
+from softtrunc.runs.devices import find_devices
+from softtrunc.training import StepRecord, TrainState, fit
+from softtrunc.training.speed import fast_kernels, lay_out
 
 STEP_OVER_FORWARD = 3
 """A training step: forward, gradient of the activations, gradient of the weights."""
 
-# FLOP of one image's step that any CPU core does in some seconds.
+# FLOP of a step that any CPU core does in some seconds.
 _MOST = 3e11
+# Of the images: speed does not depend on what they show.
+_IMAGES = 256
 
 
 class Rate(NamedTuple):
-    """FLOP/s that a device sustained in training, and its name."""
+    """Images a second that a device trained on, in steps of so many, and its name."""
 
-    flops: float
+    images: float
+    batch_size: int
     device: str
 
 
-def training_rate(
-    config: NetworkConfig, batch_size: int, *, precision: str, seconds: float = 10.0
-) -> Rate | None:
-    """Train a network on noise for some `seconds`, in batches that grow up to `batch_size`.
+def blank_images(recipe: Recipe, channels: int, size: tuple[int, int]) -> ImageDataset:
+    """Images of one value, with labels if need be, where the real ones are not at hand."""
+    shape, labels = (_IMAGES, channels, *size), None
+    if recipe.data.labels:
+        classes = recipe.network.options.get("num_classes")
+        labels = np.arange(_IMAGES) % (classes if isinstance(classes, int) else 10)
+    if (ends := recipe.data.value_range) is not None:
+        return ImageDataset.of_floats(
+            np.full(shape, ends[0], dtype=np.float32),
+            name="blank",
+            split="train",
+            source="made",
+            value_range=ends,
+            labels=labels,
+        )
+    pixels = np.zeros(shape, dtype=np.uint8)
+    return ImageDataset.create(pixels, name="blank", split="train", source="made", labels=labels)
+
+
+def training_rate(recipe: Recipe, data: ImageDataset, *, seconds: float = 10.0) -> Rate | None:
+    """Train a recipe for some `seconds`, in steps that grow up to its batch.
+
+    It is the training itself: its loop, optimiser and average, its layouts and kernels. Only
+    `training.compile` is left out, since compiling alone takes longer.
 
     Args:
-        config: the network.
-        batch_size: images of a forward pass in training.
-        precision: "no" for float32, or "bf16".
+        recipe: of the training, on this device alone.
+        data: images to train on.
         seconds: after which no further step is begun.
 
     Returns:
-        The rate of the fastest batch; None if a single image would take too long on a CPU.
+        The rate of the fastest steps; None if a small one would take too long on a CPU, or more
+        memory than the device has.
     """
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    step = STEP_OVER_FORWARD * flops_per_image(config)
-    if device.type == "cpu" and step > _MOST:
+    spec, card = recipe.training, data.card
+    accelerator = find_devices(spec.timeout, precision=spec.precision).accelerator
+    device, shape = accelerator.device, (card.height, card.width)
+    config = build_network_config(recipe, channels=card.channels, image_size=shape)
+    micro = min(spec.micro_batch_size or spec.batch_size, spec.batch_size)
+    size = min(2, micro)  # a mixed loss has two halves
+    if device.type == "cpu" and STEP_OVER_FORWARD * flops_per_image(config) * size > _MOST:
         return None
-    network = build_network(config).to(device).train()
+    few = None if data.labels is None else data.labels[:_IMAGES]
+    data = dataclasses.replace(data, images=np.array(data.images[:_IMAGES]), labels=few)
+    model = build_model(recipe, channels=card.channels, image_size=shape).to(device)
+    lay_out(model.network, device, spec.channels_last)
+    told, objective = build_training(recipe), build_objective(recipe)
+    state = TrainState.create(model, told)
 
-    def train(size: int) -> float:
-        """Seconds of a step; reading the loss waits for a device to finish."""
-        x = torch.randn(size, config.channels, *config.size, device=device)
-        label = torch.rand(size, device=device)
+    def steps(size: int) -> Generator[StepRecord, None, None]:
+        cut = dataclasses.replace(told, batch_size=size, micro_batch_size=min(size, micro))
+        yield from fit(
+            state,
+            objective,
+            data,
+            cut,
+            steps=10**18,
+            value_range=model.value_range,
+            accelerator=accelerator,
+        )
+
+    best, end = Rate(0.0, size, _name(device)), time.perf_counter() + seconds
+    with fast_kernels(device, tf32=spec.tf32):
+        try:
+            while True:
+                most = micro if size < micro else spec.batch_size
+                with closing(steps(size)) as records:
+                    taken = _fastest(records, end, grow=size < most)
+                best = max(best, best._replace(images=size / taken, batch_size=size))
+                if size == most or time.perf_counter() + 4 * taken > end:
+                    break
+                size = min(2 * size, most)
+        except torch.OutOfMemoryError:  # of an accelerator
+            return best if best.images else None
+    return best
+
+
+def _fastest(records: Iterator[StepRecord], end: float, *, grow: bool) -> float:
+    """Seconds of the fastest step until `end`, or of the first if a larger one comes after it."""
+
+    def step() -> float:
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = output_of(network, x, label).square().mean()
-        loss.backward()
-        float(loss.detach())
+        float(next(records).grad_norm)  # waits for a device to finish
         return time.perf_counter() - started
 
-    best, size, end = 0.0, 1, time.perf_counter() + seconds
-    train(size)  # the first one finds its kernels
-    while True:
-        taken = train(size)
-        best = max(best, step * size / taken)
-        left = end - time.perf_counter()
-        if left < taken:
-            break
-        if size < batch_size and 2 * taken < left:
-            size = min(2 * size, batch_size)
-    return Rate(best, _name(device))
+    step()  # the first one finds its kernels
+    fastest = step()
+    while not grow and time.perf_counter() + fastest < end:
+        fastest = min(fastest, step())
+    return fastest
 
 
 def _name(device: torch.device) -> str:

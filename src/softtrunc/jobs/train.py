@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.feedback.signals import StopRequest, stop_on_signal
 from softtrunc.jobs.class_grid import grid_columns, real_images
 from softtrunc.jobs.data_check import DataCheck
-from softtrunc.jobs.questions import Questions
+from softtrunc.jobs.questions import Deadline, Questions
 from softtrunc.jobs.remarks import remarks
 from softtrunc.jobs.shared_grid import draw_together
 from softtrunc.jobs.start import Start, check_unchanged, start_of_resumed
@@ -61,7 +62,7 @@ from softtrunc.training import (
     save_checkpoint,
 )
 from softtrunc.training.sharding import local, shard
-from softtrunc.training.speed import fast_kernels, lay_channels_last, prefers_channels_last
+from softtrunc.training.speed import fast_kernels, lay_out
 
 
 @dataclass(frozen=True)
@@ -208,16 +209,14 @@ class _Training:
             self.filled = self.start.fill(model)
             if self.run.exists:
                 check_unchanged(self.run, self.filled)
-        network, channels_last = model.network, spec.channels_last
+        network = model.network
         if self.sharded:
             blocks = (ResidualBlock, AttentionBlock)
             units = [part for part in network.modules() if isinstance(part, blocks)]
             shard(network, units, device)
         model.to(device)
-        if channels_last is None:
-            channels_last = prefers_channels_last(network, device)
-        if channels_last and not self.sharded:  # shards cannot have it
-            lay_channels_last(network)
+        if not self.sharded:  # shards cannot have channels last
+            lay_out(network, device, spec.channels_last)
         return model
 
     def _load(self) -> float:
@@ -278,11 +277,13 @@ class _Training:
                 self.stopped = True
                 return
             questions = Questions(self.accelerator, self.clock, state.step)
+            deadline = Deadline(self.company.size > 1, progress.say)
             self.clock.resume()
             for record in records:
                 self.monitor.add(record)
                 step = state.step
                 wanted = questions.any_stop(step, stop.signal is not None)
+                deadline.look(questions.seconds_a_step)
                 saving = step % spec.checkpoint_every == 0 or step == spec.steps or wanted
                 if saving or step % spec.log_every == 0:
                     self.check.look()
@@ -292,7 +293,9 @@ class _Training:
                 if saving:
                     # A signal is answered at once: who goes on looks at the data again.
                     self.check.look() if wanted else self.check.wait()
+                    begun = monotonic()
                     self._save()
+                    deadline.look(questions.seconds_a_step, monotonic() - begun)
                     wanted |= self.company.meet(vote=stop.signal is not None, stop=stop)
                 if not wanted and self._owes_grid() and not self._sample(stop):
                     self._save()  # before anything that others take part in

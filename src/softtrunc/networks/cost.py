@@ -34,7 +34,7 @@ def flops_per_image(config: NetworkConfig) -> int:
 
 
 def estimate_activation_bytes(
-    config: NetworkConfig, batch_size: int, bytes_per_element: int = 4
+    config: NetworkConfig, batch_size: int, bytes_per_element: int = 4, *, training: bool = True
 ) -> int:
     """Largest memory that intermediate results take at one time in a training step, in bytes.
 
@@ -45,14 +45,17 @@ def estimate_activation_bytes(
         config: the network.
         batch_size: images in the (micro-)batch on one device.
         bytes_per_element: 4 for float32, 2 for bfloat16 or float16.
+        training: False: of a forward pass that keeps nothing for gradients, as samplers make it.
     """
-    network = _meta_network(config).train()
+    network = _meta_network(config).train(training)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     x, c = _meta_batch(config, batch_size)
-    with _LiveElements() as live:
-        output_of(network, x, c).sum().backward()
+    with _LiveElements() as live, torch.set_grad_enabled(training):
+        out = output_of(network, x, c)
+        if training:
+            out.sum().backward()
     peak: int = live.peak
     return peak * bytes_per_element
 

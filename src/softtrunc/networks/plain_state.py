@@ -50,11 +50,14 @@ def saved_names(module: nn.Module) -> dict[str, str]:
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
-    """What to save of a module: every tensor once, in memory that it shares with no other."""
+    """What to save of a module: every tensor once, in memory that it shares with no other.
+
+    In the layout that it has; what is written to a file must be contiguous.
+    """
     state = module.state_dict()
     plain, saved = plain_names(state), saved_names(module)
     once = {
-        plain[name]: value.detach().contiguous()
+        plain[name]: value.detach()
         for name, value in state.items()
         if saved[plain[name]] == plain[name]
     }

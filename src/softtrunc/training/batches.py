@@ -12,8 +12,8 @@ from torch import Tensor
 from softtrunc.sde import send
 from softtrunc.training.randomness import DataOrder
 
-# Held whole on the device up to this size; larger data stay where they are, one batch ahead.
-_RESIDENT_BYTES = 2 << 30
+RESIDENT_BYTES = 2 << 30
+"""Images are held whole on the device up to this size; more stay where they are."""
 
 
 class BatchSource:
@@ -50,7 +50,7 @@ class BatchSource:
         self._resident: Tensor | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: tuple[int, Future[Tensor]] | None = None
-        if images.nbytes <= _RESIDENT_BYTES:
+        if images.nbytes <= RESIDENT_BYTES:
             # Of a memory map a copy: it is read-only, tensors are not.
             self._resident = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(
                 device

@@ -199,13 +199,20 @@ def save_checkpoint(
         return final
     with whole_folder(final) as partial:
         for name, tensors in contents.items():
-            contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
-            save_file(contiguous, partial / name)
+            _write(tensors, partial / name)
         _write_info(partial, state, seconds, contents)
     if keep is not None:
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     return final
+
+
+def _write(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors in the usual layout.
+
+    What lies otherwise, channels last say, is copied on the host: a device may have no room.
+    """
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file)
 
 
 def _contents(state: TrainState) -> dict[str, dict[str, Tensor]]:

@@ -74,3 +74,9 @@ def lay_channels_last(network: nn.Module) -> None:
     To be called before an optimiser or an average copies their layout. No number changes.
     """
     torch.nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
+
+
+def lay_out(network: nn.Module, device: torch.device, channels_last: bool | None) -> None:
+    """Lay a network's convolutions out as a recipe says; None: as is known to be faster."""
+    if prefers_channels_last(network, device) if channels_last is None else channels_last:
+        lay_channels_last(network)
