@@ -4,8 +4,21 @@ What the real devices refuse is refused: mixing devices, foreign generators, flo
 copies that are neither pinned nor waited for. What makes the host wait for the device is counted by
 the line that asked. The kernels that were used are kept, to be looked up in torch's own list.
 
-What it cannot show: speed, memory, the device's rounding, and a copy that is read too early.
-Everything runs at once on the CPU. `clip_grad_norm_` and fused optimisers take other paths there.
+What it cannot show, or shows otherwise than a device does:
+
+- Speed, memory, the device's rounding, its random numbers, and a copy that is read too early:
+  everything runs at once on the CPU.
+- Below Python the tensors are the CPU's. What asks there for a device is told "cpu": only torch's
+  grouping of tensors by device is corrected here. Autocast leaves them alone, and no custom kernel,
+  compiled graph, stream or process group ever runs.
+- A kernel counts as written if torch's list names one for the device, whatever types it takes, and
+  a composite one if it is composite, whatever it calls on a device alone.
+- `_foreach` functions are left out by torch for tensor subclasses where it has a choice:
+  `clip_grad_norm_` goes tensor by tensor here. Attention takes the CPU's kernel.
+- A number of the CPU beside tensors of the device is let through but where `_ONLY_THERE` says no;
+  real kernels may refuse more.
+- Waits are those of `_ASKS`, of indices and of copies. Of what a library does by itself (cuDNN's
+  trials, the allocator, a first use of a kernel) there is none.
 """
 
 from __future__ import annotations
@@ -26,6 +39,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 # The values of these are known to the host only when the device has come so far.
 _ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+# They take no number of the CPU beside tensors of a device, as others do.
+_ONLY_THERE = {"_fused_adam", "_fused_adam_", "_fused_adamw", "_fused_adamw_", "cat", "stack"}
 _CPU_ONLY = torch.Generator
 # Devices have ones of their own in their places.
 _OF_THE_CPU = {
@@ -116,6 +131,12 @@ class Held(torch.Tensor):
     def is_mps(self):
         return _machine.device.type == "mps"
 
+    def untyped_storage(self):
+        return self.inner.untyped_storage()
+
+    def data_ptr(self):
+        return self.inner.data_ptr()
+
     def tolist(self):
         _machine.wait("tolist")
         return self.inner.tolist()
@@ -152,7 +173,7 @@ def _run(function, args, kwargs):
                 _machine.wait("a mask as index")
             elif not isinstance(index, Held):
                 _machine.wait("an index on the CPU")
-    elif any(tensor.ndim for tensor in others):  # numbers go along
+    elif any(tensor.ndim or name in _ONLY_THERE for tensor in others):  # numbers go along
         raise RuntimeError(f"{name}: tensors of both devices ({_asking_line()})")
     if name in _ASKS:
         _machine.wait(name)
@@ -206,8 +227,8 @@ def _moved(x, device, dtype, non_blocking):
         raise RuntimeError(f"nobody waits for this copy, and it is not pinned ({_asking_line()})")
     if not (there and non_blocking):
         _machine.wait("to the device" if there else "from the device")
-    if there and dtype is None and x.dtype is torch.float64:
-        _machine.held(x)  # refused where there is no such type
+    if (there and dtype is None and x.dtype is torch.float64) or (not there and dtype is not None):
+        _machine.held(_inner(x).new_empty(0, dtype=dtype))  # a type that it has; cast there
     return _Move.apply(x, there, dtype or x.dtype)
 
 
@@ -275,12 +296,25 @@ class _Mode(TorchFunctionMode):
         return _machine.held(made).requires_grad_(wanted)
 
 
+def _grouped(lists, with_indices=False):
+    """Torch's grouping by device, which sees the CPU everywhere; who mixes them is told later."""
+    found = torch._C._group_tensors_by_device_and_dtype(lists, with_indices)
+    ours = any(isinstance(tensor, Held) for tensor in tree_leaves(lists))
+    return {(_machine.device if ours else home, dtype): v for (home, dtype), v in found.items()}
+
+
 @contextmanager
 def pretending(kind: str):
     """Within the block `device=kind` is the pretend device."""
     global _machine
     _machine = Machine(kind)
-    with mock.patch.object(torch, "Generator", _Generators), _Mode():
+    grouping = "_group_tensors_by_device_and_dtype"
+    with (
+        mock.patch.object(torch, "Generator", _Generators),
+        mock.patch.object(torch.nn.utils.clip_grad, grouping, _grouped),
+        mock.patch.object(sys.modules["torch.optim.optimizer"], grouping, _grouped),
+        _Mode(),
+    ):
         yield _machine
     _machine = None
 

@@ -154,3 +154,25 @@ def test_an_impossible_table_is_refused_in_one_line(make, said):
     with pytest.raises(ValueError, match=said) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        TabulatedVPSDE.from_schedule(),
+        TabulatedVPSDE.from_schedule("squaredcos_cap_v2", steps=10),
+        TabulatedVPSDE((0.9, 0.1)),
+        TabulatedVPSDE((0.99, 0.99 - 1e-9, 0.5, 0.5 - 1e-9, 0.1)),  # slopes of 0 beside steep ones
+    ],
+    ids=repr,
+)
+def test_as_many_steps_as_a_table_needs_find_every_time(table):
+    assert table._solver_steps < 20
+    ends = torch.tensor([1e-9, *range(1, table.steps + 1)], dtype=torch.float64) / table.steps
+    share = torch.linspace(0.0, 1.0, 41, dtype=torch.float64)[:, None]
+    t = torch.lerp(ends[:-1], ends[1:], share)
+    back = table.time_of_log_snr(table.log_snr(t))
+    # What a rounded log-SNR leaves open counts; where the table is flat that is a lot of time.
+    torch.testing.assert_close(table.log_snr(back), table.log_snr(t), rtol=1e-13, atol=1e-13)
+    # Of each number on its own: whatever else is solved with it.
+    assert torch.equal(back[7], table.time_of_log_snr(table.log_snr(t[7])))

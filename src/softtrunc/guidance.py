@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from softtrunc.score import BoundModel, GivenModel, ScoreModel
+from softtrunc.score import BoundModel, GivenModel, ScoreFunction, ScoreModel
 from softtrunc.sde import SDE, expand_to
 
 
@@ -51,10 +52,20 @@ class GuidedModel(BoundModel):
             low, high = self.interval
             sigma = self.sde.marginal(t).sigma
             inside = (low <= sigma) & (sigma <= high)
-            if not bool(inside.any()):
+            if not bool(inside.any()):  # waits for times of a device: see `at`
                 return score
             scale = self.scale * expand_to(inside.to(sigma.dtype), x)
         return score + scale * (score - self.null.score(x, t))
+
+    def at(self, t: float) -> ScoreFunction:
+        """Without an interval: the conditional model outside of it, guidance inside."""
+        if self.interval is None:
+            return self
+        low, high = self.interval
+        sigma = float(self.sde.marginal(torch.tensor(t, dtype=torch.float64)).sigma)
+        if not low <= sigma <= high:
+            return self.conditional
+        return GuidedModel(self.conditional, self.null, self.scale, None)
 
     def rows(self, index: Int[Tensor, " n"], batch: int | None = None) -> GuidedModel:
         """The same for the examples at these places of a batch, in their order."""

@@ -57,6 +57,8 @@ class Noise:
                 f"not {len(seeds)} of them for {batch}"
             )
         self._generator = generator
+        if isinstance(seeds, Tensor):  # all at once: a device is waited for
+            seeds = seeds.tolist()
         self.generators = [_stream(int(seed), purpose) for seed in (() if seeds is None else seeds)]
 
     @property

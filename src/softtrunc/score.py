@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol, Unpack, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Unpack, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softtrunc.prediction import Level, Parametrization, noise_label
-from softtrunc.sde import SDE, Conditioning, Prediction, expand_to, widen
+from softtrunc.sde import SDE, Conditioning, Prediction, expand_to, send, widen
 
 if TYPE_CHECKING:
     from softtrunc.hub import Download, Upload
@@ -27,6 +27,7 @@ __all__ = [
     "denoise",
     "noise_label",
     "rows_of",
+    "score_at",
     "tweedie",
 ]
 
@@ -274,7 +275,11 @@ class ScoreModel(nn.Module):
 
 
 class BoundModel(nn.Module):
-    """A score function that may hold something for each example of a batch."""
+    """A score function that may hold something for each example, or differ from time to time."""
+
+    def at(self, t: float) -> ScoreFunction:  # noqa: ARG002
+        """What answers at a time that the host knows, so that the device is not asked for it."""
+        return cast(ScoreFunction, self)
 
     def rows(self, index: Int[Tensor, " n"], batch: int | None = None) -> ScoreFunction:
         """The same for the examples at these places of a batch, in their order.
@@ -309,19 +314,26 @@ def rows_of(model: ScoreFunction, index: Tensor, batch: int | None = None) -> Sc
     return model.rows(index) if isinstance(model, _Conditioned) else model
 
 
+def score_at(model: ScoreFunction, t: float) -> ScoreFunction:
+    """`model.at(t)` where the model has it: what answers at this one time, for the whole batch."""
+    return model.at(t) if isinstance(model, BoundModel) else model
+
+
 class GivenModel(BoundModel):
     """A model bound to a condition: what losses, samplers and densities take for a score function.
 
     Args:
         model: called as `model.score(x, t, **condition)`.
         condition: by name. A tensor with a leading B belongs to the B examples of a batch; anything
-            else is for all of them.
+            else is for all of them. Tensors are sent to where the model is.
     """
 
     def __init__(self, model: ScoreModel, condition: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = model
-        self.condition = dict(condition)
+        parameter = next(model.parameters(), None)
+        # Once and now: at every call, and for its rows, the host would wait.
+        self.condition = dict(condition) if parameter is None else _on(condition, parameter.device)
 
     @property
     def sde(self) -> SDE:
@@ -337,13 +349,13 @@ class GivenModel(BoundModel):
         self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "b *event"]:
         """The predicted score `grad log p_t(x | condition)`."""
-        return self.model.score(x, t, **self._at(x.device))
+        return self.model.score(x, t, **_on(self.condition, x.device))
 
     def noise(
         self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "b *event"]:
         """The predicted noise `E[z | x_t = x, condition]`."""
-        return self.model.noise(x, t, **self._at(x.device))
+        return self.model.noise(x, t, **_on(self.condition, x.device))
 
     def denoise(
         self, x: Float[Tensor, "b *event"], t: Float[Tensor, "*batch"]
@@ -362,7 +374,7 @@ class GivenModel(BoundModel):
 
         def part(value: Any) -> Any:
             own = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
-            return value[index.to(value.device)] if own else value
+            return value[send(index, value.device)] if own else value
 
         return GivenModel(self.model, {name: part(v) for name, v in self.condition.items()})
 
@@ -378,9 +390,10 @@ class GivenModel(BoundModel):
             )
         return next(iter(lengths), None)
 
-    def _at(self, device: torch.device) -> dict[str, Any]:
-        """The condition, on a device."""
-        return {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in self.condition.items()
-        }
+
+def _on(condition: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A condition, its tensors on a device."""
+    return {
+        name: send(value, device) if isinstance(value, Tensor) else value
+        for name, value in condition.items()
+    }

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softtrunc.sde import SDE, wide_dtype
+from softtrunc.sde import SDE, wide_dtype, widen
 
 
 class TimeDraw(NamedTuple):
@@ -56,7 +56,9 @@ class TimeLaw(abc.ABC):
             generator: source of randomness; the draw lives on its device.
         """
         u = _unit_draw(n, stratified=self.stratified, generator=generator)
-        return self._at(u, torch.as_tensor(tau, dtype=u.dtype, device=u.device))
+        if not isinstance(tau, Tensor):  # filled in there: nobody waits for it to be sent
+            tau = torch.full((), tau, dtype=u.dtype, device=u.device)
+        return self._at(u, widen(tau, u.device))
 
     @abc.abstractmethod
     def cdf(self, t: Tensor, tau: Tensor) -> Tensor:
@@ -206,8 +208,11 @@ class LogNormalTimes(TimeLaw):
         return 0.5 * rate * normal
 
     def _at(self, u: Tensor, tau: Tensor) -> TimeDraw:
+        home = u.device
+        place = torch.device("cpu") if home.type == "mps" else home  # which has no `ndtri`
+        u, tau = widen(u, place), widen(tau, place)
         low, high = self._ends(tau)
         standard = -torch.special.ndtri(high - (high - low) * u)
         t = self.sde.time_of_log_snr(-2.0 * (self.mean + self.std * standard))
         t = t.clamp(max=self.sde.t_max).maximum(tau)
-        return TimeDraw(t, (high - low) / self.density(t))
+        return TimeDraw(widen(t, home), widen((high - low) / self.density(t), home))

@@ -195,3 +195,19 @@ def test_mistakes_are_named():
     broken = Mixture(VPSDE(), torch.full((1, 2), math.nan), torch.ones(1), torch.ones(1))
     with pytest.raises(ArithmeticError, match="lower its learning rate"):
         list(train_dequantizer(flow, broken, itertools.repeat(torch.zeros(4, 2).long()), **rate))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_numbers_at_their_ends_become_finite_noise(dtype):
+    flow = Dequantizer((3,), levels=17, layers=1, width=4).to(dtype)
+    shown = torch.full((2, 3), 16)
+    ends = torch.tensor([[0.0, 0.5, 1.0], [1.0, 1.0, 0.0]], dtype=dtype)
+    drawn = flow.transform(ends, shown)
+    assert bool(drawn.log_prob.isfinite().all())
+    assert bool(((drawn.noise >= 0.0) & (drawn.noise <= 1.0)).all())
+    closest = max(1e-9, 0.5 * torch.finfo(dtype).eps)
+    kept = torch.tensor([[closest, 0.5, 1.0 - closest]], dtype=dtype)
+    assert torch.equal(drawn.noise[:1], flow.transform(kept, shown[:1]).noise)
+    # Nearer to 1 than float32 tells: a number of float64 all the same.
+    near = torch.full((1, 3), 1.0 - 1e-8, dtype=torch.float64)
+    assert bool(flow.log_prob(near, shown[:1]).isfinite().all())

@@ -189,7 +189,7 @@ def check_on_grid(
     if x.numel() == 0:
         raise ValueError("the data are empty: nothing to measure")
     if not x.is_floating_point():
-        lowest, highest = int(x.min()), int(x.max())
+        lowest, highest = torch.stack(x.aminmax()).tolist()
         if lowest < 0 or highest >= levels:
             raise ValueError(
                 f"the data hold integers from {lowest} to {highest}, but levels={levels} allows 0 "

@@ -31,7 +31,7 @@ _LARGEST_LOG_SCALE = 2.0
 """Of one layer; several multiply."""
 
 _CLOSEST = 1e-9
-"""Uniform numbers stay so far from 0 and 1, where a logit has no end."""
+"""Uniform numbers stay so far from 0 and 1, where a logit has no end; further in coarse types."""
 
 
 class DrawnNoise(NamedTuple):
@@ -138,7 +138,9 @@ class Dequantizer(nn.Module):
             ValueError: if the levels are out of range or of another shape.
         """
         seen = self._condition(levels)
-        z = uniform.clamp(_CLOSEST, 1.0 - _CLOSEST).logit().to(seen.dtype)
+        # The largest number below 1 of a type is half its `eps` away.
+        closest = max(_CLOSEST, 0.5 * torch.finfo(uniform.dtype).eps)
+        z = uniform.clamp(closest, 1.0 - closest).logit().to(seen.dtype)
         log_prob = _log_logistic(z)
         for coupling in self.couplings:
             log_scale, shift = coupling(z, seen)
@@ -172,7 +174,7 @@ class Dequantizer(nn.Module):
             ValueError: if the levels are out of range or of another shape.
         """
         seen = self._condition(levels)
-        z = noise.to(seen.dtype).logit()
+        z = noise.logit().to(seen.dtype)  # in its own type, in which it is not 1
         log_prob = -_log_logistic(z)
         for coupling in reversed(self.couplings):
             # What the layer looks at is what it leaves alone: the same before and after it.

@@ -30,6 +30,7 @@ from softtrunc.evaluation.image_results import COLUMNS, Chunk, ImageResults
 from softtrunc.evaluation.protocol import DensityProtocol
 from softtrunc.records import Figure, FigureData
 from softtrunc.score import ScoreFunction, ScoreModel
+from softtrunc.sde import send
 
 Deal = Callable[[Sequence[tuple[int, int]]], Iterator[tuple[int, int]]]
 """Which of some batches, each a pass and its first image, a process is to measure."""
@@ -158,15 +159,16 @@ class BitsMeasurement:
         began = time.perf_counter()
         device = next(self.model.parameters()).device
         draws = self._draws
-        levels = self.data.batch(torch.from_numpy(images)).to(device)
-        index = torch.arange(len(images), device=device).repeat_interleave(draws)
+        rows = torch.from_numpy(images)
+        index = torch.arange(len(images)).repeat_interleave(draws)
+        levels = send(self.data.batch(rows), device)
         seeds = [self._seed(turn, i, k) for i in images.tolist() for k in range(draws)]
-        x, log_q = self._point(levels[index], seeds)
+        x, log_q = self._point(levels[send(index, device)], seeds)
         # What the probes leave unknown of the density is no weight: an image's draws share them.
         shared = [seed for seed in seeds[::draws] for _ in range(draws)] if draws > 1 else None
         model: ScoreFunction = self.model
         if self.protocol.labels:
-            model = self.model.given(y=self.data.classes_of(torch.from_numpy(images))[index.cpu()])
+            model = self.model.given(y=self.data.classes_of(rows)[index])
         each = self._density(model, x, seeds, shared)
 
         def mean(values: Tensor) -> Tensor:
@@ -213,8 +215,9 @@ class BitsMeasurement:
     def _point(self, levels: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Where the density is taken, and the log-density of the noise that led there, (B,)."""
         count, cells = self._levels, self._cells
+        nothing = torch.zeros(len(levels), device=levels.device)
         if self._form.of_floats:
-            return to_model(levels, self.data.card, cells), torch.zeros(len(levels))
+            return to_model(levels, self.data.card, cells), nothing
         if self.dequantizer is not None and self._form.dequantization == "learned":
             drawn = self.dequantizer.draw(levels, seeds=seeds)
             return dequantize(levels, count, cells, noise=drawn.noise), drawn.log_prob
@@ -222,7 +225,7 @@ class BitsMeasurement:
             x = bin_centers(levels, count, cells)
         else:
             x = dequantize(levels, count, cells, seeds=seeds)
-        return x, torch.zeros(len(levels))
+        return x, nothing
 
     def _density(
         self, model: ScoreFunction, x: Tensor, seeds: list[int], probe_seeds: list[int] | None

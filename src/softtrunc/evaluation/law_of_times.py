@@ -20,7 +20,7 @@ _POINTS = 256
 
 
 class LawOfTimes(NamedTuple):
-    """What an objective makes of the times, in bins of log-SNR; float64 throughout.
+    """What an objective makes of the times, in bins of log-SNR; float64 on the CPU throughout.
 
     - `log_snr` (bins + 1,): ends of the bins, as given.
     - `share` (bins,): of the drawn times, in expectation over tau.
@@ -75,7 +75,7 @@ def law_of_times(
             for half in halves
         )
         return _mixed(first, second, objective.coefficient)
-    edges = edges.double()
+    edges = edges.cpu().double()
     steps = edges.diff()
     if len(edges) < 2 or not (bool((steps > 0).all()) or bool((steps < 0).all())):
         raise ValueError("law_of_times: edges: need two or more log-SNRs that rise, or that fall")
@@ -124,7 +124,10 @@ def _recorded(
     clip: float | None,
 ) -> _SoFar:
     """By the steps of a run, each scaled as clipping did."""
-    tau, norms = (torch.as_tensor(v, dtype=torch.float64) for v in (taus, grad_norms))
+    tau, norms = (
+        v.cpu().double() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64)
+        for v in (taus, grad_norms)
+    )
     if len(tau) != len(norms) or not len(norms):
         raise ValueError(
             f"law_of_times: {len(tau)} taus and {len(norms)} grad_norms: give one of each for "

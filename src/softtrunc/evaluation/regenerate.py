@@ -60,7 +60,7 @@ def regenerate(
         noise = random_normal(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     found = []
     for t in times:
-        x_t = model.sde.perturb(x, torch.tensor(t, dtype=torch.float64, device=x.device), noise)
+        x_t = model.sde.perturb(x, torch.tensor(t, dtype=torch.float64), noise)
         found.append(sample_from(sampler, model, x_t, t, generator=generator).x)
     back = torch.stack(found)
     ours, theirs = back.flatten(2).cpu().double(), x.flatten(1).cpu().double()

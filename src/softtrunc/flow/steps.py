@@ -178,7 +178,8 @@ def integrate(
     span = stop - start
     rows = torch.arange(len(state), device=state.device)
     u = start.to(wide_dtype(state.device)).expand(len(state)).clone()
-    h = torch.full_like(u, method.first_step * float(span) if first_step is None else first_step)
+    first = method.first_step * span if first_step is None else first_step
+    h = torch.zeros_like(u) + first
     slope = field(state, u, rows) if slope is None else slope
     final, log_volume, nfe = state.clone(), torch.zeros_like(u), torch.ones_like(rows)
     here = Place(u, state, log_volume, slope, method.begin(u, slope))

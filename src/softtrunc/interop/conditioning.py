@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softtrunc.score import Conditioning, ScoreFunction
-from softtrunc.sde import expand_to, random_normal
+from softtrunc.sde import expand_to, random_normal, widen
 
 
 class ConditioningChoice(NamedTuple):
@@ -48,7 +48,7 @@ def choose_conditioning(
     sde = next(iter(models.values())).sde
     ends = sde.log_snr(torch.tensor([1e-5, sde.t_max], dtype=torch.float64))
     share = (torch.arange(len(x), dtype=torch.float64) + 0.5) / len(x)
-    t = sde.time_of_log_snr(torch.lerp(ends[0], ends[1], share)).to(x.device, x.dtype)
+    t = widen(sde.time_of_log_snr(torch.lerp(ends[0], ends[1], share)), x.device)
     noise = random_normal(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     noisy = sde.perturb(x, t, noise)
     sigma = expand_to(sde.marginal(t).sigma, x)

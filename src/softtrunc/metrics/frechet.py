@@ -30,8 +30,8 @@ def frechet_distance(
     Raises:
         ValueError: if shapes do not match or a value is not finite.
     """
-    parts = [x.detach().to("cpu", torch.float64) for x in (mean_a, covariance_a)]
-    parts += [x.detach().to("cpu", torch.float64) for x in (mean_b, covariance_b)]
+    # Made float64 on the CPU: the device may not have it.
+    parts = [x.detach().cpu().double() for x in (mean_a, covariance_a, mean_b, covariance_b)]
     m_a, a, m_b, b = parts
     d = len(m_a)
     if m_b.shape != (d,) or a.shape != (d, d) or b.shape != (d, d):

@@ -60,7 +60,9 @@ def kernel_inception_distance(
     if subsets < 1:
         raise ValueError(f"kernel_inception_distance: subsets={subsets}: need at least 1")
     wide = torch.float32 if real.device.type == "mps" else torch.float64
-    x, y = real.to(wide), generated.to(real.device, wide)
+    if wide is torch.float32:  # before it is sent: the device may not have the type it is in
+        generated = generated.float()
+    x, y = real.to(wide), generated.to(real.device).to(wide)
     device = torch.device("cpu") if generator is None else generator.device
     estimates = []
     for _ in range(subsets):

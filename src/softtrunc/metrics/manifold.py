@@ -57,7 +57,7 @@ def precision_recall(
             f"precision_recall: k={k} with {len(real)} and {len(generated)} images: need k >= 1 "
             "and more than k images on each side"
         )
-    x, y = real.float(), generated.to(real.device).float()
+    x, y = real.float(), generated.float().to(real.device)
     precision = _covered(y, x, _radii(x, k)).float().mean()
     recall = _covered(x, y, _radii(y, k)).float().mean()
     return PrecisionRecall(float(precision), float(recall))

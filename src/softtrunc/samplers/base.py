@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from softtrunc.noise import Noise
 from softtrunc.samplers.grids import Grid, Point, check_grid, schedule
-from softtrunc.score import ScoreFunction, rows_of, tweedie
+from softtrunc.samplers.precision import AutocastModel
+from softtrunc.score import ScoreFunction, rows_of, score_at, tweedie
 from softtrunc.sde import SDE
 
 
@@ -99,11 +100,21 @@ class Call:
         """
         self.nfe += 1
         dtype = torch.promote_types(x.dtype, torch.float32)
-        if not isinstance(t, Tensor):
+        if isinstance(t, Tensor):
+            hook = self._hook(rows)
+        else:
+            hook = self._hook_at(t)
             t = torch.full((x.shape[0],), t, device=x.device, dtype=dtype)
-        found = self._hook(rows)(x, t.to(dtype)).to(x.dtype)
+        found = hook(x, t.to(dtype)).to(x.dtype)
         self.asked.append((t, torch.isfinite(found).all()))
         return found
+
+    def _hook_at(self, t: float) -> ScoreHook:
+        """What is asked for the score of the whole batch at this time."""
+        hook = self.score_fn
+        if hook is None:
+            return score_at(self.model, t).score
+        return hook.at(t) if isinstance(hook, AutocastModel) else hook
 
     def _hook(self, rows: Tensor | None) -> ScoreHook:
         """What is asked for the score of these examples, None: of all."""

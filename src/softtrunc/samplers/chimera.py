@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from softtrunc.score import BoundModel, ScoreFunction, rows_of
+from softtrunc.score import BoundModel, ScoreFunction, rows_of, score_at
 from softtrunc.sde import SDE
 
 
@@ -52,6 +52,10 @@ class Chimera(BoundModel):
         """The forward diffusion of both."""
         return self.above.sde
 
+    def at(self, t: float) -> ScoreFunction:
+        """The model that this time belongs to."""
+        return score_at(self.above if t > self.t else self.below, t)
+
     def rows(self, index: Int[Tensor, " n"], batch: int | None = None) -> Chimera:
         """The same for the examples at these places of a batch, in their order."""
         above, below = (rows_of(model, index, batch) for model in (self.above, self.below))
@@ -60,9 +64,10 @@ class Chimera(BoundModel):
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """`grad log p_t(x)` by the model that `t`, of shape `()` or `(B,)`, belongs to."""
         high = t > self.t
-        if bool(high.all()):
+        everywhere, somewhere = torch.stack([high.all(), high.any()]).tolist()
+        if everywhere:
             return self.above.score(x, t)
-        if not bool(high.any()):
+        if not somewhere:
             return self.below.score(x, t)
         chosen = high.reshape(-1, *([1] * (x.ndim - 1)))
         return torch.where(chosen, self.above.score(x, t), self.below.score(x, t))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from softtrunc.score import BoundModel, ScoreFunction, rows_of
+from softtrunc.score import BoundModel, ScoreFunction, rows_of, score_at
 from softtrunc.sde import SDE
 
 
@@ -31,6 +31,10 @@ class AutocastModel(BoundModel):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The score, for the `score_fn` of a sampler."""
         return self.score(x, t)
+
+    def at(self, t: float) -> AutocastModel:
+        """The same of what answers at this time."""
+        return AutocastModel(score_at(self.model, t), self.dtype)
 
     def rows(self, index: Int[Tensor, " n"], batch: int | None = None) -> AutocastModel:
         """The same for the examples at these places of a batch, in their order."""

@@ -76,7 +76,7 @@ class ProbabilityFlow(Sampler):
         path = Path(call.sde, angle_variable(1.0), 1.0, widen(times, x.device))
         # The solver walks upwards: on the way down to the data in minus the angle.
         sign = math.copysign(1.0, end.t - start.t)
-        first, last = sorted(sign * angle for angle in path.ends)
+        first, last = (sign * angle for angle in path.ends[:: int(sign)])
         scale, last_scale = path.scales[:: int(sign)]
 
         def field(y: Tensor, u: Tensor, rows: Tensor) -> Slope:
@@ -93,7 +93,8 @@ class ProbabilityFlow(Sampler):
             p, angle = path.point(sign * all_u), sign * all_u
             denoised = expand_to(angle.cos(), x) * all_y - expand_to(angle.sin(), x) * all_slope
             done = ((all_u - first) / (last - first)).min()
-            call.report(float(done), float(p.t.max()), expand_to(p.scale, x) * all_y, denoised)
+            fraction, t = torch.stack([done, p.t.max()]).tolist()
+            call.report(fraction, t, expand_to(p.scale, x) * all_y, denoised)
 
         try:
             solution = integrate(

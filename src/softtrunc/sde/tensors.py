@@ -13,8 +13,9 @@ def send(v: Tensor, device: torch.device) -> Tensor:
     """`v` on `device`; where that is safe, the host does not wait for the copy.
 
     It is safe from pinned memory: from any other, a copy under way could see what `v` is later.
+    Memory is not pinned on the way of a gradient.
     """
-    pinned = v.device.type == "cpu" and device.type == "cuda"
+    pinned = v.device.type == "cpu" and device.type == "cuda" and not v.requires_grad
     return v.pin_memory().to(device, non_blocking=True) if pinned else v.to(device)
 
 

@@ -153,9 +153,8 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
                 f"{where}: {entry} holds negative values: delete this checkpoint and use an "
                 "earlier one"
             )
-        # Step counters stay where they were saved from; moments follow their parameter.
         found.setdefault(name, {})[key] = (
-            value if value.ndim == 0 else laid_out(value, parameters[name])
+            value if key == "step" else laid_out(value, parameters[name])
         )
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     if found and (set(trained) != set(found) or len({frozenset(v) for v in found.values()}) > 1):
@@ -163,9 +162,11 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
             f"{where}: the optimiser's moments of some parameters are missing: delete this "
             "checkpoint and use an earlier one"
         )
-    state.optimizer.state.clear()
-    for name, slots in found.items():
-        state.optimizer.state[parameters[name]] = slots
+    held = (p for group in state.optimizer.param_groups for p in group["params"])
+    number = {id(parameter): i for i, parameter in enumerate(held)}
+    slots = {number[id(parameters[name])]: each for name, each in found.items()}
+    # Where a step counter has to be, on the host or beside its parameter, the optimiser knows.
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
 
 
 def save_checkpoint(
