@@ -8,6 +8,7 @@ from training_small import SmallNetwork, small_data, small_objective, small_stat
 from softtrunc.training import (
     CheckpointError,
     TrainingConfig,
+    TrainState,
     find_checkpoint,
     fit,
     list_checkpoints,
@@ -136,3 +137,27 @@ def test_old_ones_go_unfinished_ones_are_ignored(trained, tmp_path):
 def test_no_checkpoint_is_said(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         find_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_parameter_that_never_had_a_gradient_is_no_damage(tmp_path):
+    """A network of one's own may have some: Adam holds nothing for them."""
+
+    def idle():
+        state = small_state(CONFIG)
+        state.model.network.idle = torch.nn.Parameter(torch.ones(2))
+        return TrainState.create(state.model, CONFIG)
+
+    def trained(state, steps):
+        accelerator = Accelerator(cpu=True)
+        list(
+            fit(
+                state, small_objective(), small_data(), CONFIG, steps=steps, accelerator=accelerator
+            )
+        )
+        return state
+
+    path = save_checkpoint(tmp_path, trained(idle(), 2))
+    again = idle()
+    load_checkpoint(path, again)
+    straight, resumed = weights(trained(idle(), 4)), weights(trained(again, 4))
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())

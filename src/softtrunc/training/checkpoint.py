@@ -156,8 +156,8 @@ def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], wh
         found.setdefault(name, {})[key] = (
             value if key == "step" else laid_out(value, parameters[name])
         )
-    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    if found and (set(trained) != set(found) or len({frozenset(v) for v in found.values()}) > 1):
+    # A parameter that never had a gradient has no moments: how many tensors there are is recorded.
+    if len({frozenset(slots) for slots in found.values()}) > 1:
         raise CheckpointError(
             f"{where}: the optimiser's moments of some parameters are missing: delete this "
             "checkpoint and use an earlier one"
