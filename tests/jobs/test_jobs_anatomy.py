@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from softtrunc.cli import main
+from softtrunc.feedback.locks import only_one
 from softtrunc.jobs import anatomy_samples
 from softtrunc.jobs.anatomy import anatomy
 from softtrunc.records import read_anatomy
@@ -253,3 +254,12 @@ def test_several_processes_are_refused_in_one_line(runs, tmp_path, monkeypatch, 
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "anatomy works in one process: call it without `accelerate launch`" in line
     assert not (tmp_path / "a").exists()
+
+
+def test_two_anatomies_do_not_write_one_place(runs, tmp_path, capsys):
+    out = tmp_path / "a"
+    with only_one(out, "busy there"):
+        assert main(["anatomy", str(runs[0]), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{out}: another process is writing this anatomy" in line
+    assert not out.exists()

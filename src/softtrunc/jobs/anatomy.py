@@ -25,6 +25,7 @@ from softtrunc.evaluation.law_of_times import law_of_times
 from softtrunc.evaluation.time_bins import ByTime, by_time
 from softtrunc.feedback.errors import UserError, user_errors
 from softtrunc.feedback.files import check_named
+from softtrunc.feedback.locks import only_one
 from softtrunc.feedback.progress import Progress, Silent
 from softtrunc.jobs.anatomy_samples import Chimeras, regeneration
 from softtrunc.jobs.measure import check_images
@@ -133,33 +134,36 @@ def anatomy(
         "judged": judged,
         "versions": package_versions(),
     }
-    parts = Parts(out / "anatomy.partial", identity)
-    found = [
-        _bound(o, f"{i}-bound", name, data[split], asked, parts, progress)
-        for i, (o, name) in enumerate(zip(opened, names, strict=True))
-    ]
-    alone, chimera = curves.measure(out, parts) if curves else ([None], ())
-    content = Anatomy(
-        created=now(),
-        versions=package_versions(),
-        protocol=asdict(asked)
-        | {"data": data[split].card.name, "sampler": recipe.sampling.model_dump(mode="json")}
-        | judged,
-        unit=FORMS["nelbo" if opened[0].card.on_grid else "nelbo_continuous"].unit,
-        runs=tuple(
-            _run_record(o, name, bound, weights, distance)
-            for o, name, bound, distance in zip(opened, names, found, alone, strict=True)
-        ),
-        difference=_difference(names, found) if curves else None,
-        chimera=chimera,
-        distance_name=curves.distance_name if curves else None,
-        regeneration=()
-        if curves
-        else regeneration(opened[0], data[split], times, parts, progress, out / "regeneration.png"),
-    )
-    write_anatomy(out / "anatomy.json", content)
-    write_anatomy_page(out)
-    parts.remove()
+    with only_one(out, "writing this anatomy"):
+        parts = Parts(out / "anatomy.partial", identity)
+        found = [
+            _bound(o, f"{i}-bound", name, data[split], asked, parts, progress)
+            for i, (o, name) in enumerate(zip(opened, names, strict=True))
+        ]
+        alone, chimera = curves.measure(out, parts) if curves else ([None], ())
+        content = Anatomy(
+            created=now(),
+            versions=package_versions(),
+            protocol=asdict(asked)
+            | {"data": data[split].card.name, "sampler": recipe.sampling.model_dump(mode="json")}
+            | judged,
+            unit=FORMS["nelbo" if opened[0].card.on_grid else "nelbo_continuous"].unit,
+            runs=tuple(
+                _run_record(o, name, bound, weights, distance)
+                for o, name, bound, distance in zip(opened, names, found, alone, strict=True)
+            ),
+            difference=_difference(names, found) if curves else None,
+            chimera=chimera,
+            distance_name=curves.distance_name if curves else None,
+            regeneration=()
+            if curves
+            else regeneration(
+                opened[0], data[split], times, parts, progress, out / "regeneration.png"
+            ),
+        )
+        write_anatomy(out / "anatomy.json", content)
+        write_anatomy_page(out)
+        parts.remove()
     return content
 
 
