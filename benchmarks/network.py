@@ -1,8 +1,9 @@
 """The CIFAR-10 DDPM++ beside diffusers' UNet2DModel of the same widths: speed and memory.
 
-Forward passes and whole training steps (forward, backward, Adam) of both networks alternate, so
-that whatever else the machine does hits both alike; the ratio is a median over pairs. Peak memory
-is measured in processes of their own.
+Or beside itself through torch.compile (`--against compiled`). Forward passes and whole training
+steps (forward, backward, Adam) of both networks alternate, so that whatever else the machine does
+hits both alike; the ratio is a median over pairs. Peak memory is measured in processes of their
+own.
 """
 
 from __future__ import annotations
@@ -60,7 +61,17 @@ class _Diffusers(nn.Module):
         return self.body(x, label).sample
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"ours": ours, "diffusers": _Diffusers}
+def _compiled() -> nn.Module:
+    network = ours()
+    network.compile()
+    return network
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "ours": ours,
+    "diffusers": _Diffusers,
+    "compiled": _compiled,
+}
 
 
 class Case:
@@ -86,10 +97,6 @@ class Case:
         self.x = self.x.to(memory_format=torch.channels_last)
         return self
 
-    def compiled(self) -> Case:
-        self.network.compile()
-        return self
-
     def forward(self) -> None:
         self.network.eval()
         with torch.no_grad(), self.autocast():
@@ -107,7 +114,7 @@ class Case:
 def flops(name: str) -> int:
     """Operations of one image's forward pass."""
     with torch.device("meta"):
-        network = NETWORKS[name]().eval()
+        network = NETWORKS["ours" if name == "compiled" else name]().eval()
         x, label = torch.empty(1, 3, 32, 32), torch.empty(1)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -147,8 +154,9 @@ def compare(options: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()  # as training does, for both
-    work = {name: flops(name) for name in NETWORKS}
-    for name in NETWORKS:
+    names = ("ours", options.against)
+    work = {name: flops(name) for name in names}
+    for name in names:
         with torch.device("meta"):
             count = sum(p.numel() for p in NETWORKS[name]().parameters())
         console.print(
@@ -166,12 +174,11 @@ def compare(options: argparse.Namespace) -> None:
             f"{peaks[1]:,.0f} GFLOP/s"
         )
         for layout in options.layout:
-            cases = {name: Case(name, device, dtype, options.batch) for name in NETWORKS}
+            cases = {name: Case(name, device, dtype, options.batch) for name in names}
             if layout == "channels-last":
                 cases = {name: case.channels_last() for name, case in cases.items()}
-            if options.compile:
-                cases = {name: case.compiled() for name, case in cases.items()}
-            for what, factor in (("forward", 1), ("step", STEP_OVER_FORWARD)):
+            for what in options.passes:
+                factor = {"forward": 1, "step": STEP_OVER_FORWARD}[what]
                 for case in cases.values():
                     getattr(case, what)()
                 pairs = [
@@ -187,7 +194,7 @@ def compare(options: argparse.Namespace) -> None:
                     for name in cases
                 }
                 ratio = statistics.median(
-                    (work["ours"] / p["ours"]) / (work["diffusers"] / p["diffusers"]) for p in pairs
+                    (work["ours"] / p["ours"]) / (work[names[1]] / p[names[1]]) for p in pairs
                 )
                 for name, rate in rates.items():
                     memory = (
@@ -220,7 +227,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5, help="pairs of passes")
-    parser.add_argument("--compile", action="store_true", help="torch.compile both networks")
+    parser.add_argument(
+        "--passes", nargs="+", choices=("forward", "step"), default=["forward", "step"]
+    )
+    parser.add_argument("--against", choices=("diffusers", "compiled"), default="diffusers")
     parser.add_argument("--memory", action="store_true", help="measure peak memory as well")
     parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
