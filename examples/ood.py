@@ -71,6 +71,8 @@ def main() -> None:
 
     changes = {
         "data.source": options.data,
+        "truncation.k": 1,
+        "objective.expected": "false",
         "network.preset": "tiny",
         "training.steps": options.steps,
         "training.batch_size": 64,
