@@ -36,6 +36,8 @@ import yaml
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+import softtrunc
+
 # The values of these are known to the host only when the device has come so far.
 _ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
@@ -94,14 +96,16 @@ class Machine:
 
 _machine: Machine | None = None
 
+# A checkout may have the package's name: what lies in it is not the package.
+_PACKAGE = Path(softtrunc.__file__).parent
+
 
 def _asking_line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if "softtrunc" in path.parts and "site-packages" not in path.parts:
-            own = path.parts[len(path.parts) - path.parts[::-1].index("softtrunc") :]
-            return f"{'/'.join(own)}:{frame.f_lineno}"
+        if path.is_relative_to(_PACKAGE):
+            return f"{path.relative_to(_PACKAGE).as_posix()}:{frame.f_lineno}"
         frame = frame.f_back
     return "a test"
 
