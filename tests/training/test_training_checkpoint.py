@@ -161,3 +161,14 @@ def test_a_parameter_that_never_had_a_gradient_is_no_damage(tmp_path):
     load_checkpoint(path, again)
     straight, resumed = weights(trained(idle(), 4)), weights(trained(again, 4))
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+def test_moments_of_a_parameter_that_is_not_trained_are_refused(trained, tmp_path):
+    path = save_checkpoint(tmp_path, trained)
+    model = small_state(CONFIG).model
+    model.network.first.weight.requires_grad_(False)
+    other = TrainState.create(model, CONFIG)
+    with pytest.raises(
+        CheckpointError, match=r"network\.first\.weight:\w+ belongs to no parameter"
+    ):
+        load_checkpoint(path, other)

@@ -131,13 +131,14 @@ def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def _load_optimizer_tensors(state: TrainState, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Give each parameter its moments: all of them, or none in a run that was imported.
+    """Give each trained parameter the moments that it had: none in a run that was imported.
 
     Raises:
-        CheckpointError: if some are missing, unknown, of another shape, not finite, or negative
-            where none of Adam's is; nothing has changed then.
+        CheckpointError: if a parameter lacks some of them, or they are unknown, of another shape,
+            not finite, or negative where none of Adam's is; nothing has changed then.
     """
-    parameters = _plain_parameters(state.model)
+    every = _plain_parameters(state.model)
+    parameters = {name: parameter for name, parameter in every.items() if parameter.requires_grad}
     found: dict[str, dict[str, Tensor]] = {}
     for entry, value in tensors.items():
         name, _, key = entry.rpartition(":")
