@@ -25,11 +25,7 @@ from softtrunc.recipes.build import (
     build_training,
 )
 from softtrunc.training import TrainState, fit
-from softtrunc.training.speed import (
-    keep_freed_memory,
-    lay_channels_last,
-    prefers_channels_last,
-)
+from softtrunc.training.speed import keep_freed_memory, lay_out
 
 console = Console(width=140, highlight=False)
 
@@ -49,8 +45,7 @@ def stepper(recipe: Recipe, data: ImageDataset, accelerator: Accelerator):
     model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
     config = build_training(recipe)
     model.to(accelerator.device)
-    if prefers_channels_last(model, accelerator.device):
-        lay_channels_last(model)
+    lay_out(model, accelerator.device, recipe.training.channels_last)
     state = TrainState.create(model, config)
     if recipe.training.compile:
         model.network.compile()
@@ -62,8 +57,7 @@ def bare(recipe: Recipe, data: ImageDataset, device: torch.device) -> Iterator[N
     card, spec = data.card, recipe.training
     model = build_model(recipe, channels=card.channels, image_size=(card.height, card.width))
     network, sde = model.to(device).train(), model.sde
-    if prefers_channels_last(network, device):
-        lay_channels_last(network)
+    lay_out(network, device, spec.channels_last)
     parameters = [p for p in network.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=0.0, fused=True)

@@ -69,21 +69,23 @@ class Deadline:
         self._silent = not launched
         self._say = say
         self._writing = 0.0
+        try:
+            self._left = float(os.environ.get(_KILL_VARIABLE, ""))
+        except ValueError:
+            self._left = _SECONDS_TO_KILL
 
     def look(self, step: float, writing: float = 0.0) -> None:
         """Take note of the seconds of a step, and of those that a checkpoint was written in."""
+        if self._silent:
+            return
         self._writing = max(self._writing, writing)
-        try:
-            left = float(os.environ.get(_KILL_VARIABLE, ""))
-        except ValueError:
-            left = _SECONDS_TO_KILL
-        to_write = _SECONDS_TO_WRITE * left / _SECONDS_TO_KILL
-        if self._silent or (self._writing <= to_write and step + self._writing <= left):
+        to_write = _SECONDS_TO_WRITE * self._left / _SECONDS_TO_KILL
+        if self._writing <= to_write and step + self._writing <= self._left:
             return
         self._silent = True
         self._say(
             f"a stop may be too late: a step takes {step:.1f} s, a checkpoint {self._writing:.1f} "
-            f"s, and a launcher kills {left:.0f} s after a signal: before you start, set "
+            f"s, and a launcher kills {self._left:.0f} s after a signal: before you start, set "
             f"{_KILL_VARIABLE}={3 * (step + self._writing):.0f} (newer PyTorch), or take more "
             "devices or a faster disk; training.checkpoint_every bounds what is lost"
         )

@@ -22,7 +22,7 @@ from softtrunc.recipes.build import (
 )
 from softtrunc.recipes.schema import Recipe
 from softtrunc.runs.devices import find_devices
-from softtrunc.training import StepRecord, TrainState, fit
+from softtrunc.training import StepRecord, TrainState, fit, micro_batches
 from softtrunc.training.speed import fast_kernels, lay_out
 
 STEP_OVER_FORWARD = 3
@@ -80,7 +80,8 @@ def training_rate(recipe: Recipe, data: ImageDataset, *, seconds: float = 10.0) 
     accelerator = find_devices(spec.timeout, precision=spec.precision).accelerator
     device, shape = accelerator.device, (card.height, card.width)
     config = build_network_config(recipe, channels=card.channels, image_size=shape)
-    micro = min(spec.micro_batch_size or spec.batch_size, spec.batch_size)
+    told, objective = build_training(recipe), build_objective(recipe)
+    _, micro = micro_batches(told, 1)
     size = min(2, micro)  # a mixed loss has two halves
     if device.type == "cpu" and STEP_OVER_FORWARD * flops_per_image(config) * size > _MOST:
         return None
@@ -88,7 +89,6 @@ def training_rate(recipe: Recipe, data: ImageDataset, *, seconds: float = 10.0) 
     data = dataclasses.replace(data, images=np.array(data.images[:_IMAGES]), labels=few)
     model = build_model(recipe, channels=card.channels, image_size=shape).to(device)
     lay_out(model.network, device, spec.channels_last)
-    told, objective = build_training(recipe), build_objective(recipe)
     state = TrainState.create(model, told)
 
     def steps(size: int) -> Generator[StepRecord, None, None]:
